@@ -1,0 +1,1 @@
+"""One file a proposal method: history in, candidates out."""

@@ -1,0 +1,271 @@
+"""The study file: what a user writes in YAML, as checked records.
+
+Only the schema lives here, so that workers can read a study without loading an optimiser. Reading YAML with line
+numbers and checking names against what is installed is ``orchestrator.studycheck``.
+
+Parameters of the search space are routed by the first part of their name:
+
+``network.<option>``
+    an argument of the network family.
+``training.<option>``
+    a field of :class:`Training` (``training.learning_rate``, ``training.epochs`` …).
+``compression.<option>``
+    a field of :class:`Compression`; ``compression.sparsity.<module prefix>`` sets the sparsity of the modules of the
+    network whose name starts with that prefix, and ``compression.sparsity`` that of all others.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from orchestrator.records import Json, ParamValue
+
+OBJECTIVE_UNITS = {"error": "1", "rom": "byte", "ram": "byte", "flops": "1", "latency": "s", "energy": "J"}
+SPACE_SECTIONS = ("network", "training", "compression")
+
+_QUANTITY = re.compile(r"^\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ]*)\s*$")
+_FACTORS = {
+    "": 1.0,
+    "B": 1.0,
+    "kB": 1e3,
+    "KB": 1e3,
+    "KiB": 1024.0,
+    "MB": 1e6,
+    "MiB": 1024.0**2,
+    "k": 1e3,
+    "K": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "s": 1.0,
+    "ms": 1e-3,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+    "J": 1.0,
+    "mJ": 1e-3,
+    "uJ": 1e-6,
+    "µJ": 1e-6,
+}
+
+
+def parse_quantity(value: Any) -> Any:
+    """``"64 KiB"`` → 65536.0, ``"30 min"`` → 1800.0, ``"10 M"`` → 1e7; anything but text passes unchanged.
+
+    Raises:
+        ValueError: the text is no number with a known unit.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _QUANTITY.match(value)
+    if match is None or match.group(2) not in _FACTORS:
+        units = ", ".join(unit for unit in _FACTORS if unit)
+        raise ValueError(f"{value!r} is not a number with one of the units {units}")
+    return float(match.group(1)) * _FACTORS[match.group(2)]
+
+
+Quantity = Annotated[float, BeforeValidator(parse_quantity), Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FloatParameter(_Model):
+    """A real number in [low, high], searched on a log scale when ``log`` is set."""
+
+    type: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> FloatParameter:
+        _check_range(self.low, self.high, is_log=self.log)
+        return self
+
+
+class IntParameter(_Model):
+    """A whole number in low, low + step, …, high."""
+
+    type: Literal["int"]
+    low: int
+    high: int
+    step: Annotated[int, Field(ge=1)] = 1
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> IntParameter:
+        _check_range(self.low, self.high, is_log=self.log)
+        if self.log and self.step != 1:
+            raise ValueError("log: true goes with step: 1 only")
+        return self
+
+
+class CategoricalParameter(_Model):
+    """One of the listed choices, without order."""
+
+    type: Literal["categorical"]
+    choices: Annotated[tuple[bool | int | float | str, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> CategoricalParameter:
+        if len(set(self.choices)) != len(self.choices):
+            raise ValueError(f"choices holds the same value twice: {list(self.choices)}")
+        return self
+
+
+class FixedParameter(_Model):
+    """A value that is not searched."""
+
+    type: Literal["fixed"]
+    value: bool | int | float | str
+
+
+Parameter = Annotated[
+    FloatParameter | IntParameter | CategoricalParameter | FixedParameter, Field(discriminator="type")
+]
+
+
+def _check_range(low: float, high: float, *, is_log: bool) -> None:
+    if low >= high:
+        raise ValueError(f"low {low} must be below high {high}; use type: fixed for a single value")
+    if is_log and low <= 0:
+        raise ValueError(f"low {low} must be above 0 on a log scale")
+
+
+def _fixed_if_plain(value: Any) -> Any:
+    """A bare scalar in the space is a fixed parameter."""
+    if isinstance(value, (bool, int, float, str)):
+        return {"type": "fixed", "value": value}
+    return value
+
+
+SpaceEntry = Annotated[Parameter, BeforeValidator(_fixed_if_plain)]
+
+
+class Dataset(_Model):
+    """Where the data comes from and how it is split. ``source``: a built-in name, a path to an ``.npz`` with ``x`` and
+    ``y``, or ``module:function`` returning such arrays."""
+
+    source: str
+    validation: Annotated[float, Field(gt=0, lt=0.9)] = 0.2
+    test: Annotated[float, Field(gt=0, lt=0.9)] = 0.2
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Dataset:
+        if self.validation + self.test > 0.9:
+            raise ValueError(f"validation {self.validation} and test {self.test} leave less than 0.1 for training")
+        return self
+
+
+class Network(_Model):
+    """``family``: a built-in name or ``module:function`` returning a PyTorch module; ``options`` are fixed arguments."""
+
+    family: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Objective(_Model):
+    """``limit`` bounds the objective (more is infeasible) and scales it in the hypervolume. Where it is left out, the
+    board's flash and RAM bound ``rom`` and ``ram``, 1.0 bounds ``error`` and 1e9 ``flops``."""
+
+    limit: Quantity | None = None
+
+
+class Budget(_Model):
+    trials: Annotated[int, Field(ge=1)]
+    wall_clock: Quantity | None = None
+
+
+class Sampler(_Model):
+    """``initial`` trials come from a Latin hypercube, the rest from the named proposer."""
+
+    name: str = "ars"
+    initial: Annotated[int, Field(ge=1)] = 8
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Training(_Model):
+    """Each field may also be searched, as ``training.<field>`` in the space."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    label_smoothing: Fraction = 0.0
+    threads: Annotated[int, Field(ge=1)] = 1
+    device: str = "cpu"
+
+
+class Compression(_Model):
+    """Structured pruning (``sparsity``: share of the channels removed, in ``steps`` rounds with ``finetune_epochs``
+    after each), then static int8 quantisation calibrated on ``calibration_samples`` training samples."""
+
+    sparsity: Fraction = 0.0
+    steps: Annotated[int, Field(ge=1)] = 2
+    finetune_epochs: Annotated[int, Field(ge=0)] = 2
+    criterion: Literal["l1", "l2", "random"] = "l1"
+    calibration_samples: Annotated[int, Field(ge=1)] = 128
+
+
+class Parallelism(_Model):
+    """Worker processes started by ``edgefront run`` in embedded mode. ``in_flight`` trials are under way at once
+    (default: the number of train and build workers)."""
+
+    train_workers: Annotated[int, Field(ge=1)] = 1
+    build_workers: Annotated[int, Field(ge=1)] = 1
+    boards: Annotated[int, Field(ge=1)] = 1
+    in_flight: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def trials_in_flight(self) -> int:
+        return self.in_flight or self.train_workers + self.build_workers
+
+
+class Profiling(_Model):
+    """``samples`` validation samples are run on the board and compared with the host bit for bit; ``timeout`` bounds one
+    whole profile."""
+
+    samples: Annotated[int, Field(ge=32)] = 32
+    timeout: Quantity = 120.0
+
+
+class StudyFile(_Model):
+    """A whole study: dataset, network family with its space, board, objectives, budget, how to search and evaluate."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    seed: Annotated[int, Field(ge=0)] = 0
+    dataset: Dataset
+    network: Network
+    space: Annotated[dict[str, SpaceEntry], Field(min_length=1)]
+    board: str
+    objectives: Annotated[
+        dict[Literal["error", "rom", "ram", "flops", "latency", "energy"], Objective], Field(min_length=1)
+    ]
+    budget: Budget
+    sampler: Sampler = Sampler()
+    training: Training = Training()
+    compression: Compression = Compression()
+    parallelism: Parallelism = Parallelism()
+    profiling: Profiling = Profiling()
+
+    def to_json(self) -> Json:
+        return self.model_dump(mode="json")
+
+    @staticmethod
+    def from_json(data: Json) -> StudyFile:
+        return StudyFile.model_validate(data)
+
+
+def section(params: dict[str, ParamValue], name: str) -> dict[str, ParamValue]:
+    """The parameters of one section, without the section's name: ``section(p, "network")["width"]``."""
+    prefix = name + "."
+    return {key[len(prefix) :]: value for key, value in params.items() if key.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""From a quantised graph to C and to a firmware image."""

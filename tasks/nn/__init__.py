@@ -1,0 +1,1 @@
+"""Datasets, network families, training and structured pruning."""
