@@ -1,0 +1,35 @@
+"""Errors of the pipeline. Each class belongs to exactly one of three kinds, and the kind decides the retry."""
+
+from __future__ import annotations
+
+from orchestrator.records import Violation
+
+
+class PipelineError(Exception):
+    """Base of everything a stage raises on purpose."""
+
+
+class Infeasible(PipelineError):
+    """The candidate's own fault: it does not fit, or its training diverged. A result, never retried."""
+
+    def __init__(self, *violations: Violation) -> None:
+        super().__init__("; ".join(violation.message for violation in violations))
+        self.violations = violations
+
+
+class TransientFault(PipelineError):
+    """The lab's fault: a worker, a board or the network failed. Retried; ``reason`` is a short stable word."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Defect(PipelineError):
+    """Our fault, or the study's: retrying cannot help, so the study stops and says why."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

@@ -1,0 +1,74 @@
+"""The frame every stage runs in: request in, result out, every error classified once."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Protocol
+
+from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult, Value
+from tasks.errors import Defect, Infeasible, TransientFault
+
+
+class Artifacts(Protocol):
+    """Content-addressed bytes: what is put under a hash is what comes back, or an error."""
+
+    def put_bytes(self, data: bytes) -> str: ...
+
+    def get_bytes(self, sha256: str) -> bytes: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageContext:
+    """What a stage may touch: artifacts, and a place to report progress to."""
+
+    artifacts: Artifacts
+    progress: Callable[[Event], None] = lambda event: None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageOutput:
+    """What a stage that completed hands over; see :class:`orchestrator.records.StageResult` for the fields."""
+
+    values: Mapping[str, Value] = field(default_factory=dict)
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    notes: Json = field(default_factory=dict)
+
+
+StageFunction = Callable[[StageRequest, StageContext], StageOutput]
+
+
+def run_stage(function: StageFunction, request: StageRequest, context: StageContext) -> StageResult:
+    """Run one stage and say how it ended; never raises for anything the stage does wrong."""
+    started = monotonic()
+    output, ending, fault, violations = StageOutput(), Ending.COMPLETE, None, ()
+    try:
+        output = function(request, context)
+    except Infeasible as error:
+        ending, violations = Ending.INFEASIBLE, error.violations
+    except TransientFault as error:
+        ending, fault = Ending.FAULT, Fault(kind=FaultKind.TRANSIENT, reason=error.reason, detail=error.detail)
+    except Defect as error:
+        ending, fault = Ending.FAULT, Fault(kind=FaultKind.DEFECT, reason=error.reason, detail=error.detail)
+    except OSError as error:  # disk full, no permission, a lost mount: the machine's fault
+        ending, fault = Ending.FAULT, Fault(kind=FaultKind.TRANSIENT, reason="os_error", detail=str(error))
+    except Exception:  # the outermost loop of a worker: whatever is left is a defect, and its trace is the detail
+        detail = traceback.format_exc()
+        ending, fault = Ending.FAULT, Fault(kind=FaultKind.DEFECT, reason="unexpected_error", detail=detail)
+    return StageResult(
+        study_id=request.study_id,
+        trial=request.trial,
+        stage=request.stage,
+        attempt=request.attempt,
+        ending=ending,
+        seconds=monotonic() - started,
+        values=output.values,
+        artifacts=output.artifacts,
+        violations=violations,
+        fault=fault,
+        notes=output.notes,
+        worker=socket.gethostname(),
+    )
