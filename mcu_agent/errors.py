@@ -1,0 +1,121 @@
+"""The agent's errors. Each class says who is at fault and so whether trying again can help.
+
+``is_transient`` is True where the rig is at fault (a probe that went away, a board that stopped answering): the same
+image may well run on the next attempt. It is False where the image, its maker or the user's input is at fault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class AgentError(Exception):
+    """Base of everything the agent raises on purpose; the text says what failed, the numbers, and what to try."""
+
+    is_transient = False
+    reason = "agent_error"
+
+
+class InventoryError(AgentError):
+    """A rack file or a catalogue entry is wrong; the text names file, line, field, what was found and what is allowed."""
+
+    reason = "inventory"
+
+
+class UnknownKind(InventoryError):
+    """A board kind that the catalogue does not have."""
+
+    reason = "unknown_board_kind"
+
+
+class NoBoardFree(AgentError):
+    """Every board of the kind is leased or quarantined; ask again later."""
+
+    is_transient = True
+    reason = "no_board_free"
+
+
+class LeaseLost(AgentError):
+    """The lease of a board has ended while it was in use; what was measured since is void."""
+
+    is_transient = True
+    reason = "lease_lost"
+
+
+class BoardLost(AgentError):
+    """The board or its probe went away or does not answer; ``board_id`` says which."""
+
+    is_transient = True
+    reason = "board_lost"
+
+    def __init__(self, board_id: str, detail: str) -> None:
+        super().__init__(f"board {board_id}: {detail}")
+        self.board_id = board_id
+
+
+class FirmwareError(AgentError):
+    """The firmware did something it must not do."""
+
+    reason = "firmware"
+
+
+class ImageRejected(FirmwareError):
+    """The file is no firmware image for this board: no ELF, a symbol missing, or a segment outside flash and RAM."""
+
+    reason = "image_rejected"
+
+
+class FirmwareHang(FirmwareError):
+    """The firmware did not reach the expected point in time; ``where`` is the function it was last seen in.
+
+    On an emulator a hang is deterministic, on hardware it may be the rig's, so ``is_transient`` is set by the driver.
+    """
+
+    reason = "firmware_hang"
+
+    def __init__(self, detail: str, where: str = "", *, is_transient: bool = False) -> None:
+        super().__init__(detail)
+        self.where = where
+        self.is_transient = is_transient
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaultSite:
+    """Where a fault happened: the accessed address (None where unknown), the program counter and its symbol."""
+
+    address: int | None
+    pc: int
+    symbol: str
+
+
+class FirmwareFault(FirmwareError):
+    """The firmware accessed memory that the board does not have, or executed something undefined."""
+
+    reason = "firmware_fault"
+
+    def __init__(self, detail: str, site: FaultSite) -> None:
+        super().__init__(detail)
+        self.site = site
+
+
+class WrongImage(FirmwareError):
+    """The device reports the identity of another image than the one that was loaded."""
+
+    reason = "wrong_image"
+
+
+class TransferCorrupt(AgentError):
+    """Bytes read from or written to the device fail their checksum."""
+
+    is_transient = True
+    reason = "transfer_corrupt"
+
+
+class BitMismatch(FirmwareError):
+    """The device's outputs differ from the reference; ``layer`` names the first layer whose output differs."""
+
+    reason = "bit_mismatch"
+
+    def __init__(self, detail: str, layer: str) -> None:
+        super().__init__(detail)
+        self.layer = layer
