@@ -17,7 +17,8 @@ class AgentError(Exception):
 
 
 class InventoryError(AgentError):
-    """A rack file or a catalogue entry is wrong; the text names file, line, field, what was found and what is allowed."""
+    """A rack file or a catalogue entry is wrong; the text names file, line, field, what was found and what is
+    allowed."""
 
     reason = "inventory"
 

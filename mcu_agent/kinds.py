@@ -21,10 +21,10 @@ _ENERGY_BASES = ("published:", "estimate:")
 class BoardKind:
     """A kind of board: memory map, clock and energy figures of one operating point.
 
-    ``flash_*`` and ``ram_*`` describe the one contiguous region of each that firmware is linked to; where a part has more
-    RAM banks, ``ram_bank`` says which are used. ``nj_per_cycle`` is the energy of one core clock cycle at ``supply_v`` and
-    ``clock_hz``; its source starts with ``published:`` (measured by its source on this board) or ``estimate:`` (computed
-    from data-sheet currents).
+    ``flash_*`` and ``ram_*`` describe the one contiguous region of each that firmware is linked to; where a part has
+    more RAM banks, ``ram_bank`` says which are used. ``nj_per_cycle`` is the energy of one core clock cycle at
+    ``supply_v`` and ``clock_hz``; its source starts with ``published:`` (measured by its source on this board) or
+    ``estimate:`` (computed from data-sheet currents).
 
     Units: bytes, hertz, volts, nanojoules.
     """
