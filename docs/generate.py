@@ -1,0 +1,145 @@
+"""Writes the generated parts of the documentation: everything between a pair of marks
+
+    <!-- generated: NAME -->
+    …
+    <!-- end -->
+
+is replaced by what the program says about itself. ``make docs`` runs this; a test fails where a page is behind.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+_MARK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def metrics() -> str:
+    from orchestrator.metrics import describe
+
+    return describe()
+
+
+def cli() -> str:
+    from cli import main
+
+    return "\n\n".join(_command_text(words, command) for words, command in commands(main, ("edgefront",)))
+
+
+def commands(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command that does something, with the words that call it, in the order of the help."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            if child is not None:
+                yield from commands(child, (*words, name))
+    else:
+        yield words, command
+
+
+def _command_text(words: tuple[str, ...], command: click.Command) -> str:
+    context: click.Context | None = None
+    for name in words[:-1]:
+        context = click.Context(click.Group(name), info_name=name, parent=context)
+    own = click.Context(command, info_name=words[-1], parent=context, max_content_width=100, terminal_width=100)
+    return f"## `{' '.join(words)}`\n\n```text\n{command.get_help(own)}\n```"
+
+
+def study_file() -> str:
+    from orchestrator import studyfile
+
+    parts = [_model_text("", studyfile.StudyFile)]
+    for name, field in studyfile.StudyFile.model_fields.items():
+        model = field.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            parts.append(_model_text(name, model))
+    parts.append(_model_text("objectives.<name>", studyfile.Objective))
+    for title, parameter in (
+        ("space.<name>, type: float", studyfile.FloatParameter),
+        ("space.<name>, type: int", studyfile.IntParameter),
+        ("space.<name>, type: categorical", studyfile.CategoricalParameter),
+        ("space.<name>, type: fixed", studyfile.FixedParameter),
+    ):
+        parts.append(_model_text(title, parameter))
+    return "\n\n".join(parts)
+
+
+def _model_text(title: str, model: type[BaseModel]) -> str:
+    schema = model.model_json_schema()
+    required = set(schema.get("required", ()))
+    rows = [
+        f"| `{name}` | {_type_text(entry, schema)} | {_default_text(name, entry, required)} |"
+        for name, entry in schema["properties"].items()
+    ]
+    about = " ".join((model.__doc__ or "").split()).replace("``", "`")
+    about = re.sub(r":\w+:`([^`]+)`", r"`\1`", about)
+    head = f"### `{title}`" if title else "### top level"
+    return "\n".join([head, "", about, "", "| field | takes | default |", "|---|---|---|", *rows])
+
+
+def _default_text(name: str, entry: dict[str, Any], required: set[str]) -> str:
+    if name in required:
+        return "**required**"
+    default = entry.get("default")
+    if default is None:
+        return "–"
+    return "see below" if isinstance(default, dict) and default else f"`{default}`".replace("{}", "empty")
+
+
+_TYPE_WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
+_BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+
+
+def _type_text(entry: dict[str, Any], schema: dict[str, Any]) -> str:
+    if "$ref" in entry:
+        return "see below"
+    if "enum" in entry:
+        return ", ".join(f"`{choice}`" for choice in entry["enum"])
+    if "const" in entry:
+        return f"`{entry['const']}`"
+    if "anyOf" in entry:
+        options = [_type_text(option, schema) for option in entry["anyOf"] if option.get("type") != "null"]
+        return " or ".join(dict.fromkeys(options))
+    if entry.get("type") == "array":
+        return f"list of {_type_text(entry.get('items', {}), schema)}"
+    if entry.get("type") == "object":
+        return "mapping"
+    return _scalar_text(entry)
+
+
+def _scalar_text(entry: dict[str, Any]) -> str:
+    word = _TYPE_WORDS.get(str(entry.get("type")), "anything")
+    bounds = [f"{sign} {entry[key]:g}" for key, sign in _BOUNDS if key in entry]
+    return " ".join([word, *bounds])
+
+
+GENERATED: dict[str, Callable[[], str]] = {"metrics": metrics, "cli": cli, "study-file": study_file}
+
+
+def render(page: str) -> str:
+    """The page with every generated part brought up to date."""
+    return _MARK.sub(lambda match: f"{match.group(1)}{GENERATED[match.group(2)]()}\n{match.group(3)}", page)
+
+
+def pages() -> list[Path]:
+    return [page for page in sorted((ROOT / "docs").glob("*.md")) if _MARK.search(page.read_text(encoding="utf-8"))]
+
+
+def main() -> None:
+    for page in pages():
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

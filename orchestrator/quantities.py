@@ -1,0 +1,58 @@
+"""Numbers as people read them: ``show(0.0312, "1", "error")`` → ``3.12 %``; ``studyfile.parse_quantity`` goes back."""
+
+from __future__ import annotations
+
+import math
+
+# A ratio that counts mistakes reads best as a share; every other number without unit is a count.
+_SHARES = ("error", "accuracy", "sparsity")
+_SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+_JOULES = ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"), (1e-9, "nJ"))
+_COUNTS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def show(amount: float, unit: str, name: str = "") -> str:
+    """Write a number in base units with the prefix a person would choose.
+
+    NaN reads ``–``. Bytes use binary prefixes (``KiB``), shares per cent, spans of a minute or more ``4 min 10 s``.
+    """
+    if math.isnan(amount):
+        return "–"
+    if any(share in name for share in _SHARES):
+        return f"{100 * amount:.2f} %"
+    if unit == "byte":
+        return _bytes(amount)
+    if unit == "s":
+        return _span(amount)
+    if unit == "J":
+        return _scaled(amount, _JOULES)
+    return _count(amount) if unit == "1" else f"{amount:.4g} {unit}"
+
+
+def _bytes(amount: float) -> str:
+    if abs(amount) < 1024:
+        return f"{amount:.0f} B"
+    kibibytes = amount / 1024
+    return f"{kibibytes:.1f} KiB" if abs(kibibytes) < 1024 else f"{kibibytes / 1024:.2f} MiB"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 60:
+        return _scaled(seconds, _SECONDS)
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _scaled(amount: float, prefixes: tuple[tuple[float, str], ...]) -> str:
+    if amount == 0:
+        return f"0 {prefixes[0][1]}"
+    factor, unit = next((entry for entry in prefixes if abs(amount) >= entry[0]), prefixes[-1])
+    return f"{amount / factor:.3g} {unit}"
+
+
+def _count(amount: float) -> str:
+    for factor, prefix in _COUNTS:
+        if abs(amount) >= factor:
+            return f"{amount / factor:.3g} {prefix}"
+    return f"{amount:.4g}"
