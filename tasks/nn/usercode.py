@@ -1,0 +1,80 @@
+"""The user's own functions, named ``module:function`` in the study file.
+
+They are looked for on the ordinary import path, in the folders listed in ``EDGEFRONT_IMPORT_PATH`` (the command line
+puts the study file's folder there, and workers inherit it), and in the current folder. Relative data paths are looked
+for in the same folders.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import Defect
+
+IMPORT_PATH_VARIABLE = "EDGEFRONT_IMPORT_PATH"
+
+
+def is_reference(text: str) -> bool:
+    """Whether ``text`` has the form ``module:function`` (``C:\\data.npz`` and ``a/b:c`` have not)."""
+    module, colon, function = text.partition(":")
+    return bool(colon) and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def search_folders() -> list[Path]:
+    """Where the user's files are looked for, in this order."""
+    listed = os.environ.get(IMPORT_PATH_VARIABLE, "")
+    return [Path(part) for part in listed.split(os.pathsep) if part] + [Path.cwd()]
+
+
+def find_file(text: str) -> Path:
+    """The file meant by ``text``: absolute, or relative to one of :func:`search_folders`.
+
+    Raises:
+        Defect: there is no such file; the text names every place looked at.
+    """
+    path = Path(text).expanduser()
+    candidates = [path] if path.is_absolute() else [folder / path for folder in search_folders()]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    places = ", ".join(str(candidate) for candidate in candidates)
+    raise Defect("missing_file", f"file {text!r} was not found; looked at {places}")
+
+
+def load_function(reference: str, what: str) -> Callable[..., Any]:
+    """Import the function named ``module:function``; ``what`` says in errors what it is for.
+
+    Raises:
+        Defect: the module cannot be imported, has no such function, or the name is no function.
+    """
+    module_name, _, function_name = reference.partition(":")
+    for folder in reversed(search_folders()):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module_name.split(".")[0] == error.name.split(".")[0]:
+            places = ", ".join(str(folder) for folder in search_folders())
+            raise Defect("bad_user_code", f"{what} {reference!r}: no module {module_name!r} in {places}") from error
+        raise Defect("bad_user_code", f"{what} {reference!r}: {error}; install it into this environment") from error
+    except Exception as error:  # the user's module runs here; whatever it raises is shown to the user
+        raise Defect("bad_user_code", f"{what} {reference!r} cannot be imported: {describe_error(error)}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        found = "is no function" if function is not None else "does not exist"
+        raise Defect("bad_user_code", f"{what} {reference!r}: {function_name!r} {found} in {module.__file__}")
+    return function  # type: ignore[no-any-return]
+
+
+def describe_error(error: BaseException) -> str:
+    """``TypeError: … (mydata.py, line 12)``: the error with the innermost line of code it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
