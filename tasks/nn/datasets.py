@@ -1,4 +1,4 @@
-"""Data sets by name, by ``.npz`` file or by the user's function, loaded once a process and split the same way always."""
+"""Data sets by name, by ``.npz`` file or by the user's function, loaded once a process, always split the same."""
 
 from __future__ import annotations
 

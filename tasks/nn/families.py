@@ -218,9 +218,7 @@ def build_network(
     return module.eval()
 
 
-def _build_users(
-    reference: str, options: Mapping[str, Any], input_shape: tuple[int, ...], n_classes: int
-) -> nn.Module:
+def _build_users(reference: str, options: Mapping[str, Any], input_shape: tuple[int, ...], n_classes: int) -> nn.Module:
     where = f"network family {reference!r}"
     function = load_function(reference, "network family")
     try:
@@ -233,7 +231,9 @@ def _build_users(
         with torch.no_grad():
             output = module.eval()(torch.zeros(2, *input_shape))
     except Exception as error:  # as above: the forward pass is the user's code too
-        raise Defect("bad_user_code", f"{where}: inputs of shape {input_shape} fail: {describe_error(error)}") from error
+        raise Defect(
+            "bad_user_code", f"{where}: inputs of shape {input_shape} fail: {describe_error(error)}"
+        ) from error
     if not isinstance(output, Tensor) or tuple(output.shape) != (2, n_classes):
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise Defect("bad_user_code", f"{where}: the output for 2 samples is {found}; expected (2, {n_classes})")

@@ -156,7 +156,9 @@ def _split_stratified(
     for label, class_name in enumerate(class_names):
         members = rng.permutation(np.flatnonzero(y == label))
         if len(members) < len(shares):
-            text = f"class {label} ({class_name}) has {len(members)} samples; {len(shares)} splits need at least one each"
+            text = (
+                f"class {label} ({class_name}) has {len(members)} samples; {len(shares)} splits need at least one each"
+            )
             raise Defect("bad_data", f"data set {name}: {text}. Add samples, or leave the class out")
         cuts = _cuts(len(members), shares)
         for part, piece in zip(parts, np.split(members, cuts), strict=True):

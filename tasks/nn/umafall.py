@@ -56,10 +56,10 @@ def stamp(options: Mapping[str, Any]) -> int:
 
 
 def load(options: Mapping[str, Any]) -> RawData:
-    """Windows (n, C, L) of the recordings in which all wanted sensors were worn, in g and degrees/s; groups are persons.
+    """Windows (n, C, L) of the recordings in which all wanted sensors were worn, in g and degrees/s.
 
     A recording is cut into windows ``stride`` apart; of a fall only those that contain the impact (the largest
-    acceleration) are kept, since the rest shows a person standing or lying.
+    acceleration) are kept, since the rest shows a person standing or lying. Groups are persons.
 
     Raises:
         Defect: the file is missing or is not the expected archive.

@@ -1,0 +1,113 @@
+"""The stage ``compress``: channels pruned and the rest fine-tuned, then quantised to int8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from orchestrator.records import Json, Source, StageRequest, Value
+from orchestrator.studyfile import Compression, StudyFile, Training
+from tasks.errors import Defect
+from tasks.nn.candidate import build_candidate, compression_of, example_of, training_of
+from tasks.nn.datasets import DataSplit, load_dataset
+from tasks.nn.fit import TensorData, calibration_inputs, choose_device, error_of, fit, reproducible
+from tasks.nn.prune import Sparsity, prune
+from tasks.nn.weights import unpack_weights
+from tasks.quant.quantise import quantisation_summary, quantise
+from tasks.stage import StageContext, StageOutput
+from tasks.train import reporter
+
+# Fine-tuning repairs, it does not explore: it starts at this share of the training's learning rate.
+FINETUNE_RATE = 0.3
+
+
+def run(request: StageRequest, context: StageContext) -> StageOutput:
+    """Compress one trained candidate.
+
+    Inputs: ``weights``. Artifacts: ``onnx`` (int8, QDQ) and ``onnx_float``. Values: ``pruned_float_error``, the share
+    of validation samples that the pruned network classifies wrongly before quantisation. Notes: fine-tuning curve,
+    layer shapes after pruning, operators of the int8 model.
+
+    Raises:
+        Infeasible: fine-tuning diverged.
+        Defect: the weights are missing or damaged, or the network cannot be pruned or exported.
+    """
+    study = StudyFile.from_json(request.study)
+    training, (compression, sparsity) = training_of(study, request.params), compression_of(study, request.params)
+    if "weights" not in request.inputs:
+        raise Defect("missing_artifact", "stage compress needs the artifact 'weights' of the stage train")
+    data = load_dataset(study.dataset, study.seed)
+    device = choose_device(training.device)
+    with reproducible(request.seed, training.threads):
+        module = build_candidate(study, request.params, request.seed, data)
+        module = unpack_weights(module, context.artifacts.get_bytes(request.inputs["weights"]))
+        curve = _prune_and_tune(module.to(device), data, (training, compression, sparsity), request, context)
+        module = module.cpu()
+        error = error_of(module, data.validation)
+        calibration = calibration_inputs(data, compression.calibration_samples, study.seed)
+        onnx_float, onnx_int8 = quantise(module, calibration)
+    note = "validation, pruned, floating point"
+    return StageOutput(
+        values={"pruned_float_error": Value(amount=error, unit="1", source=Source.EXACT, note=note)},
+        artifacts={
+            "onnx": context.artifacts.put_bytes(onnx_int8),
+            "onnx_float": context.artifacts.put_bytes(onnx_float),
+        },
+        notes={
+            "curve": curve,
+            "layers": _layer_shapes(module),
+            "quantisation": {
+                "calibration_samples": len(calibration),
+                "nodes": dict(quantisation_summary(onnx_int8)),
+                "onnx_bytes": len(onnx_int8),
+            },
+        },
+    )
+
+
+def _prune_and_tune(
+    module: nn.Module,
+    data: DataSplit,
+    how: tuple[Training, Compression, Sparsity],
+    request: StageRequest,
+    context: StageContext,
+) -> list[list[float]]:
+    """Prune in place; the curve ``[[loss, accuracy], …]`` over all fine-tuning epochs."""
+    training, compression, sparsity = how
+    curve: list[list[float]] = []
+    if sparsity.is_zero:
+        return curve
+    device = next(module.parameters()).device
+    tensors = TensorData.of(data, device)
+    n_total = compression.steps * compression.finetune_epochs
+    tuning: dict[str, Any] = {
+        "epochs": max(1, compression.finetune_epochs),
+        "learning_rate": training.learning_rate * FINETUNE_RATE,
+    }
+
+    def tune(pruned: nn.Module, round_index: int) -> None:
+        if compression.finetune_epochs == 0:
+            return
+        report = reporter(request, context, done=round_index * compression.finetune_epochs, total=n_total)
+        seed = request.seed + 1 + round_index
+        epochs = fit(pruned, tensors, training.model_copy(update=tuning), seed=seed, on_epoch=report, warm_up=False)
+        curve.extend([round(epoch.loss, 5), round(epoch.accuracy, 5)] for epoch in epochs)
+
+    prune(
+        module,
+        example_of(data).to(device),
+        sparsity,
+        steps=compression.steps,
+        criterion=compression.criterion,
+        seed=request.seed,
+        on_round=tune,
+    )
+    return curve
+
+
+def _layer_shapes(module: nn.Module) -> Json:
+    """Name of each layer with weights → its output channels."""
+    layers = {name: layer for name, layer in module.named_modules() if hasattr(layer, "weight")}
+    is_layer = (nn.modules.conv._ConvNd, nn.Linear)
+    return {name: int(layer.weight.shape[0]) for name, layer in layers.items() if isinstance(layer, is_layer)}

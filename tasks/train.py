@@ -1,0 +1,59 @@
+"""The stage ``train``: the candidate's network, trained in floating point."""
+
+from __future__ import annotations
+
+from orchestrator.records import Event, Source, StageRequest, Value
+from orchestrator.studyfile import StudyFile
+from tasks.nn.candidate import build_candidate, training_of
+from tasks.nn.datasets import load_dataset
+from tasks.nn.fit import Epoch, OnEpoch, TensorData, choose_device, error_of, fit, reproducible
+from tasks.nn.weights import pack_weights
+from tasks.stage import StageContext, StageOutput
+
+
+def run(request: StageRequest, context: StageContext) -> StageOutput:
+    """Train one candidate.
+
+    Artifacts: ``weights`` (npz). Values: ``float_error``, the share of validation samples classified wrongly. Notes:
+    the curve, ``[[loss, accuracy], …]`` by epoch, and the number of parameters.
+
+    Raises:
+        Infeasible: training diverged.
+        Defect: data set, network or training options cannot be used.
+    """
+    study = StudyFile.from_json(request.study)
+    training = training_of(study, request.params)
+    data = load_dataset(study.dataset, study.seed)
+    device = choose_device(training.device)
+    with reproducible(request.seed, training.threads):
+        module = build_candidate(study, request.params, request.seed, data).to(device)
+        tensors = TensorData.of(data, device)
+        curve = fit(module, tensors, training, seed=request.seed, on_epoch=reporter(request, context))
+        error = error_of(module, data.validation)
+        weights = pack_weights(module)
+    return StageOutput(
+        values={"float_error": Value(amount=error, unit="1", source=Source.EXACT, note="validation, floating point")},
+        artifacts={"weights": context.artifacts.put_bytes(weights)},
+        notes={
+            "curve": [[round(epoch.loss, 5), round(epoch.accuracy, 5)] for epoch in curve],
+            "n_parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "dataset_sha256": data.sha256,
+        },
+    )
+
+
+def reporter(request: StageRequest, context: StageContext, *, done: int = 0, total: int | None = None) -> OnEpoch:
+    """Turns epochs into ``epoch_finished`` events; ``done`` epochs of ``total`` came before."""
+
+    def report(epoch: Epoch) -> None:
+        fields = {
+            "trial": request.trial,
+            "stage": request.stage,
+            "epoch": done + epoch.epoch,
+            "epochs": total or epoch.epochs,
+            "loss": epoch.loss,
+            "accuracy": epoch.accuracy,
+        }
+        context.progress(Event(name="epoch_finished", fields=fields))
+
+    return report
