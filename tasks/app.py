@@ -1,0 +1,287 @@
+"""The Celery application: six tasks with explicit names, JSON only, delivered at least once.
+
+A task's body decodes its message, runs the stage through :func:`tasks.registry.perform` and publishes the result. The
+worker's parent process loads neither PyTorch nor anything else heavy: its children do, once each, and then serve many
+tasks.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import redis
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+from billiard.process import current_process
+from celery import Celery, Task, bootsteps, signals
+
+from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult
+from tasks import messages
+from tasks.artifacts import ArtifactStore
+from tasks.broker import BROKER_VARIABLE, connect
+from tasks.errors import PipelineError, TransientFault
+from tasks.messages import Holder, TaskMessage
+from tasks.registry import FINAL_STAGE, STAGES, perform, stage_function
+from tasks.stage import StageContext, StageFunction, StageOutput
+
+WORKER_VARIABLE = "EDGEFRONT_WORKER"
+WARM_VARIABLE = "EDGEFRONT_WARM_STAGES"
+HARD_LIMIT_MARGIN_S = 60.0
+# Above the longest hard limit of a task, or Redis hands out a task a second time while the first still runs.
+VISIBILITY_TIMEOUT_S = 6 * 3600
+_SOFT_LIMITS_S = {"gate": 300.0, "train": 4 * 3600.0, "compress": 4 * 3600.0, "build": 1800.0, "final": 3600.0}
+
+_log = logging.getLogger(__name__)
+
+
+def soft_limit_s(stage: str, profile_timeout_s: float) -> float:
+    """How long a stage may take before it is interrupted; a profile has its own deadline, this one lies behind it."""
+    return _SOFT_LIMITS_S.get(stage, profile_timeout_s + 30.0)
+
+
+class _Presence(bootsteps.StartStopStep):
+    """The worker's parent says every few seconds that it is there and which queues it serves."""
+
+    requires = {"celery.worker.consumer.tasks:Tasks"}
+
+    def start(self, parent: Any) -> None:
+        queues = ",".join(sorted(queue.name for queue in parent.task_consumer.queues))
+        announce = functools.partial(_announce, connect(worker_url(), retries=0), str(parent.hostname), queues)
+        announce()
+        self._timer = parent.timer.call_repeatedly(5.0, announce)
+
+    def stop(self, parent: Any) -> None:
+        timer = getattr(self, "_timer", None)
+        if timer is not None:
+            timer.cancel()
+
+
+def _announce(client: redis.Redis, name: str, queues: str) -> None:
+    try:
+        client.set(messages.worker_key(name), queues, ex=20)
+    except (redis.RedisError, OSError) as error:
+        _log.warning("cannot announce this worker: %s", error)
+
+
+class StageTask(Task):  # type: ignore[misc]  # Celery ships no types
+    """A task whose hard time limit is answered with a result, too: its process is gone and cannot do it."""
+
+    def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        if isinstance(exc, TimeLimitExceeded):
+            request = TaskMessage.from_json(args[0]).request
+            fault = _transient("time_limit", f"stage {request.stage} was killed after {exc.args[0]} s")
+            publish(connect(worker_url()), _fault_result(request, fault, worker_name()))
+
+
+def make_app(broker_url: str | None) -> Celery:
+    """The application on ``broker_url``. The settings and why they are so: docs/pipeline.md."""
+    app = Celery("edgefront", broker=broker_url, task_cls=StageTask, set_as_current=False)
+    app.conf.update(
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        result_expires=messages.RESULT_KEPT_S,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_default_queue=messages.BUILD_QUEUE,
+        task_create_missing_queues=True,
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_soft_shutdown_timeout=60.0,
+        worker_max_tasks_per_child=32,
+        worker_proc_alive_timeout=180.0,  # a child loads PyTorch before it reports itself alive
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_TIMEOUT_S,
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 10,
+        },
+        result_backend_transport_options={"visibility_timeout": VISIBILITY_TIMEOUT_S},
+        visibility_timeout=VISIBILITY_TIMEOUT_S,
+    )
+    app.steps["consumer"].add(_Presence)
+    for stage in (*STAGES, FINAL_STAGE):
+        app.task(execute, name=messages.TASK_PREFIX + stage)
+    return app
+
+
+def execute(message: Json) -> None:
+    """Run one stage and publish its result, once: a task that lives elsewhere is left alone, one whose process died is
+    answered as a fault, so that the retry is counted and waits its turn."""
+    task = TaskMessage.from_json(message)
+    request = task.request
+    client = process_client()
+    holder = this_process()
+    claim = _claim(client, request.task_id, holder)
+    if claim == "elsewhere":
+        return
+    if claim == "died":
+        detail = f"the worker process died while it ran stage {request.stage}"
+        publish(client, _fault_result(request, _transient("worker_lost", detail), holder.worker))
+        return
+    client.hset(messages.started_key(request.study_id), request.task_id, holder.to_text())
+    progress = functools.partial(_report, client, request, holder.worker)
+    progress(Event(name="stage_started"))
+    with _beating(request.task_id, holder):
+        result = _perform(task, progress, holder.worker)
+    publish(client, result)
+
+
+def _perform(task: TaskMessage, progress: Any, worker: str) -> StageResult:
+    try:
+        store = ArtifactStore(task.artifacts)
+    except (ValueError, OSError, ImportError) as error:
+        fault = _transient("artifact_store", f"artifact store {task.artifacts!r} cannot be used: {error}")
+        return _fault_result(task.request, fault, worker)
+    return perform(task.request, store, progress=progress, worker=worker, guard=_interruptible)
+
+
+def _interruptible(function: StageFunction) -> StageFunction:
+    """The stage with its soft time limit told as a transient fault."""
+
+    def run(request: StageRequest, context: StageContext) -> StageOutput:
+        try:
+            return function(request, context)
+        except SoftTimeLimitExceeded as error:
+            raise TransientFault("time_limit", f"stage {request.stage} took longer than it may") from error
+
+    return run
+
+
+def _claim(client: redis.Redis, task_id: str, holder: Holder) -> str:
+    """Take the task: ``taken``; ``elsewhere`` when another process has it or it was given up; ``died`` when the process
+    that had it is gone."""
+    key = messages.beat_key(task_id)
+    if client.set(key, holder.to_text(), nx=True, ex=messages.BEAT_TTL_S):
+        return "taken"
+    text = client.get(key)
+    if text is None or text in messages.TOMBSTONES:
+        return "elsewhere"
+    return "died" if is_gone(Holder.from_text(text)) else "elsewhere"
+
+
+def is_gone(holder: Holder) -> bool:
+    """Whether the process is known to be dead: it was of this host and is there no more."""
+    if holder.host != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(holder.pid)
+        return abs(process.create_time() - holder.born) > 1.0 or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@contextmanager
+def _beating(task_id: str, holder: Holder) -> Iterator[None]:
+    """Keep the task's beat alive from a thread, over a connection of its own."""
+    over = threading.Event()
+    client = connect(worker_url(), retries=0)
+
+    def beat() -> None:
+        while not over.wait(messages.BEAT_EVERY_S):
+            try:
+                client.set(messages.beat_key(task_id), holder.to_text(), ex=messages.BEAT_TTL_S, xx=False)
+            except (redis.RedisError, OSError) as error:
+                _log.warning("missed a beat of %s: %s", task_id, error)
+
+    thread = threading.Thread(target=beat, name="beat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        client.close()
+
+
+def publish(client: redis.Redis, result: StageResult) -> None:
+    """Hand the result over and mark the task as over, both or neither."""
+    task_id = messages.task_id_of(result)
+    pipeline = client.pipeline(transaction=True)
+    pipeline.xadd(messages.results_key(result.study_id), messages.encode_result(result))  # type: ignore[arg-type]
+    pipeline.expire(messages.results_key(result.study_id), messages.RESULT_KEPT_S)
+    pipeline.hdel(messages.started_key(result.study_id), task_id)
+    pipeline.set(messages.beat_key(task_id), messages.DONE, ex=messages.RESULT_KEPT_S)
+    pipeline.execute()
+
+
+def _report(client: redis.Redis, request: StageRequest, worker: str, event: Event) -> None:
+    """Send progress on its way; progress that cannot be sent is no fault."""
+    about = {"trial": request.trial, "stage": request.stage, "attempt": request.attempt, "worker": worker}
+    entry = messages.encode_event(replace(event, fields={**about, **event.fields}))
+    try:
+        client.xadd(messages.events_key(request.study_id), entry, maxlen=messages.EVENTS_KEPT)  # type: ignore[arg-type]
+        client.expire(messages.events_key(request.study_id), messages.RESULT_KEPT_S)
+    except (redis.RedisError, OSError) as error:
+        _log.warning("progress of %s lost: %s", request.task_id, error)
+
+
+def _transient(reason: str, detail: str) -> Fault:
+    return Fault(kind=FaultKind.TRANSIENT, reason=reason, detail=detail)
+
+
+def _fault_result(request: StageRequest, fault: Fault, worker: str) -> StageResult:
+    return StageResult(
+        study_id=request.study_id,
+        trial=request.trial,
+        stage=request.stage,
+        attempt=request.attempt,
+        ending=Ending.FAULT,
+        seconds=0.0,
+        fault=fault,
+        worker=worker,
+    )
+
+
+def worker_url() -> str:
+    """The broker of this worker process: ``EDGEFRONT_BROKER_URL``, set by whoever started it."""
+    return os.environ.get(BROKER_VARIABLE, "redis://127.0.0.1:6379/0")
+
+
+def worker_name() -> str:
+    """This process by a name for people: what the supervisor called the worker, and the child's number."""
+    base = os.environ.get(WORKER_VARIABLE) or f"{socket.gethostname()}"
+    index = getattr(current_process(), "index", None)
+    return base if index is None else f"{base}-{index + 1}"
+
+
+def this_process() -> Holder:
+    return Holder(
+        worker=worker_name(), host=socket.gethostname(), pid=os.getpid(), born=psutil.Process().create_time()
+    )
+
+
+@functools.cache
+def _client_of(pid: int) -> redis.Redis:
+    return connect(worker_url(), retries=20)
+
+
+def process_client() -> redis.Redis:
+    """One connection a process: a forked child must not share its parent's."""
+    return _client_of(os.getpid())
+
+
+@signals.worker_process_init.connect
+def _warm(**_: Any) -> None:
+    """Load what the child's stages need before the first task waits for it."""
+    for stage in filter(None, os.environ.get(WARM_VARIABLE, "").split(",")):
+        try:
+            stage_function(stage)
+        except PipelineError as error:  # said again, as a fault of the stage, by the first task that needs it
+            _log.error("cannot load stage %s: %s", stage, error)
+
+
+app = make_app(worker_url())

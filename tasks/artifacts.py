@@ -1,0 +1,157 @@
+"""Content-addressed bytes and remembered stage results, in a folder or behind any fsspec URL.
+
+Layout below the root: ``sha256/<first two>/<rest>`` holds what hashes to that name, ``memo/<first two>/<rest>.json`` holds
+the result of a stage under the hash of everything that determines it. Whoever reads checks; whoever writes replaces
+whole files, so a reader never sees half of one and writing the same content again repairs a damaged copy.
+
+What becomes of a damaged store: a missing or altered artifact is a transient fault of the stage that reads it, and the
+loop then runs the stage again that wrote it. A full disk is no retry's business: it stops the study, which goes on with
+the same command once there is room.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import fsspec
+
+from tasks.errors import Defect, TransientFault
+
+_NO_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+class ArtifactMissing(TransientFault):
+    """Nothing is stored under this hash any more. ``sha256`` names it, and so does the text."""
+
+    def __init__(self, sha256: str, location: str) -> None:
+        super().__init__("artifact_missing", f"artifact {sha256} is missing: {location} does not exist")
+        self.sha256 = sha256
+
+
+class ArtifactAltered(TransientFault):
+    """What is stored under this hash has another one."""
+
+    def __init__(self, sha256: str, location: str, found: str) -> None:
+        super().__init__(
+            "artifact_altered", f"artifact {sha256} was altered: {location} now hashes to {found}; it is made again"
+        )
+        self.sha256 = sha256
+
+
+class DiskFull(Defect):
+    """No room for an artifact; nothing was written."""
+
+    def __init__(self, location: str, needed_bytes: int) -> None:
+        super().__init__(
+            "disk_full",
+            f"no space left for {needed_bytes} bytes at {location}; free some space and run the same command again",
+        )
+        self.needed_bytes = needed_bytes
+
+
+class ArtifactStore:
+    """Artifacts below ``url``: a folder, or any address fsspec knows (``s3://bucket/studies`` with its package installed).
+
+    Raises:
+        TransientFault: the address cannot be reached (``OSError`` passes as it is and counts as one).
+        ValueError: fsspec does not know the address.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = str(url)
+        filesystem, root = fsspec.core.url_to_fs(self.url)
+        self._fs = filesystem
+        self._root = root.rstrip("/")
+        self._is_local = "file" in _protocols(filesystem)
+
+    def put_bytes(self, data: bytes) -> str:
+        """Keep ``data``; returns its sha256. Kept already and intact: nothing is written.
+
+        Raises:
+            DiskFull: there is no room.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self._path(sha256)
+        if self._read(path) != data:
+            self._write(path, data)
+        return sha256
+
+    def get_bytes(self, sha256: str) -> bytes:
+        """The bytes kept under ``sha256``, checked.
+
+        Raises:
+            ArtifactMissing: there are none.
+            ArtifactAltered: they are not what was kept.
+        """
+        path = self._path(sha256)
+        data = self._read(path)
+        if data is None:
+            raise ArtifactMissing(sha256, path)
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            raise ArtifactAltered(sha256, path, found)
+        return data
+
+    def has(self, sha256: str) -> bool:
+        """Whether ``get_bytes`` would succeed."""
+        data = self._read(self._path(sha256))
+        return data is not None and hashlib.sha256(data).hexdigest() == sha256
+
+    def path_of(self, sha256: str) -> str:
+        """Where the artifact lies, for a person to look at; it need not exist."""
+        return self._path(sha256)
+
+    def remember(self, key: str, data: bytes) -> None:
+        """Keep a stage's result under the hash ``key``; a later one replaces it."""
+        self._write(self._memo_path(key), data)
+
+    def recall(self, key: str) -> bytes | None:
+        """What was remembered under ``key``, or None."""
+        return self._read(self._memo_path(key))
+
+    def _path(self, sha256: str) -> str:
+        return f"{self._root}/sha256/{sha256[:2]}/{sha256[2:]}"
+
+    def _memo_path(self, key: str) -> str:
+        return f"{self._root}/memo/{key[:2]}/{key[2:]}.json"
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            return bytes(self._fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+    def _write(self, path: str, data: bytes) -> None:
+        try:
+            if self._is_local:
+                _replace_file(Path(path), data)
+            else:  # object stores show a file only when it is whole
+                self._fs.pipe_file(path, data)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise DiskFull(path, len(data)) from error
+            raise
+
+
+def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    """Write beside, flush to the disk, rename: after a crash either nothing or the whole file is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 - the temporary name is a string from mkstemp
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

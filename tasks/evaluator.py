@@ -1,0 +1,276 @@
+"""Evaluators: the loop's way to have stages run, by workers over a queue or right here."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import redis
+from kombu.exceptions import OperationalError
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.ports import EventSink
+from orchestrator.records import Event, StageRequest, StageResult
+from tasks import messages
+from tasks.app import HARD_LIMIT_MARGIN_S, is_gone, make_app, soft_limit_s
+from tasks.artifacts import ArtifactStore
+from tasks.broker import connect, without_password
+from tasks.messages import Holder, TaskMessage
+from tasks.registry import STAGES, perform
+
+_NOT_TAKEN_S = 12.0
+_WATCH_EVERY_S = 2.0
+_LONGEST_BLOCK_S = 1.0
+_DEFAULT_PROFILE_TIMEOUT_S = 120.0
+
+
+class _Silent:
+    def emit(self, event: Event) -> None:
+        """Nobody listens."""
+
+
+class InlineEvaluator:
+    """Runs each stage in this process, inside ``collect``: for tests, for looking into a stage with a debugger."""
+
+    stages: tuple[str, ...] = STAGES
+
+    def __init__(self, artifacts: str | Path, sink: EventSink | None = None) -> None:
+        self._store = ArtifactStore(artifacts)
+        self._sink: EventSink = sink or _Silent()
+        self._queue: deque[StageRequest] = deque()
+
+    def submit(self, request: StageRequest) -> None:
+        self._queue.append(request)
+
+    def collect(self, timeout_s: float) -> Sequence[StageResult]:
+        if not self._queue:
+            return ()
+        request = self._queue.popleft()
+        about = {"trial": request.trial, "stage": request.stage, "attempt": request.attempt, "worker": "inline"}
+
+        def progress(event: Event) -> None:
+            self._sink.emit(Event(name=event.name, fields={**about, **event.fields}))
+
+        progress(Event(name="stage_started"))
+        return (perform(request, self._store, progress=progress, worker="inline"),)
+
+    def lost(self, task_ids: Sequence[str]) -> Sequence[str]:
+        return ()
+
+    def close(self) -> None:
+        self._queue.clear()
+
+
+@dataclass(kw_only=True)
+class _Waiting:
+    """A task that was published and of whose start nothing has been heard."""
+
+    request: StageRequest
+    published: float
+
+
+class CeleryEvaluator:
+    """Has stages run by Celery workers over the Redis at ``url``.
+
+    ``artifacts`` is where workers find and leave artifacts; ``check`` is called now and then and raises when the workers
+    cannot live; ``boards`` is the number of boards where it is known, for the ``boards`` event. Single-threaded.
+
+    A result that ``collect`` returned is deleted from the broker by the next ``collect``: by then the caller has
+    recorded it. Whoever dies in between is given it again.
+
+    Raises (``submit``, ``collect``, ``lost``):
+        OrchestratorError: the broker was away for longer than ``patience_s``, or ``check`` says so.
+    """
+
+    stages: tuple[str, ...] = STAGES
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        study_id: str,
+        artifacts: str | Path,
+        sink: EventSink | None = None,
+        check: Callable[[], None] = lambda: None,
+        boards: int = 0,
+        patience_s: float = 60.0,
+    ) -> None:
+        self._url = url
+        self._study_id = study_id
+        self._artifacts = str(artifacts)
+        self._sink: EventSink = sink or _Silent()
+        self._check = check
+        self._boards = boards
+        self._patience_s = patience_s
+        self._client = connect(url)
+        self._app = make_app(url)
+        self._waiting: dict[str, _Waiting] = {}
+        self._returned: list[bytes] = []
+        self._last_result = b"0"
+        self._last_event = self._patiently(self._newest_event)
+        self._watched = 0.0
+        self._depths: dict[str, int] = {}
+        self._queues: set[str] = set()
+        self._board_tasks: set[tuple[int, int]] = set()
+
+    def submit(self, request: StageRequest) -> None:
+        self._patiently(lambda: self._allow_again(request.task_id))
+        self._patiently(lambda: self._publish(request))
+
+    def collect(self, timeout_s: float) -> Sequence[StageResult]:
+        deadline = monotonic() + timeout_s
+        self._forget_returned()
+        while True:
+            self._watch()
+            remaining = deadline - monotonic()
+            results = self._patiently(lambda: self._read(max(0.0, remaining)))  # noqa: B023 - called at once
+            if results or remaining <= 0:
+                return results
+
+    def lost(self, task_ids: Sequence[str]) -> Sequence[str]:
+        """Those of the tasks that a worker took which is gone, by its process or by its beat.
+
+        Tasks that nobody took are no loss: when their queue is empty all the same, they are published again here.
+        """
+        self._check()
+        return self._patiently(lambda: self._lost(task_ids))
+
+    def close(self) -> None:
+        self._forget_returned()
+        self._client.close()
+        self._app.close()
+
+    def _publish(self, request: StageRequest) -> None:
+        self._waiting[request.task_id] = _Waiting(request=request, published=monotonic())
+        queue = messages.queue_of(request.stage, str(request.study.get("board", "")))
+        self._queues.add(queue)
+        soft_s = soft_limit_s(request.stage, _profile_timeout_s(request))
+        self._app.send_task(
+            messages.TASK_PREFIX + request.stage,
+            args=[TaskMessage(request=request, artifacts=self._artifacts).to_json()],
+            task_id=request.task_id,
+            queue=queue,
+            soft_time_limit=soft_s,
+            time_limit=soft_s + HARD_LIMIT_MARGIN_S,
+            ignore_result=True,
+            retry=False,
+        )
+
+    def _allow_again(self, task_id: str) -> None:
+        """An attempt that ended or was given up under this id may run again: its result never reached the ledger."""
+        if self._client.get(messages.beat_key(task_id)) in messages.TOMBSTONES:
+            self._client.delete(messages.beat_key(task_id))
+
+    def _read(self, timeout_s: float) -> list[StageResult]:
+        block_ms = max(1, int(min(timeout_s, _LONGEST_BLOCK_S) * 1000))
+        results_key, events_key = messages.results_key(self._study_id), messages.events_key(self._study_id)
+        streams: dict[Any, Any] = {results_key: self._last_result, events_key: self._last_event}
+        reply = dict(self._client.xread(streams, count=200, block=block_ms) or [])
+        for entry_id, entry in reply.get(events_key.encode(), []):
+            self._last_event = entry_id
+            self._pass_on(messages.decode_event(entry))
+        return [self._take(entry_id, entry) for entry_id, entry in reply.get(results_key.encode(), [])]
+
+    def _take(self, entry_id: bytes, entry: dict[bytes, bytes]) -> StageResult:
+        self._last_result = entry_id
+        self._returned.append(entry_id)
+        result = messages.decode_result(entry)
+        self._waiting.pop(messages.task_id_of(result), None)
+        if result.stage == "profile":
+            self._board_task(result.trial, result.attempt, is_running=False)
+        return result
+
+    def _pass_on(self, event: Event) -> None:
+        if event.name == "stage_started" and event.fields["stage"] == "profile":
+            self._board_task(event.fields["trial"], event.fields["attempt"], is_running=True)
+        self._sink.emit(event)
+
+    def _board_task(self, trial: int, attempt: int, *, is_running: bool) -> None:
+        (self._board_tasks.add if is_running else self._board_tasks.discard)((trial, attempt))
+        if self._boards:
+            busy = min(len(self._board_tasks), self._boards)
+            self._sink.emit(Event(name="boards", fields={"busy": busy, "free": self._boards - busy}))
+
+    def _forget_returned(self) -> None:
+        if self._returned:
+            returned, self._returned = self._returned, []
+            self._patiently(lambda: self._client.xdel(messages.results_key(self._study_id), *returned))
+
+    def _newest_event(self) -> bytes:
+        newest: Any = self._client.xrevrange(messages.events_key(self._study_id), count=1)
+        return bytes(newest[0][0]) if newest else b"0"
+
+    def _lost(self, task_ids: Sequence[str]) -> list[str]:
+        if not task_ids:
+            return []
+        started: Any = self._client.hmget(messages.started_key(self._study_id), list(task_ids))
+        lost = []
+        for task_id, holder in zip(task_ids, started, strict=True):
+            if holder is None:
+                self._publish_again_if_gone(task_id)
+            elif self._is_dead(task_id, Holder.from_text(holder)):
+                self._give_up(task_id)
+                lost.append(task_id)
+        return lost
+
+    def _is_dead(self, task_id: str, holder: Holder) -> bool:
+        beats = self._client.exists(messages.beat_key(task_id))
+        still_started = self._client.hexists(messages.started_key(self._study_id), task_id)
+        return bool(still_started) and (not beats or is_gone(holder))
+
+    def _give_up(self, task_id: str) -> None:
+        """Nobody may run this attempt any more: should its message come back, it is dropped."""
+        pipeline = self._client.pipeline(transaction=True)
+        pipeline.set(messages.beat_key(task_id), messages.GIVEN_UP, ex=messages.RESULT_KEPT_S)
+        pipeline.hdel(messages.started_key(self._study_id), task_id)
+        pipeline.execute()
+        self._waiting.pop(task_id, None)
+
+    def _publish_again_if_gone(self, task_id: str) -> None:
+        """A message can vanish with a worker that had fetched it and not begun, or with the broker's last second."""
+        waiting = self._waiting.get(task_id)
+        if waiting is None or monotonic() - waiting.published < _NOT_TAKEN_S:
+            return
+        queue = messages.queue_of(waiting.request.stage, str(waiting.request.study.get("board", "")))
+        if self._client.llen(queue) == 0:
+            self._publish(waiting.request)
+
+    def _watch(self) -> None:
+        """Every few seconds: are the workers alive, and how long are the queues."""
+        if monotonic() - self._watched < _WATCH_EVERY_S:
+            return
+        self._watched = monotonic()
+        self._check()
+        for queue in sorted(self._queues):
+            depth: Any = self._patiently(lambda: self._client.llen(queue))  # noqa: B023 - called at once
+            if self._depths.get(queue) != depth:
+                self._depths[queue] = depth
+                self._sink.emit(Event(name="queue_depth", fields={"queue": queue, "depth": depth}))
+
+    def _patiently(self, action: Callable[[], Any]) -> Any:
+        """Do it, over a broker that comes back within ``patience_s``."""
+        deadline = monotonic() + self._patience_s
+        while True:
+            try:
+                return action()
+            except (redis.ConnectionError, redis.TimeoutError, OperationalError, OSError) as error:
+                self._check()
+                if monotonic() > deadline:
+                    raise OrchestratorError(
+                        f"the broker at {without_password(self._url)} has been away for {self._patience_s:g} s: {error}. "
+                        "Nothing is lost; the same command goes on when it is back."
+                    ) from error
+                time.sleep(0.2)
+
+
+
+
+def _profile_timeout_s(request: StageRequest) -> float:
+    profiling = request.study.get("profiling")
+    timeout = profiling.get("timeout") if isinstance(profiling, dict) else None
+    return float(timeout) if timeout is not None else _DEFAULT_PROFILE_TIMEOUT_S

@@ -1,0 +1,128 @@
+"""Which function runs which stage, and running it so that a repeated request gives the recorded result.
+
+The environment variable ``EDGEFRONT_STAGES`` (``module:mapping``) replaces single stages by functions of one's own: the
+mapping's values are functions of the kind :class:`tasks.stage.StageFunction`, its keys the stages' names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from orchestrator.records import Ending, Event, Fault, FaultKind, StageRequest, StageResult
+from tasks.artifacts import ArtifactStore
+from tasks.errors import Defect
+from tasks.stage import StageContext, StageFunction, run_stage
+
+STAGES = ("gate", "train", "compress", "build", "profile")
+FINAL_STAGE = "final"
+
+_FUNCTIONS = {
+    "gate": "tasks.gate:gate",
+    "train": "tasks.train:train",
+    "compress": "tasks.compress:compress",
+    "build": "tasks.build:build",
+    "profile": "tasks.profile:profile",
+    "final": "tasks.final:final",
+}
+OVERRIDE_VARIABLE = "EDGEFRONT_STAGES"
+
+# What of a study cannot change a stage's result; all the rest is part of a result's name.
+_IRRELEVANT = {"name", "budget", "sampler", "parallelism"}
+_MEMO_VERSION = 1
+
+
+def stage_function(stage: str) -> StageFunction:
+    """The function that runs ``stage``. Imported on first use: some of them load PyTorch.
+
+    Raises:
+        Defect: there is no such function.
+    """
+    override = os.environ.get(OVERRIDE_VARIABLE)
+    if override and stage in (replaced := _load(override, OVERRIDE_VARIABLE)):
+        function: StageFunction = replaced[stage]
+        return function
+    if stage not in _FUNCTIONS:
+        raise Defect("unknown_stage", f"no stage is called {stage!r}; there are {', '.join(_FUNCTIONS)}")
+    function = _load(_FUNCTIONS[stage], f"stage {stage}")
+    return function
+
+
+def _load(address: str, what: str):  # type: ignore[no-untyped-def]  # whatever the address names
+    module, _, name = address.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise Defect("cannot_import", f"{what}: cannot load {address!r}: {error}") from error
+
+
+def memo_key(request: StageRequest) -> str:
+    """A hash of everything that determines the stage's result; trial number and attempt do not."""
+    study = {key: value for key, value in request.study.items() if key not in _IRRELEVANT}
+    facts = [_MEMO_VERSION, request.stage, study, dict(request.params), request.seed, dict(request.inputs)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def perform(
+    request: StageRequest,
+    store: ArtifactStore,
+    *,
+    progress: Callable[[Event], None],
+    worker: str,
+    guard: Callable[[StageFunction], StageFunction] = lambda function: function,
+) -> StageResult:
+    """Run a stage, or answer at once with the result that was recorded for the same work.
+
+    Complete and infeasible results are remembered beside the artifacts before anybody hears of them, so whoever dies
+    afterwards, the work is done once. ``guard`` wraps the stage's function (time limits).
+    """
+    recorded = recall(request, store)
+    if recorded is not None:
+        return replace(recorded, worker=worker)
+    context = StageContext(artifacts=store, progress=progress)
+    result = replace(run_stage(guard(_resolving(request.stage)), request, context), worker=worker)
+    return result if result.ending is Ending.FAULT else _remembered(result, request, store)
+
+
+def _remembered(result: StageResult, request: StageRequest, store: ArtifactStore) -> StageResult:
+    """The result once it is recorded; a fault when it cannot be, for then the work cannot be kept and does not count."""
+    try:
+        store.remember(memo_key(request), json.dumps(result.to_json()).encode())
+    except Defect as error:
+        fault = Fault(kind=FaultKind.DEFECT, reason=error.reason, detail=error.detail)
+    except OSError as error:
+        fault = Fault(kind=FaultKind.TRANSIENT, reason="os_error", detail=str(error))
+    else:
+        return result
+    return replace(result, ending=Ending.FAULT, fault=fault, values={}, artifacts={}, violations=())
+
+
+def _resolving(stage: str) -> StageFunction:
+    """The stage's function, found inside the frame that turns errors into results."""
+    return lambda request, context: stage_function(stage)(request, context)
+
+
+def recall(request: StageRequest, store: ArtifactStore) -> StageResult | None:
+    """The result recorded for this work, under this request's ids; None when there is none or an artifact of it is gone."""
+    try:
+        data = store.recall(memo_key(request))
+    except OSError:
+        data = None  # the store cannot be reached; the stage will meet the same error and say so
+    if data is None:
+        return None
+    try:
+        result = StageResult.from_json(json.loads(data))
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged or of another version: the stage simply runs again
+    if not all(store.has(sha256) for sha256 in result.artifacts.values()):
+        return None
+    return replace(result, study_id=request.study_id, trial=request.trial, attempt=request.attempt)
+
+
+def stages_of_queues(queues: Mapping[str, tuple[str, ...]], names: tuple[str, ...]) -> tuple[str, ...]:
+    """The stages that a worker of the queues ``names`` may be asked for."""
+    return tuple(stage for name in names for stage in queues.get(name.split(".")[0], ()))

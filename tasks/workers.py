@@ -1,0 +1,309 @@
+"""Worker processes: one in the foreground for a lab, or a whole set beside a run, started, watched and stopped.
+
+``python -m tasks.workers --queues build --concurrency 2`` is what the set is made of; ``run_worker`` is the same from
+Python. Workers find their broker in ``EDGEFRONT_BROKER_URL``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+
+import psutil
+
+from orchestrator.errors import OrchestratorError
+from tasks import messages
+from tasks.broker import BROKER_VARIABLE, EmbeddedBroker, check_reachable, tail
+from tasks.guardian import Guardian, kill_group
+from tasks.registry import stages_of_queues
+
+STOP_GRACE_S = 3.0
+_CHECK_EVERY_S = 0.5
+_LONGEST_BACKOFF_S = 30.0
+_QUICK_DEATHS = 5
+_QUICK_S = 20.0
+
+
+class WorkersError(OrchestratorError):
+    """Workers keep dying right after their start; the text ends with their log."""
+
+
+def run_worker(queues: Sequence[str], concurrency: int, *, name: str = "", log_level: str = "WARNING") -> int:
+    """Serve ``queues`` with ``concurrency`` processes until told to stop; returns the exit status.
+
+    SIGTERM finishes the tasks under way; a second signal, or SIGQUIT, hands them back after at most a minute.
+
+    Raises:
+        BrokerError: no Redis answers at ``EDGEFRONT_BROKER_URL``.
+    """
+    from tasks.app import WARM_VARIABLE, WORKER_VARIABLE, app, worker_url  # Celery only where it is run
+
+    check_reachable(worker_url())
+    if name:
+        os.environ[WORKER_VARIABLE] = name
+    os.environ[WARM_VARIABLE] = ",".join(stages_of_queues(messages.QUEUE_STAGES, tuple(queues)))
+    # Forking is safe on macOS because this process never loads what objects to it; its children do.
+    os.environ.setdefault("OBJC_DISABLE_INITIALIZE_FORK_SAFETY", "YES")
+    worker = app.Worker(
+        queues=list(queues),
+        concurrency=concurrency,
+        hostname=f"{name or 'worker'}-{os.getpid()}@%h",
+        loglevel=log_level,
+        pool="prefork",
+        optimization="fair",
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+@dataclass(kw_only=True)
+class WorkerSpec:
+    """One worker to keep running: its name in logs and events, its queue, how many tasks at once."""
+
+    name: str
+    queue: str
+    concurrency: int
+
+
+@dataclass(kw_only=True)
+class _Running:
+    spec: WorkerSpec
+    process: subprocess.Popen[bytes]
+    started: float
+    quick_deaths: int = 0
+    start_again_at: float | None = None
+
+
+@dataclass
+class Supervisor:
+    """Keeps a set of processes running from a thread: dead ones are started again, each time after a longer pause.
+
+    ``failure`` is set when a worker died several times right after its start.
+    """
+
+    log_folder: Path
+    environment: dict[str, str]
+    guardian: Guardian
+    broker: EmbeddedBroker | None = None
+    failure: str = ""
+    restarts: int = 0
+    _running: list[_Running] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self, specs: Sequence[WorkerSpec]) -> None:
+        self.log_folder.mkdir(parents=True, exist_ok=True)
+        for spec in specs:
+            self._running.append(_Running(spec=spec, process=self._launch(spec), started=monotonic()))
+        self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+        self._thread.start()
+
+    def pids(self) -> dict[str, int]:
+        """The workers' parent processes by name."""
+        return {running.spec.name: running.process.pid for running in self._running}
+
+    def stop(self, grace_s: float) -> None:
+        """Ask all workers to end, and kill the process groups of those that have not after ``grace_s``."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+        for running in self._running:
+            if running.process.poll() is None:
+                running.process.terminate()
+        deadline = monotonic() + grace_s
+        for running in self._running:
+            try:
+                running.process.wait(max(0.0, deadline - monotonic()))
+            except subprocess.TimeoutExpired:
+                pass
+            kill_group(running.process.pid, signal.SIGKILL)
+            running.process.wait()
+            self.guardian.remove(running.process.pid)
+
+    def log_of(self, spec: WorkerSpec) -> Path:
+        return self.log_folder / f"worker-{spec.name}.log"
+
+    def _launch(self, spec: WorkerSpec) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tasks.workers", "--queues", spec.queue]
+        command += ["--concurrency", str(spec.concurrency), "--name", spec.name]
+        with self.log_of(spec).open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.guardian.add(process.pid)
+        return process
+
+    def _watch(self) -> None:
+        while not self._over.wait(_CHECK_EVERY_S):
+            self._look_after_broker()
+            for running in self._running:
+                self._look_after(running)
+
+    def _look_after_broker(self) -> None:
+        if self.broker is None or self.broker.process is None or self.broker.process.poll() is None:
+            return
+        try:
+            self.broker.restart()
+        except OrchestratorError as error:
+            self.failure = str(error)
+        else:
+            self.guardian.add(self.broker.process.pid)
+            self.restarts += 1
+
+    def _look_after(self, running: _Running) -> None:
+        if running.process.poll() is None:
+            return
+        now = monotonic()
+        if running.start_again_at is None:
+            # Children of a worker that was killed finish their task at most; nobody would collect what they do next.
+            kill_group(running.process.pid, signal.SIGKILL)
+            self.guardian.remove(running.process.pid)
+            running.quick_deaths = running.quick_deaths + 1 if now - running.started < _QUICK_S else 0
+            running.start_again_at = now + min(_LONGEST_BACKOFF_S, 0.5 * 2**running.quick_deaths - 0.5)
+        if running.quick_deaths >= _QUICK_DEATHS:
+            log = self.log_of(running.spec)
+            self.failure = f"worker {running.spec.name} keeps dying at its start; {log} ends with:\n{tail(log)}"
+        if now >= running.start_again_at:
+            running.process, running.started = self._launch(running.spec), now
+            running.start_again_at = None
+            self.restarts += 1
+
+
+class EmbeddedLab:
+    """Everything a run needs beside itself: a broker (unless ``EDGEFRONT_BROKER_URL`` names one) and worker processes.
+
+    With a broker given, no workers are started: they are the lab's. As a context manager it yields itself; ``url`` is
+    the broker's address, ``check()`` raises when the workers cannot live. Leaving it ends every process, and should the
+    run be killed, a guardian process ends them. A set that survived even that is ended by the next start.
+
+    Raises:
+        BrokerError: no broker can be started, or the given one does not answer.
+        WorkersError (``check``): a worker dies at every start.
+    """
+
+    def __init__(
+        self, folder: Path, *, board_kind: str, train_workers: int = 1, build_workers: int = 1, boards: int = 1
+    ) -> None:
+        self._folder = folder
+        self._specs = (
+            WorkerSpec(name="build", queue=messages.BUILD_QUEUE, concurrency=build_workers),
+            WorkerSpec(name="train", queue=messages.TRAIN_QUEUE, concurrency=train_workers),
+            WorkerSpec(name="board", queue=f"{messages.BOARD_QUEUE}.{board_kind}", concurrency=boards),
+        )
+        self._guardian: Guardian | None = None
+        self._broker: EmbeddedBroker | None = None
+        self._supervisor: Supervisor | None = None
+        self.boards = boards
+        self.is_embedded = True
+        self.url = ""
+
+    def __enter__(self) -> EmbeddedLab:
+        given = os.environ.get(BROKER_VARIABLE)
+        if given:
+            check_reachable(given)
+            self.url, self.is_embedded = given, False
+            return self
+        self._end_leftovers()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check(self) -> None:
+        if self._supervisor is not None and self._supervisor.failure:
+            raise WorkersError(self._supervisor.failure)
+
+    def worker_pids(self) -> dict[str, int]:
+        """The workers' parent processes by name; empty where the workers are the lab's."""
+        return self._supervisor.pids() if self._supervisor is not None else {}
+
+    def close(self, grace_s: float = STOP_GRACE_S) -> None:
+        """End everything; may be called twice and in any state."""
+        if self._supervisor is not None:
+            self._supervisor.stop(grace_s)
+            self._supervisor = None
+        if self._broker is not None:
+            self._broker.stop()
+            self._broker = None
+        if self._guardian is not None:
+            self._guardian.stop()
+            self._guardian = None
+        if self.is_embedded:
+            self._record.unlink(missing_ok=True)
+
+    @property
+    def _record(self) -> Path:
+        return self._folder / "lab.json"
+
+    def _start(self) -> None:
+        logs = self._folder / "logs"
+        self._guardian = Guardian()
+        self._broker = EmbeddedBroker(self._folder / "broker", logs / "broker.log")
+        self._broker.start()
+        assert self._broker.process is not None
+        self._guardian.add(self._broker.process.pid)
+        self.url = self._broker.url
+        environment = {**os.environ, BROKER_VARIABLE: self.url}
+        environment.setdefault("OMP_NUM_THREADS", "1")
+        self._supervisor = Supervisor(logs, environment, self._guardian, self._broker)
+        self._supervisor.start(self._specs)
+        self._remember([self._broker.process.pid, *self._supervisor.pids().values()])
+
+    def _remember(self, pids: Sequence[int]) -> None:
+        born = {str(pid): psutil.Process(pid).create_time() for pid in pids if psutil.pid_exists(pid)}
+        self._record.write_text(json.dumps(born), encoding="utf-8")
+
+    def _end_leftovers(self) -> None:
+        """Kill what an earlier run of this folder left, if anything; a pid that is somebody else's by now is spared."""
+        try:
+            recorded = json.loads(self._record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        for pid, born in recorded.items():
+            try:
+                is_ours = abs(psutil.Process(int(pid)).create_time() - born) < 1.0
+            except psutil.NoSuchProcess:
+                continue
+            if is_ours:
+                kill_group(int(pid), signal.SIGKILL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tasks.workers", description=__doc__)
+    parser.add_argument("--queues", required=True, help="comma-separated: build, train, board.<kind>")
+    parser.add_argument("--concurrency", type=int, default=1)
+    parser.add_argument("--name", default="")
+    parser.add_argument("--log-level", default="WARNING")
+    given = parser.parse_args(arguments)
+    queues = [queue.strip() for queue in given.queues.split(",") if queue.strip()]
+    return run_worker(queues, given.concurrency, name=given.name, log_level=given.log_level)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
