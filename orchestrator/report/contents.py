@@ -1,0 +1,227 @@
+"""What a report says, as plain JSON; the page only draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from orchestrator.quantities import show
+from orchestrator.records import Json, Outcome, ParamValue, Source, Value
+from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile
+
+# Axes want one unit for all points: factor from the base unit, and the unit's name.
+_AXES = {"byte": (1 / 1024, "KiB"), "s": (1e3, "ms"), "J": (1e6, "µJ")}
+_AXIS_BY_NAME = {"error": (100.0, "%"), "flops": (1e-6, "M"), "macs": (1e-6, "M"), "cycles": (1e-3, "k")}
+_TITLES = {
+    "error": "error (validation)",
+    "test_error": "error (test)",
+    "rom": "ROM",
+    "ram": "RAM",
+    "flops": "FLOPs",
+    "macs": "MACs",
+}
+# Worth an axis beside the objectives, where a trial has them.
+_EXTRA_QUANTITIES = ("error", "rom", "ram", "flops", "macs", "latency", "energy", "cycles", "arena", "stack")
+
+SOURCE_TEXTS = {
+    Source.EXACT: "counted: by the linker, by the compiler, or over the whole split of the data",
+    Source.MEASURED: "read from a real board or meter",
+    Source.EMULATED: "counted while the real firmware ran on an emulated core; cycles assume memory without wait states"
+    " and come out about 1.3 times too optimistic",
+    Source.ESTIMATED: "computed from a stated model, such as a published energy per cycle",
+}
+
+
+class Trial(Protocol):
+    """What a report reads of a trial; ``orchestrator.study.TrialRecord`` is one."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def params(self) -> Mapping[str, ParamValue]: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def outcome(self) -> Outcome | None: ...
+    @property
+    def notes(self) -> Mapping[str, Json]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportInput:
+    """Everything a report is made of. ``limits`` are in base units, in the order of the study's objectives;
+    ``downloads`` maps a trial to (label, relative link) pairs."""
+
+    study: StudyFile
+    limits: Mapping[str, float]
+    trials: Sequence[Trial]
+    front: Sequence[int]
+    history: Sequence[tuple[int, float]]
+    test_results: Mapping[int, Value]
+    written_at: str
+    board_text: str = ""
+    study_yaml: str = ""
+    export_command: str = ""
+    downloads: Mapping[int, Sequence[tuple[str, str]]] = field(default_factory=dict)
+
+
+def contents(source: ReportInput) -> Json:
+    """The report's data: ``headline``, ``objectives``, ``quantities``, ``trials``, ``history`` and texts."""
+    front = set(source.front)
+    trials = [_trial(trial, front, source) for trial in source.trials]
+    return {
+        "name": source.study.name,
+        "board": source.study.board,
+        "board_text": source.board_text,
+        "dataset": source.study.dataset.source,
+        "family": source.study.network.family,
+        "sampler": source.study.sampler.name,
+        "initial": source.study.sampler.initial,
+        "written_at": source.written_at,
+        "study_yaml": source.study_yaml,
+        "export_command": source.export_command,
+        "headline": headline(source),
+        "objectives": [_quantity(name, limit) for name, limit in source.limits.items()],
+        "quantities": [_quantity(name, source.limits.get(name)) for name in _plottable(source)],
+        "params": list(_searched(source.study)),
+        "log_params": [name for name, entry in source.study.space.items() if getattr(entry, "log", False)],
+        "trials": trials,
+        "history": [[number, hypervolume] for number, hypervolume in source.history],
+        "sources": _sources(source.trials),
+    }
+
+
+def headline(source: ReportInput) -> list[Json]:
+    """The figures at the top of the page: ``{"title", "figure", "about"}`` each."""
+    front = [trial for trial in source.trials if trial.number in set(source.front) and trial.outcome]
+    told = sum(trial.state in ("complete", "infeasible") for trial in source.trials)
+    counts = _counts_text(source.trials)
+    hypervolume = source.history[-1][1] if source.history else 0.0
+    figures = [
+        {"title": "hypervolume", "figure": f"{hypervolume:.3f}", "about": "share of the box under the limits, 0 to 1"},
+        {"title": "on the front", "figure": str(len(front)), "about": f"of {told} trials ({counts})"},
+    ]
+    for name in source.limits:
+        best = min(front, key=lambda trial: _amount(trial, name), default=None)
+        if best is not None and name in _values(best):
+            figures.append(_best_figure(name, best, source))
+    return figures
+
+
+def _best_figure(name: str, trial: Trial, source: ReportInput) -> Json:
+    value = _values(trial)[name]
+    about = f"trial {trial.number}, {value.source.value}"
+    tested = source.test_results.get(trial.number)
+    if name == "error" and tested is not None:
+        about = f"trial {trial.number}; on the test split {show(tested.amount, '1', 'error')}"
+    words = {"error": "lowest error", "latency": "fastest", "energy": "least energy"}
+    return {
+        "title": words.get(name, f"smallest {_TITLES.get(name, name)}"),
+        "figure": show(value.amount, value.unit, name),
+        "about": about,
+    }
+
+
+def _counts_text(trials: Sequence[Trial]) -> str:
+    counts = {state: sum(trial.state == state for trial in trials) for state in ("complete", "infeasible", "fault")}
+    return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none ended"
+
+
+def _values(trial: Trial) -> Mapping[str, Value]:
+    return trial.outcome.values if trial.outcome else {}
+
+
+def _amount(trial: Trial, name: str) -> float:
+    value = _values(trial).get(name)
+    return value.amount if value else float("inf")
+
+
+def _plottable(source: ReportInput) -> list[str]:
+    extra = [name for name in _EXTRA_QUANTITIES if any(name in _values(trial) for trial in source.trials)]
+    return list(dict.fromkeys([*source.limits, *extra, *(["test_error"] if source.test_results else [])]))
+
+
+def _quantity(name: str, limit: float | None) -> Json:
+    unit = OBJECTIVE_UNITS.get(name, "byte" if name in ("arena", "stack") else "1")
+    factor, axis_unit = _AXIS_BY_NAME.get("error" if name.endswith("error") else name) or _AXES.get(unit, (1.0, ""))
+    return {
+        "name": name,
+        "title": _TITLES.get(name, name),
+        "unit": unit,
+        "factor": factor,
+        "axis_unit": axis_unit,
+        "limit": limit,
+        "limit_text": show(limit, unit, name) if limit is not None else "",
+    }
+
+
+def _searched(study: StudyFile) -> list[str]:
+    return [name for name, entry in study.space.items() if entry.type != "fixed"]
+
+
+def _trial(trial: Trial, front: set[int], source: ReportInput) -> Json:
+    values = dict(_values(trial))
+    tested = source.test_results.get(trial.number)
+    if tested is not None:
+        values["test_error"] = tested
+    return {
+        "number": trial.number,
+        "state": trial.state,
+        "stage": trial.stage,
+        "front": trial.number in front,
+        "params": dict(trial.params),
+        "values": {name: _value(name, value) for name, value in values.items()},
+        "reason": _reason(trial),
+        "seconds": dict(trial.outcome.stage_seconds) if trial.outcome else {},
+        "layers": layers_of(trial.notes),
+        "downloads": [[label, link] for label, link in source.downloads.get(trial.number, ())],
+    }
+
+
+def _value(name: str, value: Value) -> Json:
+    return {
+        "amount": value.amount,
+        "text": show(value.amount, value.unit, name),
+        "source": value.source.value,
+        "note": value.note,
+    }
+
+
+def _reason(trial: Trial) -> str:
+    if trial.outcome is None:
+        return ""
+    if trial.outcome.fault is not None:
+        return f"{trial.outcome.fault.reason} at {trial.stage}"
+    return "; ".join(violation.message for violation in trial.outcome.violations)
+
+
+def layers_of(notes: Mapping[str, Json]) -> list[Json]:
+    """Per-layer figures: what the board counted, joined with what the compiler knows, in the network's order."""
+    merged: dict[str, Json] = {}
+    for stage_notes in notes.values():
+        layers = stage_notes.get("layers") if isinstance(stage_notes, Mapping) else None
+        for index, layer in enumerate(layers if isinstance(layers, list) else []):
+            if isinstance(layer, Mapping):
+                key = str(layer.get("symbol") or layer.get("index") or layer.get("name") or index)
+                merged.setdefault(key, {}).update(layer)
+    return list(merged.values())
+
+
+def _sources(trials: Sequence[Trial]) -> list[Json]:
+    """Which quantities come from where, over all trials, with what that word means."""
+    quantities: dict[Source, dict[str, str]] = {source: {} for source in Source}
+    for trial in trials:
+        for name, value in _values(trial).items():
+            quantities[value.source].setdefault(name, value.note)
+    return [
+        {
+            "source": source.value,
+            "text": SOURCE_TEXTS[source],
+            "quantities": [[name, note] for name, note in sorted(named.items())],
+        }
+        for source, named in quantities.items()
+        if named
+    ]

@@ -1,0 +1,505 @@
+"use strict";
+// Draws the report from the JSON in #data. Nothing is fetched; plotly stands in the same file.
+
+const report = JSON.parse(document.getElementById("data").textContent);
+const trials = report.trials;
+const byNumber = new Map(trials.map((trial) => [trial.number, trial]));
+const quantities = new Map(report.quantities.map((quantity) => [quantity.name, quantity]));
+const front = trials.filter((trial) => trial.front);
+const $ = (id) => document.getElementById(id);
+const plotConfig = { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
+const parallelConfig = { ...plotConfig, displayModeBar: false };
+
+let chosen = startTrial();
+let sorting = { key: "number", ascending: true };
+let shownStates = new Set(["front", "complete", "infeasible", "fault"]);
+
+// ---------------------------------------------------------------- small helpers
+
+function startTrial() {
+  const ranked = [...front].sort((a, b) => (amount(a, "error") ?? Infinity) - (amount(b, "error") ?? Infinity));
+  const middle = ranked[Math.floor(ranked.length / 2)] ?? trials.find((trial) => trial.state === "complete") ?? trials[0];
+  return middle ? middle.number : null;
+}
+
+function amount(trial, name) {
+  const value = trial.values[name];
+  return value === undefined ? undefined : value.amount;
+}
+
+function scaled(trial, quantity) {
+  const value = amount(trial, quantity.name);
+  return value === undefined ? null : value * quantity.factor;
+}
+
+function axisTitle(quantity) {
+  return quantity.axis_unit ? `${quantity.title}, ${quantity.axis_unit}` : quantity.title;
+}
+
+function css(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== false && value !== null) node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+function paramText(value) {
+  return typeof value === "number" && !Number.isInteger(value) ? value.toPrecision(3) : String(value);
+}
+
+function stateOf(trial) {
+  return trial.front ? "front" : trial.state;
+}
+
+function layout(more) {
+  const axis = {
+    gridcolor: css("grid"), linecolor: css("line"), zerolinecolor: css("line"),
+    tickfont: { color: css("quiet"), size: 12 }, automargin: true,
+  };
+  const { xaxis = {}, yaxis = {}, ...rest } = more;
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
+    font: { family: getComputedStyle(document.body).fontFamily, color: css("text"), size: 13 },
+    margin: { l: 56, r: 12, t: 12, b: 46 }, hovermode: "closest",
+    hoverlabel: { bgcolor: css("card"), bordercolor: css("line"), font: { color: css("text") }, align: "left" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("dominated"), activecolor: css("accent") },
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: css("quiet"), size: 12 } },
+    xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
+  };
+}
+
+function title(text) {
+  return { text, font: { size: 13, color: css("quiet") }, standoff: 8 };
+}
+
+function isDark() {
+  const theme = document.documentElement.dataset.theme;
+  return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function colourScale() {
+  // Dark to light on a light page, light to dark on a dark one: small values always stand out.
+  return isDark()
+    ? [[0, "#d0f4f9"], [0.35, "#3bc9db"], [0.7, "#1f8ea3"], [1, "#1d6474"]]
+    : [[0, "#073b4c"], [0.35, "#0b7285"], [0.7, "#4fb3bf"], [1, "#b2e3e8"]];
+}
+
+function hoverText(trial) {
+  const lines = [`<b>trial ${trial.number}</b> · ${trial.front ? "on the front" : trial.state}`];
+  for (const { name, title: label } of report.quantities) {
+    const value = trial.values[name];
+    if (value) lines.push(`${label}: <b>${value.text}</b> <i>${value.source}</i>`);
+  }
+  if (trial.reason) lines.push(escape(trial.reason.length > 70 ? `${trial.reason.slice(0, 68)}…` : trial.reason));
+  const params = report.params.filter((name) => name in trial.params).slice(0, 12);
+  lines.push(...params.map((name) => `<span style="opacity:.7">${escape(name)} ${escape(paramText(trial.params[name]))}</span>`));
+  return lines.join("<br>");
+}
+
+function escape(text) {
+  return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+}
+
+// ---------------------------------------------------------------- Pareto front
+
+function fillSelect(select, entries, initial) {
+  select.replaceChildren(...entries.map(([value, text]) => element("option", { value, selected: value === initial }, text)));
+}
+
+function setUpFront() {
+  const entries = report.quantities.map((quantity) => [quantity.name, quantity.title]);
+  const names = entries.map(([name]) => name);
+  const pick = (...wishes) => wishes.find((name) => names.includes(name)) ?? names[0];
+  fillSelect($("x-axis"), entries, pick("rom", "flops", "ram"));
+  fillSelect($("y-axis"), entries, pick("error", "latency", "ram"));
+  fillSelect($("colour"), [["", "by kind"], ...entries], pick("ram", "flops"));
+  for (const [axis, box] of [["x-axis", "log-x"], ["y-axis", "log-y"]]) {
+    $(axis).addEventListener("change", () => { $(box).checked = isWide($(axis).value); drawFront(); });
+    $(box).checked = isWide($(axis).value);
+  }
+  for (const id of ["colour", "log-x", "log-y"]) $(id).addEventListener("change", drawFront);
+}
+
+function isWide(name) {
+  // A logarithmic axis reads better once the points span more than a decade, and cannot show a zero.
+  const amounts = trials.map((trial) => amount(trial, name)).filter((value) => value !== undefined);
+  return Math.min(...amounts) > 0 && Math.max(...amounts) > 10 * Math.min(...amounts);
+}
+
+function pointTrace(name, members, x, y, marker) {
+  return {
+    type: "scatter", mode: "markers", name, marker,
+    x: members.map((trial) => scaled(trial, x)), y: members.map((trial) => scaled(trial, y)),
+    customdata: members.map((trial) => trial.number), text: members.map(hoverText), hoverinfo: "text",
+  };
+}
+
+function drawFront() {
+  const x = quantities.get($("x-axis").value), y = quantities.get($("y-axis").value);
+  const colour = quantities.get($("colour").value);
+  const placed = trials.filter((trial) => scaled(trial, x) !== null && scaled(trial, y) !== null);
+  const kind = (state) => placed.filter((trial) => stateOf(trial) === state);
+  const traces = [
+    pointTrace("dominated", kind("complete"), x, y, { color: css("dominated"), size: 8, opacity: 0.75 }),
+    pointTrace("infeasible", kind("infeasible"), x, y, { color: css("infeasible"), size: 9, symbol: "x-thin-open", line: { width: 2 } }),
+    stairs(x, y),
+    pointTrace("front", kind("front"), x, y, frontMarker(kind("front"), colour)),
+  ];
+  const untrained = trials.filter((trial) => trial.state === "infeasible" && scaled(trial, x) !== null && scaled(trial, y) === null);
+  traces.push({
+    ...pointTrace("infeasible, never trained", untrained, x, x, { color: css("infeasible"), symbol: "line-ns-open", size: 9, line: { width: 1.5 } }),
+    y: untrained.map(() => 0.985), yaxis: "y2",
+  });
+  const mark = byNumber.get(chosen);
+  if (mark && scaled(mark, x) !== null && scaled(mark, y) !== null) {
+    traces.push({
+      type: "scatter", mode: "markers", x: [scaled(mark, x)], y: [scaled(mark, y)], hoverinfo: "skip", showlegend: false,
+      marker: { size: 22, color: "rgba(0,0,0,0)", line: { color: css("text"), width: 1.5 } },
+    });
+  }
+  Plotly.react("front-plot", traces.filter((trace) => trace.x.length), layout({
+    xaxis: { title: title(axisTitle(x)), type: $("log-x").checked ? "log" : "linear", ...logTicks("log-x") },
+    yaxis: { title: title(axisTitle(y)), ...($("log-y").checked ? { type: "log", ...logTicks("log-y") } : { type: "linear", rangemode: "tozero" }) },
+    yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
+    margin: { l: 60, r: colour ? 8 : 14, t: 12, b: 48 },
+    shapes: limitShapes(x, y),
+  }), plotConfig);
+  $("front-hint").textContent = frontHint(x, y);
+}
+
+function logTicks(box) {
+  return $(box).checked ? { dtick: "D2", tickformat: "~g" } : { dtick: null, tickformat: "" };
+}
+
+function frontMarker(members, colour) {
+  const marker = { size: 12, color: css("front"), line: { color: css("card"), width: 1.5 } };
+  if (!colour || !members.length) return marker;
+  return {
+    ...marker, color: members.map((trial) => scaled(trial, colour)), colorscale: colourScale(),
+    colorbar: {
+      title: { text: axisTitle(colour), side: "right", font: { size: 12, color: css("quiet") } },
+      thickness: 10, outlinewidth: 0, tickfont: { color: css("quiet"), size: 11 }, len: 0.9,
+    },
+  };
+}
+
+function stairs(x, y) {
+  // The border of what the front dominates in these two quantities alone.
+  const points = front.map((trial) => [scaled(trial, x), scaled(trial, y)])
+    .filter(([a, b]) => a !== null && b !== null).sort((p, q) => p[0] - q[0] || p[1] - q[1]);
+  const steps = [];
+  for (const point of points) if (!steps.length || point[1] < steps[steps.length - 1][1]) steps.push(point);
+  return {
+    type: "scatter", mode: "lines", showlegend: false, hoverinfo: "skip",
+    x: steps.map((p) => p[0]), y: steps.map((p) => p[1]), line: { shape: "hv", color: css("front"), width: 1.5, dash: "dot" },
+  };
+}
+
+function limitShapes(x, y) {
+  const line = { color: css("infeasible"), width: 1, dash: "dash" };
+  const largest = (quantity) => Math.max(...trials.map((trial) => scaled(trial, quantity) ?? 0));
+  const near = (quantity) => quantity.limit !== null && quantity.limit * quantity.factor <= 1.3 * largest(quantity);
+  const shapes = [];
+  if (near(x)) shapes.push({ type: "line", xref: "x", yref: "paper", x0: x.limit * x.factor, x1: x.limit * x.factor, y0: 0, y1: 1, line });
+  if (near(y)) shapes.push({ type: "line", yref: "y", xref: "paper", y0: y.limit * y.factor, y1: y.limit * y.factor, x0: 0, x1: 1, line });
+  return shapes;
+}
+
+function frontHint(x, y) {
+  const limits = [x, y].filter((quantity) => quantity.limit !== null).map((quantity) => `${quantity.title} ≤ ${quantity.limit_text}`);
+  const objectives = report.objectives.length;
+  const text = objectives > 2
+    ? `The front is that of all ${objectives} objectives, so in two of them some of its points look dominated; the dotted stairs are the border in these two. `
+    : "";
+  return text + (limits.length ? `Limits: ${limits.join(", ")}.` : "");
+}
+
+// ---------------------------------------------------------------- one trial
+
+function choose(number) {
+  chosen = number;
+  drawFront();
+  drawDetail();
+  for (const row of $("table").tBodies[0].rows) row.classList.toggle("chosen", Number(row.dataset.number) === number);
+  if (byNumber.get(number)?.front) { $("export-trial").value = number; drawExport(); }
+  if (byNumber.get(number)?.layers.length) { $("layers-trial").value = number; drawLayers(); }
+}
+
+function sourceMark(value) {
+  return element("sup", { class: `source ${value.source}`, title: [value.source, value.note].filter(Boolean).join(": ") },
+    { exact: "x", measured: "m", emulated: "e", estimated: "s" }[value.source]);
+}
+
+function pairs(rows) {
+  return element("table", {}, element("tbody", {}, ...rows.map(([name, ...cell]) =>
+    element("tr", {}, element("td", {}, name), element("td", {}, ...cell)))));
+}
+
+function drawDetail() {
+  const trial = byNumber.get(chosen);
+  if (!trial) { $("detail").replaceChildren("No trial has ended yet."); return; }
+  const order = [...report.quantities.map((quantity) => quantity.name), ...Object.keys(trial.values)];
+  const names = [...new Set(order)].filter((name) => name in trial.values);
+  const parts = [element("h3", {}, `Trial ${trial.number}`, element("span", { class: `badge ${stateOf(trial)}` }, trial.front ? "on the front" : trial.state))];
+  if (trial.reason) parts.push(element("p", { class: "hint" }, trial.reason));
+  if (trial.downloads.length) {
+    parts.push(element("h4", {}, "Download"), element("div", { class: "downloads" },
+      ...trial.downloads.map(([label, link]) => element("a", { href: link, download: "" }, label))));
+  }
+  if (names.length) {
+    parts.push(element("h4", {}, "Outcome"), pairs(names.map((name) =>
+      [quantities.get(name)?.title ?? name.replaceAll("_", " "), trial.values[name].text, sourceMark(trial.values[name])])));
+  }
+  parts.push(element("h4", {}, "Parameters"), pairs(Object.entries(trial.params).map(([name, value]) => [name, paramText(value)])));
+  const stages = Object.entries(trial.seconds);
+  if (stages.length) parts.push(element("h4", {}, "Time"), pairs(stages.map(([stage, seconds]) => [stage, `${seconds.toFixed(1)} s`])));
+  $("detail").replaceChildren(...parts);
+}
+
+// ---------------------------------------------------------------- history, test, parallel coordinates
+
+function drawHistory() {
+  const x = report.history.map(([number]) => number), y = report.history.map(([, value]) => value);
+  const shapes = report.initial < (x.at(-1) ?? 0)
+    ? [{ type: "line", xref: "x", yref: "paper", x0: report.initial, x1: report.initial, y0: 0, y1: 1, line: { color: css("quiet"), width: 1, dash: "dot" } }]
+    : [];
+  const annotations = shapes.map((shape) => ({
+    x: shape.x0, y: 0.03, xref: "x", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false,
+    text: ` ${report.sampler} from here on`, font: { size: 11, color: css("quiet") },
+  }));
+  Plotly.react("history-plot", [{
+    type: "scatter", mode: "lines", x, y, line: { color: css("front"), width: 2.5, shape: "hv" },
+    fill: "tozeroy", fillcolor: isDark() ? "rgba(59,201,219,.12)" : "rgba(11,114,133,.09)",
+    hovertemplate: "after %{x} trials: %{y:.4f}<extra></extra>",
+  }], layout({
+    xaxis: { title: title("trials told"), rangemode: "tozero" }, yaxis: { title: title("hypervolume"), range: [0, Math.max(...y, 0.01) * 1.08] },
+    shapes, annotations, showlegend: false,
+  }), plotConfig);
+}
+
+function drawTest() {
+  const members = front.filter((trial) => amount(trial, "error") !== undefined)
+    .sort((a, b) => amount(a, "error") - amount(b, "error"));
+  const labels = members.map((trial) => String(trial.number));
+  const share = (trial, name) => (amount(trial, name) === undefined ? null : 100 * amount(trial, name));
+  const link = { x: [], y: [] };
+  for (const trial of members) {
+    if (amount(trial, "test_error") === undefined) continue;
+    link.x.push(String(trial.number), String(trial.number), null);
+    link.y.push(share(trial, "error"), share(trial, "test_error"), null);
+  }
+  const dots = (name, label, marker) => ({
+    type: "scatter", mode: "markers", name: label, x: labels, y: members.map((trial) => share(trial, name)), marker,
+    hovertemplate: `trial %{x}, ${label}: %{y:.2f} %<extra></extra>`,
+  });
+  Plotly.react("test-plot", [
+    { type: "scatter", mode: "lines", ...link, line: { color: css("dominated"), width: 2 }, hoverinfo: "skip", showlegend: false },
+    dots("error", "validation", { color: css("front"), size: 9 }),
+    dots("test_error", "test", { color: css("infeasible"), size: 9, symbol: "diamond" }),
+  ], layout({
+    xaxis: { title: title("trial, by validation error"), type: "category" },
+    yaxis: { title: title("error, %"), rangemode: "tozero" },
+  }), plotConfig);
+}
+
+function parallelDimension(members, name, values, isLog, unit) {
+  const label = unit ? `${name}, ${unit}` : name;
+  const numeric = values.every((value) => typeof value === "number");
+  if (!numeric) {
+    const choices = [...new Set(values.map(String))].sort();
+    return { label, values: values.map((value) => choices.indexOf(String(value))), tickvals: choices.map((_, i) => i), ticktext: choices };
+  }
+  if (!isLog) {
+    const kinds = [...new Set(values)].sort((a, b) => a - b);
+    return kinds.length <= 8 ? { label, values, tickvals: kinds, ticktext: kinds.map(paramText) } : { label, values };
+  }
+  const logs = values.map((value) => Math.log10(value));
+  const low = Math.min(...logs), high = Math.max(...logs);
+  const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => low + share * (high - low));
+  return { label: `${label} (log)`, values: logs, tickvals: ticks, ticktext: ticks.map((tick) => (10 ** tick).toPrecision(2)) };
+}
+
+function shortLabels(names) {
+  // The section's name (network., training., compression.) is left out where the rest stays unique.
+  const rest = names.map((name) => name.slice(name.indexOf(".") + 1));
+  return names.map((name, index) => (rest.filter((other) => other === rest[index]).length > 1 ? name : rest[index]).replaceAll("_", " "));
+}
+
+function drawParallel() {
+  const pool = $("only-front").checked ? front : trials.filter((trial) => trial.state === "complete");
+  const members = pool.filter((trial) => report.objectives.every(({ name }) => amount(trial, name) !== undefined));
+  const plot = $("parallel-plot");
+  if (!members.length) { Plotly.purge(plot); plot.textContent = "No complete trial yet."; return; }
+  const names = report.params.filter((name) => members.every((trial) => name in trial.params));
+  const labels = shortLabels(names);
+  const dimensions = names.map((name, index) =>
+    parallelDimension(members, labels[index], members.map((trial) => trial.params[name]), report.log_params.includes(name)));
+  for (const quantity of report.objectives) {
+    dimensions.push(parallelDimension(members, quantity.name, members.map((trial) => scaled(trial, quantity)), false, quantity.axis_unit));
+  }
+  const colour = quantities.get("error") && members.every((trial) => amount(trial, "error") !== undefined) ? quantities.get("error") : report.objectives[0];
+  plot.style.minWidth = `${Math.max(0, dimensions.length * 84)}px`;
+  Plotly.react(plot, [{
+    type: "parcoords", dimensions, labelfont: { size: 11.5, color: css("text") }, tickfont: { size: 10.5, color: css("quiet") },
+    rangefont: { size: 1, color: "rgba(0,0,0,0)" }, labelangle: dimensions.length > 9 ? -18 : 0, labelside: "top",
+    line: { color: members.map((trial) => scaled(trial, colour)), colorscale: colourScale() },
+    unselected: { line: { color: css("dominated"), opacity: 0.08 } },
+  }], layout({ margin: { l: 44, r: 40, t: dimensions.length > 9 ? 88 : 48, b: 16 }, height: 350 }), parallelConfig);
+}
+
+// ---------------------------------------------------------------- layers
+
+const layerMeasures = [["cycles", "cycles"], ["instructions", "instructions"], ["macs", "MACs"], ["weights_bytes", "weight bytes"], ["output_bytes", "output bytes"]];
+
+function setUpLayers() {
+  const members = trials.filter((trial) => trial.layers.length).sort((a, b) => Number(b.front) - Number(a.front) || a.number - b.number);
+  if (!members.length) { $("layers-card").hidden = true; return; }
+  fillSelect($("layers-trial"), members.map((trial) => [String(trial.number), `${trial.number}${trial.front ? " (front)" : ""}`]), String(chosen));
+  const present = layerMeasures.filter(([key]) => members.some((trial) => trial.layers.some((layer) => typeof layer[key] === "number")));
+  fillSelect($("layers-measure"), present, present[0]?.[0]);
+  for (const id of ["layers-trial", "layers-measure"]) $(id).addEventListener("change", drawLayers);
+}
+
+function drawLayers() {
+  const trial = byNumber.get(Number($("layers-trial").value)), measure = $("layers-measure").value;
+  if (!trial || !measure) return;
+  const amounts = trial.layers.map((layer) => layer[measure] ?? 0);
+  const total = amounts.reduce((sum, value) => sum + value, 0) || 1;
+  const names = trial.layers.map((layer, index) => `${index} ${layer.op ?? layer.name ?? ""}`);
+  const shapeText = (layer) => (Array.isArray(layer.output_shape) ? layer.output_shape.join("×") : "");
+  Plotly.react("layers-plot", [{
+    type: "bar", orientation: "h", x: amounts, y: names, marker: { color: css("front"), opacity: 0.85 },
+    text: amounts.map((value) => `${(100 * value / total).toFixed(1)} %`), textposition: "auto", insidetextfont: { color: css("card") },
+    customdata: trial.layers.map((layer) => [layer.name ?? "", shapeText(layer)]),
+    hovertemplate: "%{customdata[0]} %{customdata[1]}<br>%{x:,}<extra></extra>",
+  }], layout({
+    xaxis: { title: title(`${$("layers-measure").selectedOptions[0].text} of trial ${trial.number}, ${total.toLocaleString("en")} in all`) },
+    yaxis: { autorange: "reversed" }, height: Math.max(220, 30 * names.length + 70), bargap: 0.3, margin: { l: 110, r: 12, t: 6, b: 46 },
+  }), plotConfig);
+}
+
+// ---------------------------------------------------------------- table
+
+function columns() {
+  const shown = [...new Set([...report.objectives.map(({ name }) => name), ...(quantities.has("latency") ? ["latency"] : []), ...(quantities.has("test_error") ? ["test_error"] : [])])];
+  return [
+    { key: "number", title: "trial", number: true, of: (trial) => trial.number },
+    { key: "state", title: "ended", of: stateOf },
+    ...shown.map((name) => ({ key: name, title: quantities.get(name)?.title ?? name, number: true, value: name, of: (trial) => amount(trial, name) })),
+    { key: "seconds", title: "time", number: true, of: (trial) => Object.values(trial.seconds).reduce((a, b) => a + b, 0) },
+    { key: "reason", title: "", of: (trial) => trial.reason },
+  ];
+}
+
+function setUpTable() {
+  const head = element("tr");
+  for (const column of columns()) {
+    head.append(element("th", {
+      class: column.number ? "number" : "", "data-key": column.key, tabindex: "0",
+      onclick: () => sortBy(column.key), onkeydown: (event) => { if (event.key === "Enter") sortBy(column.key); },
+    }, column.title));
+  }
+  $("table").tHead.replaceChildren(head);
+  const states = ["front", "complete", "infeasible", "fault"].filter((state) => trials.some((trial) => stateOf(trial) === state));
+  $("filters").replaceChildren(...states.map((state) => element("label", { class: "check" }, element("input", {
+    type: "checkbox", checked: "checked",
+    onchange: (event) => { shownStates[event.target.checked ? "add" : "delete"](state); drawTable(); },
+  }), ` ${state === "complete" ? "dominated" : state}`)));
+}
+
+function sortBy(key) {
+  sorting = { key, ascending: sorting.key === key ? !sorting.ascending : true };
+  drawTable();
+}
+
+function drawTable() {
+  const all = columns();
+  const column = all.find(({ key }) => key === sorting.key);
+  const sign = sorting.ascending ? 1 : -1;
+  const rows = trials.filter((trial) => shownStates.has(stateOf(trial)) || !["front", "complete", "infeasible", "fault"].includes(stateOf(trial)));
+  rows.sort((a, b) => {
+    const [left, right] = [column.of(a), column.of(b)];
+    if (left === undefined || right === undefined) return (left === undefined) - (right === undefined); // those without stay last
+    return sign * (left < right ? -1 : left > right ? 1 : 0) || a.number - b.number;
+  });
+  for (const cell of $("table").tHead.rows[0].cells) {
+    if (cell.dataset.key === sorting.key) cell.setAttribute("aria-sort", sorting.ascending ? "ascending" : "descending");
+    else cell.removeAttribute("aria-sort");
+  }
+  $("table").tBodies[0].replaceChildren(...rows.map((trial) => tableRow(trial, all)));
+}
+
+function tableRow(trial, all) {
+  const row = element("tr", { "data-number": trial.number, class: trial.number === chosen ? "chosen" : "", onclick: () => choose(trial.number) });
+  for (const column of all) row.append(tableCell(trial, column));
+  return row;
+}
+
+function tableCell(trial, column) {
+  if (column.key === "state") return element("td", {}, element("span", { class: `badge ${stateOf(trial)}` }, stateOf(trial) === "complete" ? "dominated" : stateOf(trial)));
+  if (column.key === "reason") {
+    const links = trial.downloads.map(([label, link]) => element("a", { href: link, download: "", onclick: (event) => event.stopPropagation() }, label));
+    return element("td", { class: "reason" }, trial.reason, links.length ? element("span", { class: "downloads" }, ...links) : "");
+  }
+  if (column.key === "seconds") { const s = column.of(trial); return element("td", { class: "number" }, s ? `${s.toFixed(1)} s` : ""); }
+  if (!column.value) return element("td", { class: "number" }, String(column.of(trial)));
+  const value = trial.values[column.value];
+  return value ? element("td", { class: "number" }, value.text, sourceMark(value)) : element("td", { class: "number quiet" }, "–");
+}
+
+// ---------------------------------------------------------------- export
+
+function setUpExport() {
+  const members = front.length ? front : trials.filter((trial) => trial.state === "complete");
+  const text = (trial) => [trial.number, ...["error", "rom"].filter((name) => trial.values[name]).map((name) => trial.values[name].text)].join(" · ");
+  fillSelect($("export-trial"), members.map((trial) => [String(trial.number), text(trial)]), String(chosen));
+  $("export-trial").addEventListener("change", drawExport);
+  $("copy").addEventListener("click", async () => {
+    try { await navigator.clipboard.writeText($("export-command").textContent); $("copy").textContent = "copied"; }
+    catch { getSelection().selectAllChildren($("export-command")); } // no clipboard for file:// pages: mark the text instead
+    setTimeout(() => { $("copy").textContent = "copy"; }, 1500);
+  });
+}
+
+function drawExport() {
+  $("export-command").textContent = report.export_command.replaceAll("{trial}", $("export-trial").value || "N");
+}
+
+// ---------------------------------------------------------------- all of it
+
+function drawAll() {
+  drawFront(); drawDetail(); drawHistory(); drawTest(); drawParallel(); drawLayers(); drawTable(); drawExport();
+}
+
+function setUpTheme() {
+  const themes = ["auto", "light", "dark"];
+  const button = $("theme");
+  button.addEventListener("click", () => {
+    const next = themes[(themes.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % themes.length];
+    if (next === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = next;
+    button.textContent = `theme: ${next}`;
+    drawAll();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+}
+
+setUpFront();
+setUpLayers();
+setUpTable();
+setUpExport();
+setUpTheme();
+$("only-front").addEventListener("change", drawParallel);
+drawAll();
+$("front-plot").on("plotly_click", (event) => {
+  const number = event.points[0].customdata;
+  if (number !== undefined) choose(number);
+});
+document.documentElement.dataset.ready = "yes";

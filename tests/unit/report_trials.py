@@ -1,0 +1,159 @@
+"""Made-up trials for tests of the report: shaped like real ones, computed from a formula, the same every time."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.records import Ending, Fault, FaultKind, Json, Outcome, Source, Value, Violation
+from orchestrator.report.contents import ReportInput
+from orchestrator.studyfile import StudyFile
+
+LIMITS = {"error": 1.0, "rom": 131072.0, "ram": 32768.0, "flops": 4e6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeUpTrial:
+    number: int
+    params: dict[str, Any]
+    state: str = "complete"
+    stage: str = "profile"
+    outcome: Outcome | None = None
+    notes: dict[str, Json] = field(default_factory=dict)
+
+
+def study_file(**changes: Any) -> StudyFile:
+    return StudyFile.model_validate(
+        {
+            "name": "digits",
+            "dataset": {"source": "digits"},
+            "network": {"family": "resnet"},
+            "space": {
+                "network.width": {"type": "int", "low": 4, "high": 32},
+                "network.depth": {"type": "int", "low": 1, "high": 3},
+                "network.kernel_size": {"type": "categorical", "choices": [3, 5]},
+                "training.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
+                "training.epochs": {"type": "int", "low": 5, "high": 30},
+                "compression.sparsity.stage1": {"type": "float", "low": 0.0, "high": 0.8},
+                "compression.sparsity.stage2": {"type": "float", "low": 0.0, "high": 0.8},
+            },
+            "board": "nrf52840-dk",
+            "objectives": {
+                "error": {},
+                "rom": {"limit": "128 KiB"},
+                "ram": {"limit": "32 KiB"},
+                "flops": {"limit": "4 M"},
+            },
+            "budget": {"trials": 40},
+            **changes,
+        }
+    )
+
+
+def made_up_trials(count: int = 40, seed: int = 1) -> list[MadeUpTrial]:
+    rng = random.Random(seed)
+    return [_trial(number, rng, skill=number / count) for number in range(count)]
+
+
+def _trial(number: int, rng: random.Random, skill: float) -> MadeUpTrial:
+    width, depth, kernel = rng.randint(4, 32), rng.randint(1, 3), rng.choice([3, 5])
+    sparsity = rng.uniform(0, 0.8)
+    params = {
+        "network.width": width,
+        "network.depth": depth,
+        "network.kernel_size": kernel,
+        "training.learning_rate": 10 ** rng.uniform(-4, -1),
+        "training.epochs": rng.randint(5, 30),
+        "compression.sparsity.stage1": round(sparsity, 3),
+        "compression.sparsity.stage2": round(rng.uniform(0, 0.8), 3),
+    }
+    weights = width * width * depth * kernel * kernel * (1 - sparsity) * 2.2
+    rom, ram = 9000 + weights, 1200 + 64 * width * 2.5
+    flops = weights * 55
+    if flops > LIMITS["flops"] or rom > LIMITS["rom"]:
+        return _infeasible(number, params, rom, ram, flops)
+    if number == 17:
+        fault = Fault(kind=FaultKind.TRANSIENT, reason="board_hung", detail="no answer within 120 s")
+        return MadeUpTrial(
+            number=number, params=params, state="fault", outcome=Outcome(ending=Ending.FAULT, fault=fault)
+        )
+    error = 0.012 + 0.5 / math.sqrt(weights) + rng.expovariate(1) * 0.05 * (1.2 - skill)
+    cycles = flops * 3.1
+    values = {
+        "float_error": Value(amount=error * 0.9, unit="1", source=Source.EXACT),
+        "error": Value(amount=error, unit="1", source=Source.EXACT, note="deployed integer network, whole split"),
+        "rom": Value(amount=round(rom), unit="byte", source=Source.EXACT),
+        "ram": Value(amount=round(ram), unit="byte", source=Source.EMULATED, note="static and stack high-water mark"),
+        "flops": Value(amount=round(flops), unit="1", source=Source.EXACT),
+        "cycles": Value(amount=round(cycles), unit="1", source=Source.EMULATED),
+        "latency": Value(amount=cycles / 64e6, unit="s", source=Source.EMULATED),
+        "energy": Value(amount=cycles * 0.35e-9, unit="J", source=Source.ESTIMATED, note="nJ per cycle of the board"),
+    }
+    layers = [
+        {"index": i, "name": f"conv{i}", "op": "conv2d", "macs": round(flops / 8), "cycles": round(cycles / (i + 2))}
+        for i in range(2 * depth + 2)
+    ]
+    seconds = {"gate": 0.8, "train": rng.uniform(3, 12), "compress": 2.5, "build": 1.1, "profile": 0.7}
+    return MadeUpTrial(
+        number=number,
+        params=params,
+        outcome=Outcome(
+            ending=Ending.COMPLETE, values=values, artifacts={"elf": f"{number:064x}"}, stage_seconds=seconds
+        ),
+        notes={"profile": {"layers": layers}},
+    )
+
+
+def _infeasible(number: int, params: dict[str, Any], rom: float, ram: float, flops: float) -> MadeUpTrial:
+    values = {
+        "rom": Value(amount=round(rom), unit="byte", source=Source.EXACT),
+        "ram": Value(amount=round(ram), unit="byte", source=Source.EXACT),
+        "flops": Value(amount=round(flops), unit="1", source=Source.EXACT),
+    }
+    violation = Violation(
+        quantity="flops",
+        amount=flops,
+        limit=LIMITS["flops"],
+        unit="1",
+        message=f"flops {flops / 1e6:.2f} M are {(flops - LIMITS['flops']) / 1e6:.2f} M above the limit of 4 M",
+    )
+    outcome = Outcome(ending=Ending.INFEASIBLE, values=values, violations=(violation,), stage_seconds={"gate": 0.9})
+    return MadeUpTrial(number=number, params=params, state="infeasible", stage="gate", outcome=outcome)
+
+
+def front_of(trials: list[MadeUpTrial]) -> list[int]:
+    points = {
+        trial.number: [trial.outcome.values[name].amount for name in LIMITS]
+        for trial in trials
+        if trial.state == "complete" and trial.outcome is not None
+    }
+    return [
+        number
+        for number, point in points.items()
+        if not any(
+            all(a <= b for a, b in zip(other, point, strict=True)) and other != point for other in points.values()
+        )
+    ]
+
+
+def report_input(trials: list[MadeUpTrial] | None = None, **changes: Any) -> ReportInput:
+    trials = made_up_trials() if trials is None else trials
+    front = front_of(trials)
+    history = [(n + 1, 0.75 * (1 - math.exp(-(n + 1) / 14)) + (0.02 if n > 8 else 0)) for n in range(len(trials))]
+    fields: dict[str, Any] = {
+        "study": study_file(),
+        "limits": LIMITS,
+        "trials": trials,
+        "front": front,
+        "history": history,
+        "test_results": {n: Value(amount=0.02 + 0.001 * n, unit="1", source=Source.EXACT) for n in front},
+        "written_at": "2026-01-02T03:04:05+00:00",
+        "board_text": "nRF52840, Cortex-M4F at 64 MHz, 1 MiB flash, 256 KiB RAM",
+        "study_yaml": "name: digits\nboard: nrf52840-dk\n",
+        "export_command": "edgefront export digits --trial {trial} --to digits-{trial}",
+        "downloads": {n: [("C sources", f"report_files/trial-{n}/network-c.zip")] for n in front},
+        **changes,
+    }
+    return ReportInput(**fields)

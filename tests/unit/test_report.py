@@ -1,0 +1,128 @@
+"""The report: what it says, that it is one file, and that a browser draws it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_trials import MadeUpTrial, made_up_trials, report_input, study_file
+
+from orchestrator.records import Ending, Outcome, Source, Value
+from orchestrator.report.contents import contents, layers_of
+from orchestrator.report.page import render, script_json
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def complete(number: int, **values: float) -> MadeUpTrial:
+    units = {"error": "1", "rom": "byte", "ram": "byte", "flops": "1"}
+    named = {name: Value(amount=v, unit=units[name], source=Source.EXACT) for name, v in values.items()}
+    return MadeUpTrial(number=number, params={}, outcome=Outcome(ending=Ending.COMPLETE, values=named))
+
+
+def test_the_headline_names_the_best_of_the_front_in_each_objective() -> None:
+    trials = [complete(0, error=0.1, rom=2048, ram=1, flops=1), complete(1, error=0.2, rom=1024, ram=1, flops=1)]
+    test = {0: Value(amount=0.125, unit="1", source=Source.EXACT)}
+    page = contents(report_input(trials, test_results=test, history=[(1, 0.25), (2, 0.5)]))
+    figures = {figure["title"]: figure for figure in page["headline"]}
+    assert figures["hypervolume"]["figure"] == "0.500"
+    assert figures["lowest error"]["figure"] == "10.00 %"
+    assert "12.50 %" in figures["lowest error"]["about"]
+    assert figures["smallest ROM"]["figure"] == "1.0 KiB"
+    assert "trial 1" in figures["smallest ROM"]["about"]
+
+
+def test_each_value_carries_its_source_and_each_infeasible_trial_its_reason() -> None:
+    page = contents(report_input())
+    trials = {trial["number"]: trial for trial in page["trials"]}
+    assert trials[0]["values"]["energy"] == {
+        "amount": pytest.approx(trials[0]["values"]["cycles"]["amount"] * 0.35e-9, rel=1e-3),
+        "text": trials[0]["values"]["energy"]["text"],
+        "source": "estimated",
+        "note": "nJ per cycle of the board",
+    }
+    assert "above the limit of 4 M" in trials[8]["reason"]
+    assert trials[17]["reason"] == "board_hung at profile"
+    assert {entry["source"] for entry in page["sources"]} == {"exact", "emulated", "estimated"}
+
+
+def test_a_study_without_any_ended_trial_has_a_report_too() -> None:
+    page = contents(report_input([], test_results={}, history=[], front=[], downloads={}))
+    assert page["trials"] == []
+    assert "<title>digits" in render(page)
+
+
+def test_layers_join_what_the_compiler_knows_with_what_the_board_counted() -> None:
+    notes = {
+        "build": {"layers": [{"symbol": "edgefront_layer_00_conv2d", "op": "conv2d", "macs": 9}]},
+        "profile": {"layers": [{"symbol": "edgefront_layer_00_conv2d", "cycles": 21}]},
+    }
+    assert layers_of(notes) == [{"symbol": "edgefront_layer_00_conv2d", "op": "conv2d", "macs": 9, "cycles": 21}]
+
+
+class Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.n_scripts = 0
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.n_scripts += tag == "script"
+        named = dict(attributes)
+        if tag in ("link", "img", "iframe", "script") and (named.get("src") or named.get("href")):
+            self.fetched.append(tag)
+
+
+def test_the_page_is_one_file_that_fetches_nothing() -> None:
+    elements = Elements()
+    elements.feed(render(contents(report_input())))
+    assert elements.fetched == []
+    assert elements.n_scripts == 3
+
+
+def test_no_text_of_a_study_can_break_out_of_the_page() -> None:
+    attack = "</script><script>alert(1)</script><!--"
+    trial = MadeUpTrial(number=0, params={"network.width": attack}, outcome=None, state="running")
+    page = render(
+        contents(report_input([trial], study_yaml=attack, front=[], history=[], test_results={}, downloads={}))
+    )
+    elements = Elements()
+    elements.feed(page)
+    assert elements.n_scripts == 3
+    assert "alert(1)</script>" not in page
+
+
+def test_script_json_is_json_and_refuses_what_is_not() -> None:
+    assert json.loads(script_json({"a": "<\u2028>"})) == {"a": "<\u2028>"}
+    with pytest.raises(ValueError, match="Out of range float"):
+        script_json({"a": float("nan")})
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize("count", [40, 0])
+def test_a_browser_draws_every_part(count: int, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    some = {} if count else {"test_results": {}, "history": [], "front": [], "downloads": {}}
+    page.write_text(render(contents(report_input(made_up_trials(count), **some))), encoding="utf-8")
+    dom = dump_dom(page, tmp_path / "profile")
+    assert 'data-ready="yes"' in dom, "the script stopped half-way"
+    assert len(re.findall(r"<tr[^>]*data-number", dom)) == count
+    assert dom.count("main-svg") >= (6 if count else 3)
+
+
+def dump_dom(page: Path, profile: Path) -> str:
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    command = [str(CHROMIUM), *flags.split(), "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_parameters_that_are_fixed_are_not_drawn() -> None:
+    space = {"network.width": {"type": "int", "low": 4, "high": 32}, "network.depth": 2}
+    page = contents(report_input(study=study_file(space=space)))
+    assert page["params"] == ["network.width"]
