@@ -60,9 +60,7 @@ class Value:
 
     @staticmethod
     def from_json(data: Json) -> Value:
-        return Value(
-            amount=data["amount"], unit=data["unit"], source=Source(data["source"]), note=data.get("note", "")
-        )
+        return Value(amount=data["amount"], unit=data["unit"], source=Source(data["source"]), note=data.get("note", ""))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +75,9 @@ class Violation:
 
     def __post_init__(self) -> None:
         if math.isnan(self.amount) or math.isnan(self.limit):
-            raise ValueError(f"violation of {self.quantity}: amount {self.amount} and limit {self.limit} must be numbers")
+            raise ValueError(
+                f"violation of {self.quantity}: amount {self.amount} and limit {self.limit} must be numbers"
+            )
 
     @property
     def excess(self) -> float:

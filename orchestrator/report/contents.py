@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -153,7 +154,7 @@ def _quantity(name: str, limit: float | None) -> Json:
         "unit": unit,
         "factor": factor,
         "axis_unit": axis_unit,
-        "limit": limit,
+        "limit": limit if limit is not None and math.isfinite(limit) else None,
         "limit_text": show(limit, unit, name) if limit is not None else "",
     }
 
