@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from orchestrator.records import Json, Source, StageRequest, Value
@@ -17,9 +15,6 @@ from tasks.nn.weights import unpack_weights
 from tasks.quant.quantise import quantisation_summary, quantise
 from tasks.stage import StageContext, StageOutput
 from tasks.train import reporter
-
-# Fine-tuning repairs, it does not explore: it starts at this share of the training's learning rate.
-FINETUNE_RATE = 0.3
 
 
 def run(request: StageRequest, context: StageContext) -> StageOutput:
@@ -81,17 +76,15 @@ def _prune_and_tune(
     device = next(module.parameters()).device
     tensors = TensorData.of(data, device)
     n_total = compression.steps * compression.finetune_epochs
-    tuning: dict[str, Any] = {
-        "epochs": max(1, compression.finetune_epochs),
-        "learning_rate": training.learning_rate * FINETUNE_RATE,
-    }
+    # The learning rate goes back to where training began: with a tenth of it, half-pruned networks do not recover.
+    tuning = training.model_copy(update={"epochs": max(1, compression.finetune_epochs)})
 
     def tune(pruned: nn.Module, round_index: int) -> None:
         if compression.finetune_epochs == 0:
             return
         report = reporter(request, context, done=round_index * compression.finetune_epochs, total=n_total)
         seed = request.seed + 1 + round_index
-        epochs = fit(pruned, tensors, training.model_copy(update=tuning), seed=seed, on_epoch=report, warm_up=False)
+        epochs = fit(pruned, tensors, tuning, seed=seed, on_epoch=report, warm_up=False)
         curve.extend([round(epoch.loss, 5), round(epoch.accuracy, 5)] for epoch in epochs)
 
     prune(

@@ -8,24 +8,68 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import onnx
+import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks.errors import Defect
+from tasks.quant.tracing import trace_onnx
+from tasks.quant.writer import INPUT, OPSET, OUTPUT, NotTraceable
 
-INPUT, OUTPUT = "input", "output"
-OPSET = 20
+FloatArray = NDArray[np.float32]
+
+# Largest difference between the exported network's outputs and the module's, as a share of the largest output.
+TOLERANCE = 1e-3
 
 
-def export_onnx(module: nn.Module, example: Tensor) -> onnx.ModelProto:
+def export_onnx(module: nn.Module, x: FloatArray) -> onnx.ModelProto:
     """The network in evaluation mode, with a free batch size; input and output are called ``input`` and ``output``.
 
-    Shapes: example (n, …) with n ≥ 2.
+    The quick way of :mod:`tasks.quant.tracing` is taken where it knows the network, PyTorch's exporter elsewhere.
+    Either way the outputs for ``x`` are compared with the module's.
+
+    Shapes: x (n, …) with n ≥ 2.
 
     Raises:
-        Defect: PyTorch cannot export the network.
+        Defect: the network cannot be exported, or its outputs are not finite.
     """
+    example = torch.tensor(x, dtype=torch.float32)
+    with torch.no_grad():
+        expected = module.eval()(example).numpy()
+    if not np.isfinite(expected).all():
+        raise Defect("not_finite", "the network's outputs are not finite; its training has gone wrong unnoticed")
+    with contextlib.suppress(NotTraceable):
+        model = trace_onnx(module, example)
+        if agrees(model, x, expected):
+            return model
+    model = _torch_onnx(module, example)
+    if not agrees(model, x, expected):
+        raise Defect("cannot_export", "the exported network computes something else than the PyTorch module")
+    return model
+
+
+def agrees(model: onnx.ModelProto, x: FloatArray, expected: FloatArray) -> bool:
+    """Whether the model's outputs for x (n, …) are ``expected`` (n, k), up to float rounding."""
+    largest = max(float(np.abs(expected).max()), 1e-6)
+    return float(np.abs(run_onnx(model, x)[0] - expected).max()) <= TOLERANCE * largest
+
+
+def run_onnx(model: onnx.ModelProto | bytes, x: FloatArray) -> list[FloatArray]:
+    """All outputs of an ONNX model for inputs x (n, …)."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    outputs: list[FloatArray] = session.run(None, {INPUT: np.ascontiguousarray(x, dtype=np.float32)})
+    return outputs
+
+
+def _torch_onnx(module: nn.Module, example: Tensor) -> onnx.ModelProto:
+    """PyTorch's own exporter."""
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     try:
         with _quiet(), torch.no_grad():

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-import onnxruntime
-import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
@@ -21,13 +19,15 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from torch import nn
 
 from tasks.errors import Defect
-from tasks.quant.export import INPUT, export_onnx
+from tasks.quant.export import export_onnx, run_onnx
+from tasks.quant.writer import INPUT
 
 FloatArray = NDArray[np.float32]
 Range = tuple[float, float]
 
 # The share of each activation tensor's values that its range covers; the rest saturates. See docs/decisions.
 COVERAGE = 0.9999
+EXPORT_SAMPLES = 8
 OPERATORS = (
     "Conv",
     "Gemm",
@@ -50,7 +50,7 @@ OPERATORS = (
 def quantise(module: nn.Module, calibration: FloatArray) -> tuple[bytes, bytes]:
     """The network as a float ONNX model and as an int8 one.
 
-    Shapes: calibration (n, C, …), normalised inputs; a hundred give good ranges.
+    Shapes: calibration (n, C, …) with n ≥ 2, normalised inputs; a hundred give good ranges.
 
     Returns:
         ``(onnx_float, onnx_qdq)``, serialised.
@@ -58,8 +58,7 @@ def quantise(module: nn.Module, calibration: FloatArray) -> tuple[bytes, bytes]:
     Raises:
         Defect: the network cannot be exported, or its activations are not finite.
     """
-    example = torch.tensor(calibration[:2], dtype=torch.float32)
-    model = export_onnx(module, example if len(example) > 1 else example.repeat(2, *([1] * (example.ndim - 1))))
+    model = export_onnx(module, calibration[:EXPORT_SAMPLES])
     return model.SerializeToString(), quantise_onnx(model, calibration).SerializeToString()
 
 
@@ -95,21 +94,12 @@ def calibrate(model: onnx.ModelProto, calibration: FloatArray) -> dict[str, Rang
     ranges = {INPUT: _range_of(calibration)}
     for name, tensor in zip(names, values, strict=True):
         if not np.isfinite(tensor).all():
-            raise Defect("not_finite", f"the output {name!r} of the network's graph is not finite on calibration inputs")
+            raise Defect(
+                "not_finite", f"the output {name!r} of the network's graph is not finite on calibration inputs"
+            )
         if tensor.dtype == np.float32:
             ranges[name] = _range_of(tensor)
     return ranges
-
-
-def run_onnx(model: onnx.ModelProto | bytes, x: FloatArray) -> list[NDArray[np.float32]]:
-    """All outputs of an ONNX model for inputs x (n, …)."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    data = model if isinstance(model, bytes) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    outputs: list[NDArray[np.float32]] = session.run(None, {INPUT: np.ascontiguousarray(x, dtype=np.float32)})
-    return outputs
 
 
 def _with_all_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
