@@ -1,0 +1,144 @@
+"""A finished firmware image, read from its ELF file: what to program where, and where its parts lie."""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+from mcu_agent.errors import ImageRejected
+from mcu_agent.kinds import BoardKind
+
+IMAGE_ID_BYTES = 32
+_UNSIZED_REACH = 256  # how far after the start of a function without a size an address is still called its own
+REQUIRED_SYMBOLS = (
+    "edgefront_ready",
+    "edgefront_run",
+    "edgefront_after_run",
+    "edgefront_mailbox",
+    "edgefront_image_id",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """Bytes to program at ``address``."""
+
+    address: int
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Symbol:
+    """A named range of the image; ``size`` is 0 where the ELF file does not say. Thumb bits are cleared."""
+
+    name: str
+    address: int
+    size: int
+    is_function: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Image:
+    """A firmware image for one board kind. ``image_id`` is what the device must report."""
+
+    segments: Sequence[Segment]
+    symbols: Mapping[str, Symbol]
+    image_id: bytes
+
+    def address(self, name: str) -> int:
+        """Where ``name`` lies.
+
+        Raises:
+            ImageRejected: the image has no such symbol.
+        """
+        if name not in self.symbols:
+            raise ImageRejected(f"the image has no symbol {name}; was it built by this version of the compiler?")
+        return self.symbols[name].address
+
+    def where(self, address: int) -> str:
+        """The function around ``address`` in words, as in ``edgefront_run+0x12``; the bare address when there is
+        none.
+        """
+        functions = sorted((s.address, s.name, s.size) for s in self.symbols.values() if s.is_function)
+        index = bisect_right(functions, address, key=lambda function: function[0]) - 1
+        if index < 0:
+            return f"{address:#010x}"
+        start, name, size = functions[index]
+        if address >= start + max(size, _UNSIZED_REACH):
+            return f"{address:#010x}"
+        return name if address == start else f"{name}+{address - start:#x}"
+
+
+def read_image(elf: bytes, kind: BoardKind) -> Image:
+    """The image in an ELF file, checked against the board it shall run on.
+
+    Raises:
+        ImageRejected: not a 32-bit little-endian Arm ELF file, a symbol is missing, or a segment lies outside the flash
+            of the board.
+    """
+    try:
+        file = ELFFile(io.BytesIO(elf))
+        if file["e_machine"] != "EM_ARM" or file.elfclass != 32 or not file.little_endian:
+            raise ImageRejected(f"the image is built for {file['e_machine']}, not for 32-bit little-endian Arm")
+        segments = [
+            Segment(address=segment["p_paddr"], data=segment.data())
+            for segment in file.iter_segments()
+            if segment["p_type"] == "PT_LOAD" and segment["p_filesz"] > 0
+        ]
+        symbols = _symbols(file)
+    except (ELFError, ValueError, KeyError, AttributeError) as error:
+        raise ImageRejected(f"not a readable ELF file ({len(elf)} bytes): {error}") from error
+    for segment in segments:
+        _check_segment(segment, kind)
+    missing = [name for name in REQUIRED_SYMBOLS if name not in symbols]
+    if missing:
+        raise ImageRejected(
+            f"the image has no symbol {', '.join(missing)}; was it built by this version of the compiler?"
+        )
+    return Image(
+        segments=segments,
+        symbols=symbols,
+        image_id=_bytes_at(segments, symbols["edgefront_image_id"].address, IMAGE_ID_BYTES),
+    )
+
+
+def _symbols(file: ELFFile) -> dict[str, Symbol]:
+    found: dict[str, Symbol] = {}
+    for section in file.iter_sections():
+        if not isinstance(section, SymbolTableSection):
+            continue
+        for symbol in section.iter_symbols():
+            kind = symbol["st_info"]["type"]
+            if not symbol.name or symbol["st_shndx"] == "SHN_UNDEF" or kind in ("STT_FILE", "STT_SECTION"):
+                continue
+            if symbol.name.startswith("$"):  # Arm's mapping symbols mark code and data, they name nothing
+                continue
+            is_function = kind == "STT_FUNC"
+            address = symbol["st_value"] & ~1 if is_function else symbol["st_value"]
+            found[symbol.name] = Symbol(
+                name=symbol.name, address=address, size=symbol["st_size"], is_function=is_function
+            )
+    return found
+
+
+def _check_segment(segment: Segment, kind: BoardKind) -> None:
+    end = segment.address + len(segment.data)
+    if segment.address < kind.flash_origin or end > kind.flash_end:
+        raise ImageRejected(
+            f"a segment at {segment.address:#010x}..{end:#010x} lies outside the flash of {kind.name}, "
+            f"{kind.flash_origin:#010x}..{kind.flash_end:#010x}"
+        )
+
+
+def _bytes_at(segments: Sequence[Segment], address: int, size: int) -> bytes:
+    for segment in segments:
+        offset = address - segment.address
+        if offset >= 0 and offset + size <= len(segment.data):
+            return segment.data[offset : offset + size]
+    raise ImageRejected(f"the image id at {address:#010x} does not lie in flash")
