@@ -1,0 +1,153 @@
+"""ONNX → firmware: the passes in their order, and the image they end in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from mcu_agent.kinds import BoardKind
+from tasks.firmware.emit import banner, count_flops, count_macs, emit_network
+from tasks.firmware.errors import DoesNotFit, ToolchainError
+from tasks.firmware.image import REGION_SPAN, FirmwareImage, RamSplit, RomSplit, measure
+from tasks.firmware.ir import Graph, layer_symbol, op_name
+from tasks.firmware.lower import lower
+from tasks.firmware.onnx_import import import_onnx
+from tasks.firmware.planner import Plan, plan_memory
+from tasks.firmware.toolchain import gcc_version, link_firmware, zig_version
+
+PREFIX = "edgefront"
+STACK_BYTES = 1024
+_OVERFLOW = "overflowed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compiled:
+    """A network as graph, memory plan, C sources (path → text, harness included) and linked image."""
+
+    graph: Graph
+    plan: Plan
+    sources: dict[str, str]
+    image: FirmwareImage
+
+    @property
+    def macs(self) -> int:
+        return sum(count_macs(self.graph, layer) for layer in self.graph.layers)
+
+    @property
+    def flops(self) -> int:
+        return sum(count_flops(self.graph, layer) for layer in self.graph.layers)
+
+    def layers_json(self) -> list[dict[str, Any]]:
+        """What an agent needs to look at the layers of a running image."""
+        return [
+            {
+                "index": index,
+                "name": layer.name,
+                "op": op_name(layer),
+                "symbol": layer_symbol(PREFIX, index, layer),
+                "output_offset": self.plan.offsets[layer.output],
+                "output_bytes": self.graph.tensors[layer.output].n_bytes,
+                "output_shape": list(self.graph.tensors[layer.output].shape),
+                "macs": count_macs(self.graph, layer),
+            }
+            for index, layer in enumerate(self.graph.layers)
+        ]
+
+
+def compile_network(onnx_qdq: bytes, kind: BoardKind, *, compiler: str = "zig") -> Compiled:
+    """Compile a QDQ int8 model for a board kind, with ``"zig"`` or ``"gcc"``.
+
+    Raises:
+        Unsupported: the model holds what cannot be compiled.
+        AccumulatorOverflow: a layer's sums could leave 32 bits.
+        DoesNotFit: the image is larger than the board, with exact bytes a region.
+        ToolchainError: the C compiler is missing or failed.
+    """
+    return compile_graph(lower(import_onnx(onnx_qdq)), kind, compiler=compiler)
+
+
+def compile_graph(graph: Graph, kind: BoardKind, *, compiler: str = "zig") -> Compiled:
+    """The passes after lowering; raises as :func:`compile_network`."""
+    plan = plan_memory(graph)
+    sources = {**emit_network(graph, plan, PREFIX), **_board_files(graph, kind)}
+    name = zig_version() if compiler == "zig" else gcc_version()
+    image_id = _image_id(sources, kind, name)
+    sources["board/image_id.c"] = _image_id_file(graph, image_id)
+    sources = dict(sorted(sources.items()))
+    elf, rom, ram = _link(sources, kind, compiler)
+    image = FirmwareImage(elf=elf, image_id=image_id, rom=rom, ram=ram, compiler=name, board_kind=kind.name)
+    return Compiled(graph=graph, plan=plan, sources=sources, image=image)
+
+
+def write_sources(sources: Mapping[str, str], folder: Path) -> list[str]:
+    """Write files under ``folder``; gives back the C files among them."""
+    for path, text in sources.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8", newline="\n")
+    return [path for path in sources if path.endswith(".c")]
+
+
+def _board_files(graph: Graph, kind: BoardKind) -> dict[str, str]:
+    folder = resources.files("tasks.firmware") / "csrc" / "board"
+    files = {f"board/{name}": (folder / name).read_text("utf-8") for name in ("harness.c", "mailbox.h", "startup.c")}
+    template = (folder / "link.ld.in").read_text("utf-8")
+    return files | {"link.ld": _linker_script(template, graph, kind, (kind.flash_bytes, kind.ram_bytes))}
+
+
+def _linker_script(template: str, graph: Graph, kind: BoardKind, lengths: tuple[int, int]) -> str:
+    return Template(template).substitute(
+        header=f"{banner(graph)} Board kind {kind.name}.",
+        flash_origin=f"0x{kind.flash_origin:08X}",
+        flash_length=f"0x{lengths[0]:X}",
+        ram_origin=f"0x{kind.ram_origin:08X}",
+        ram_length=f"0x{lengths[1]:X}",
+        stack_bytes=STACK_BYTES,
+    )
+
+
+def _image_id(sources: Mapping[str, str], kind: BoardKind, compiler: str) -> bytes:
+    text = json.dumps([dict(sorted(sources.items())), kind.name, kind.core, kind.fpu, compiler])
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _image_id_file(graph: Graph, image_id: bytes) -> str:
+    rows = [", ".join(f"0x{byte:02X}" for byte in image_id[i : i + 8]) for i in range(0, 32, 8)]
+    body = ",\n    ".join(rows)
+    return (
+        f'/* {banner(graph)} */\n#include "mailbox.h"\n\nconst uint8_t edgefront_image_id[32] = {{\n    {body},\n}};\n'
+    )
+
+
+def _link(sources: dict[str, str], kind: BoardKind, compiler: str) -> tuple[bytes, RomSplit, RamSplit]:
+    with tempfile.TemporaryDirectory(prefix="edgefront-build-") as name:
+        folder = Path(name)
+        c_files = write_sources(sources, folder)
+        try:
+            elf = link_firmware(folder, c_files, kind, compiler)
+        except ToolchainError as error:
+            if _OVERFLOW not in str(error):
+                raise
+            raise _overflow(sources, kind, compiler, folder, c_files) from error
+        return elf, *measure(elf, kind)
+
+
+def _overflow(
+    sources: Mapping[str, str], kind: BoardKind, compiler: str, folder: Path, c_files: list[str]
+) -> DoesNotFit:
+    """Link once more without limits and count: the linker's own figures stop at its first overflowing section."""
+    lengths = (f"0x{kind.flash_bytes:X}", f"0x{kind.ram_bytes:X}")
+    script = sources["link.ld"]
+    for length in lengths:
+        script = script.replace(f"LENGTH = {length}\n", f"LENGTH = 0x{REGION_SPAN:X}\n")
+    (folder / "link.ld").write_text(script, encoding="utf-8", newline="\n")
+    rom, ram = measure(link_firmware(folder, c_files, kind, compiler), kind)
+    overflows = {"FLASH": (rom.total_bytes, kind.flash_bytes), "RAM": (ram.total_bytes, kind.ram_bytes)}
+    return DoesNotFit({region: sizes for region, sizes in overflows.items() if sizes[0] > sizes[1]})

@@ -1,0 +1,120 @@
+/**
+ * Waits for commands in the mailbox, runs the network, counts cycles where the core can, and reports the stack's
+ * high-water mark. Input and output stay in the arena: the mailbox only says where.
+ */
+#include "edgefront.h"
+#include "mailbox.h"
+
+#define DEMCR (*(volatile uint32_t *)0xE000EDFCu)
+#define DWT_CTRL (*(volatile uint32_t *)0xE0001000u)
+#define DWT_CYCCNT (*(volatile uint32_t *)0xE0001004u)
+#define DWT_LAR (*(volatile uint32_t *)0xE0001FB0u)
+
+#define DEMCR_TRCENA (1u << 24)
+#define DWT_CTRL_CYCCNTENA (1u << 0)
+#define DWT_UNLOCK 0xC5ACCE55u
+
+volatile edgefront_mailbox_t edgefront_mailbox;
+
+void edgefront_ready(void);
+void edgefront_after_run(void);
+
+/** The firmware waits here for a command; an emulator stops here. */
+__attribute__((noinline)) void edgefront_ready(void)
+{
+    while (edgefront_mailbox.command == 0) {
+    }
+}
+
+/** Marks the end of an inference. */
+__attribute__((noinline)) void edgefront_after_run(void)
+{
+    __asm volatile("" ::: "memory");
+}
+
+static uint32_t crc32(const uint8_t *bytes, uint32_t n_bytes)
+{
+    uint32_t crc = 0xFFFFFFFFu;
+    for (uint32_t i = 0; i < n_bytes; ++i) {
+        crc ^= bytes[i];
+        for (int32_t bit = 0; bit < 8; ++bit) {
+            crc = (crc >> 1) ^ (0xEDB88320u & (0u - (crc & 1u)));
+        }
+    }
+    return ~crc;
+}
+
+/** Start the cycle counter. It is missing or dead on some cores and all emulators: then it does not move. */
+static uint32_t start_cycle_counter(void)
+{
+    DEMCR |= DEMCR_TRCENA;
+#if __ARM_ARCH == 7
+    DWT_LAR = DWT_UNLOCK; /* Cortex-M7 locks the unit; on Cortex-M4 nothing listens here */
+#endif
+    DWT_CYCCNT = 0;
+    DWT_CTRL |= DWT_CTRL_CYCCNTENA;
+    const uint32_t before = DWT_CYCCNT;
+    __asm volatile("nop\n\tnop\n\tnop\n\tnop");
+    return DWT_CYCCNT != before ? 1u : 0u;
+}
+
+static uint32_t stack_used(void)
+{
+    const volatile uint32_t *word = __edgefront_stack_bottom;
+    while (word < __edgefront_stack_top && *word == EDGEFRONT_STACK_PAINT) {
+        ++word;
+    }
+    return (uint32_t)((uintptr_t)__edgefront_stack_top - (uintptr_t)word);
+}
+
+static void fail(uint32_t code)
+{
+    edgefront_mailbox.error_code = code;
+    edgefront_mailbox.status = EDGEFRONT_ERROR;
+}
+
+static void run_once(const edgefront_sizes_t *sizes)
+{
+    if (crc32((const uint8_t *)sizes->input, sizes->input_bytes) != edgefront_mailbox.input_crc) {
+        fail(EDGEFRONT_ERROR_CRC);
+        return;
+    }
+    const uint32_t has_counter = edgefront_mailbox.has_cycle_counter;
+    const uint32_t before = has_counter ? DWT_CYCCNT : 0;
+    (void)edgefront_run(0, 0);
+    edgefront_after_run();
+    edgefront_mailbox.cycles = has_counter ? DWT_CYCCNT - before : 0;
+    edgefront_mailbox.output_crc = crc32((const uint8_t *)sizes->output, sizes->output_bytes);
+    edgefront_mailbox.stack_used_bytes = stack_used();
+    edgefront_mailbox.sequence += 1;
+    edgefront_mailbox.status = EDGEFRONT_DONE;
+}
+
+int edgefront_main(void)
+{
+    const edgefront_sizes_t *sizes = edgefront_sizes();
+    (void)edgefront_init();
+    for (uint32_t i = 0; i < sizeof edgefront_image_id; ++i) {
+        edgefront_mailbox.image_id[i] = edgefront_image_id[i];
+    }
+    edgefront_mailbox.version = EDGEFRONT_MAILBOX_VERSION;
+    edgefront_mailbox.input_address = (uint32_t)(uintptr_t)sizes->input;
+    edgefront_mailbox.input_bytes = sizes->input_bytes;
+    edgefront_mailbox.output_address = (uint32_t)(uintptr_t)sizes->output;
+    edgefront_mailbox.output_bytes = sizes->output_bytes;
+    edgefront_mailbox.has_cycle_counter = start_cycle_counter();
+    edgefront_mailbox.stack_reserved_bytes =
+        (uint32_t)((uintptr_t)__edgefront_stack_top - (uintptr_t)__edgefront_stack_bottom);
+    edgefront_mailbox.magic = EDGEFRONT_MAGIC;
+    for (;;) {
+        edgefront_ready();
+        const uint32_t command = edgefront_mailbox.command;
+        edgefront_mailbox.command = 0;
+        edgefront_mailbox.status = EDGEFRONT_RUNNING;
+        if (command == EDGEFRONT_COMMAND_RUN) {
+            run_once(sizes);
+        } else {
+            fail(EDGEFRONT_ERROR_COMMAND);
+        }
+    }
+}
