@@ -268,8 +268,6 @@ class CeleryEvaluator:
                 time.sleep(0.2)
 
 
-
-
 def _profile_timeout_s(request: StageRequest) -> float:
     profiling = request.study.get("profiling")
     timeout = profiling.get("timeout") if isinstance(profiling, dict) else None

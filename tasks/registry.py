@@ -22,12 +22,12 @@ STAGES = ("gate", "train", "compress", "build", "profile")
 FINAL_STAGE = "final"
 
 _FUNCTIONS = {
-    "gate": "tasks.gate:gate",
-    "train": "tasks.train:train",
-    "compress": "tasks.compress:compress",
-    "build": "tasks.build:build",
-    "profile": "tasks.profile:profile",
-    "final": "tasks.final:final",
+    "gate": "tasks.gate:run",
+    "train": "tasks.train:run",
+    "compress": "tasks.compress:run",
+    "build": "tasks.build:run",
+    "profile": "tasks.profile:run",
+    "final": "tasks.final:run",
 }
 OVERRIDE_VARIABLE = "EDGEFRONT_STAGES"
 

@@ -33,7 +33,9 @@ def _stage(name: str) -> StageFunction:
             content = f"{name} {x} {request.seed}".encode()
             artifacts[_WRITES[name]] = context.artifacts.put_bytes(content)
         if name == "train":
-            context.progress(Event(name="epoch_finished", fields={"epoch": 1, "epochs": 1, "loss": 0.5, "accuracy": 0.9}))
+            context.progress(
+                Event(name="epoch_finished", fields={"epoch": 1, "epochs": 1, "loss": 0.5, "accuracy": 0.9})
+            )
         values = {
             key: Value(amount=_amount(key, amount, x), unit=unit, source=Source.EXACT)
             for key, amount, unit in _VALUES[name]
@@ -52,7 +54,11 @@ def _misbehave(stage: str, request: StageRequest) -> None:
     """``EDGEFRONT_TEST_TROUBLE``: ``<kind>:<stage>:<trial>[:<attempts>]``, several with commas."""
     for trouble in filter(None, os.environ.get("EDGEFRONT_TEST_TROUBLE", "").split(",")):
         kind, at, trial, *attempts = trouble.split(":")
-        if at == stage and trial in ("*", str(request.trial)) and request.attempt <= int(attempts[0] if attempts else 99):
+        if (
+            at == stage
+            and trial in ("*", str(request.trial))
+            and request.attempt <= int(attempts[0] if attempts else 99)
+        ):
             _make(kind, stage)
 
 
@@ -67,7 +73,9 @@ def _make(kind: str, stage: str) -> None:
     if kind == "defect":
         raise Defect("bit_mismatch", f"{stage}: layer 2 differs")
     if kind == "infeasible":
-        raise Infeasible(Violation(quantity="rom", amount=300.0, limit=200.0, unit="byte", message="rom: 100 bytes over"))
+        raise Infeasible(
+            Violation(quantity="rom", amount=300.0, limit=200.0, unit="byte", message="rom: 100 bytes over")
+        )
     if kind == "crash":
         raise ZeroDivisionError(stage)
 
