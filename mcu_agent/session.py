@@ -232,10 +232,11 @@ class Link:
             TransferCorrupt: input or output were damaged on their way (transient).
             FirmwareError: the firmware reported an error.
         """
-        before = self._command(one)
-        self._run_to("edgefront_after_run")
-        counts = self.board.counter.read() if self.board.counter is not None else ()
-        self._run_to("edgefront_ready")
+        before, counter = self._command(one), self.board.counter
+        counts: Sequence[Counts] = ()
+        if self._run_to("edgefront_after_run"):
+            counts = counter.read() if counter is not None else ()
+            self._run_to("edgefront_ready")
         after = self.report()
         self._check_report(before, after)
         output = self.board.read(after.output_address, after.output_bytes)
@@ -262,13 +263,16 @@ class Link:
         """
         references = self.job.layer_outputs or {}
         symbols = [layer.symbol for layer in self._code_layers]
+        arena = self.image.address("edgefront_arena")
         self._command(self.job.inputs[0])
-        self._run_to(*symbols[:1])
-        for at, layer in enumerate(self._code_layers):
-            self._run_to(*symbols[at + 1 : at + 2] or ["edgefront_after_run"])
-            found = self.board.read(self.image.address("edgefront_arena") + layer.output_offset, layer.output_bytes)
+        stops = [*symbols[1:], "edgefront_after_run"]
+        is_running = self._run_to(symbols[0])
+        for layer, after in zip(self._code_layers, stops, strict=True):
+            is_running = is_running and self._run_to(after)
             wanted = references.get(layer.index)
-            if wanted is not None and found != wanted.astype(np.int8).tobytes():
+            if not is_running or wanted is None:
+                continue
+            if self.board.read(arena + layer.output_offset, layer.output_bytes) != wanted.astype(np.int8).tobytes():
                 return layer.name
         return None
 
@@ -301,10 +305,10 @@ class Link:
         text += f"first differing layer: {layer}" if layer else "every layer is right for the first input"
         return BitMismatch(text, named)
 
-    def _run_to(self, *symbols: str) -> None:
-        addresses = [self.image.address(symbol) for symbol in symbols]
-        if addresses:
-            self.board.run_until(addresses, self._deadline - time.monotonic())
+    def _run_to(self, symbol: str) -> bool:
+        """Run to ``symbol``; False when the firmware came back to waiting for commands without passing it."""
+        address, ready = self.image.address(symbol), self.image.address("edgefront_ready")
+        return self.board.run_until({address, ready}, self._deadline - time.monotonic()) == address
 
     def _region(self, name: str) -> Region:
         start = self.image.address(name)

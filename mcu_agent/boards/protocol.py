@@ -58,7 +58,9 @@ class Board(Protocol):
     board_id: str
     kind: BoardKind
     is_emulated: bool
-    counter: Counter | None
+
+    @property
+    def counter(self) -> Counter | None: ...
 
     def load(self, image: Image) -> None: ...
 

@@ -1,0 +1,196 @@
+"""The profile stage: run the firmware on a board of the study's kind and report what it costs there.
+
+Values: ``ram`` (static data and the deepest stack), ``stack``, ``instructions``, ``cycles``, ``latency``, ``energy``.
+On a virtual board all but the energy are *emulated*: instructions are counted exactly, but on an emulated core, and
+cycles follow a cost table; energy is *estimated* from cycles.
+
+How things go wrong: a rig that fails, and firmware that does not come back in time (which an overloaded machine or a
+flaky board can cause), may be tried again; firmware that faults, an image the board does not report, and outputs that
+are not the reference's bit for bit are defects of ours.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mcu_agent.errors import AgentError, FirmwareHang
+from mcu_agent.kinds import BoardKind, load_kind
+from mcu_agent.pool import Pool, lock_folder
+from mcu_agent.rack import load_rack, virtual_rack
+from mcu_agent.session import Job, Layer, Profile, profile
+from orchestrator.records import Event, Json, Source, StageRequest, Value, Violation
+from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile
+from tasks.errors import Defect, Infeasible, TransientFault
+from tasks.firmware.image import measure
+from tasks.stage import StageContext, StageOutput
+
+RACK_VARIABLE = "EDGEFRONT_RACK"
+_LEASE_MARGIN_S = 5.0
+_LIMITED = ("ram", "latency", "energy")
+
+
+def run(request: StageRequest, context: StageContext) -> StageOutput:
+    """Profile the trial's image on a leased board.
+
+    Raises:
+        Infeasible: RAM with the stack, latency or energy are over the study's limit.
+        TransientFault: no board was free, the board was lost, or the firmware did not come back in time.
+        Defect: the firmware is wrong; the detail names the first differing layer or where it faulted.
+    """
+    study = StudyFile.from_json(request.study)
+    try:
+        kind = load_kind(study.board)
+        job = _job(request, context, study)
+        result = _on_leased_board(request, context, study, job)
+    except AgentError as error:
+        raise _classified(error) from error
+    values = _values(result, job, kind)
+    _check_limits(study, kind, values)
+    return StageOutput(values=values, notes=_notes(result))
+
+
+def pool_of(study: StudyFile, study_id: str) -> Pool:
+    """The boards this host offers a study: those of the rack file that ``EDGEFRONT_RACK`` names, shared by all
+    studies, or else as many virtual boards of its kind as it asks for, of its own.
+
+    Raises:
+        InventoryError: the rack file is wrong.
+    """
+    path = os.environ.get(RACK_VARIABLE)
+    if path:
+        return Pool(load_rack(Path(path)), lock_folder())
+    return Pool(virtual_rack(study.board, study.parallelism.boards), lock_folder(study_id))
+
+
+def _on_leased_board(request: StageRequest, context: StageContext, study: StudyFile, job: Job) -> Profile:
+    owner = f"{study.name}/{request.trial}/{request.attempt}"
+    timeout_s = job.timeout_s
+    pool = pool_of(study, request.study_id)
+    with pool.lease(study.board, owner, duration_s=timeout_s + _LEASE_MARGIN_S, wait_s=timeout_s) as board:
+        fields = {"trial": request.trial, "board": board.board_id, "board_kind": study.board}
+        context.progress(Event(name="board_leased", fields=fields))
+        return profile(job, board)
+
+
+def _job(request: StageRequest, context: StageContext, study: StudyFile) -> Job:
+    """What to run, from the artifacts of the build stage."""
+    missing = [name for name in ("elf", "layers", "vectors") if name not in request.inputs]
+    if missing:
+        raise Defect("missing_artifact", f"profile needs the artifacts elf, layers and vectors; missing: {missing}")
+    elf, layers, vectors = (context.artifacts.get_bytes(request.inputs[name]) for name in ("elf", "layers", "vectors"))
+    try:
+        arrays = _arrays(vectors)
+        records = [Layer.from_json(item) for item in json.loads(layers)]
+        inputs, outputs = arrays["inputs"], arrays["outputs"]
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise Defect("bad_artifact", f"layers or vectors cannot be read: {error!r}") from error
+    n = min(len(inputs), study.profiling.samples)
+    return Job(
+        elf=elf,
+        inputs=inputs[:n].reshape(n, -1),
+        expected=outputs[:n].reshape(n, -1),
+        layers=records,
+        layer_outputs=_layer_outputs(arrays),
+        timeout_s=study.profiling.timeout,
+    )
+
+
+def _arrays(data: bytes) -> dict[str, npt.NDArray[np.int8]]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        return {name: archive[name].astype(np.int8) for name in archive.files}
+
+
+def _layer_outputs(arrays: Mapping[str, npt.NDArray[np.int8]]) -> dict[int, npt.NDArray[np.int8]]:
+    prefix = "layer_"
+    return {int(name[len(prefix) :]): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _classified(error: AgentError) -> TransientFault | Defect:
+    """The pipeline's error for the agent's. A hang may be the machine's or the board's fault, so it is tried again."""
+    if error.is_transient or isinstance(error, FirmwareHang):
+        return TransientFault(error.reason, str(error))
+    return Defect(error.reason, str(error))
+
+
+def _values(result: Profile, job: Job, kind: BoardKind) -> dict[str, Value]:
+    found = Source(result.cycles_source)
+    static = measure(job.elf, kind)[1].static_bytes
+    cycles = result.cycles
+    runs = f"median of {result.n_runs} inputs, {cycles.minimum:.0f} to {cycles.maximum:.0f} cycles"
+    where = f"{result.board_id}, {result.clock_hz / 1e6:g} MHz"
+    bound = " at zero wait states, a lower bound" if found is Source.EMULATED else ""
+    values = {
+        "ram": Value(
+            amount=static + result.stack_used_bytes,
+            unit="byte",
+            source=found,
+            note=f"{static} bytes static and at most {result.stack_used_bytes} bytes of stack, {where}",
+        ),
+        "stack": Value(
+            amount=result.stack_used_bytes,
+            unit="byte",
+            source=found,
+            note=f"deepest of {result.n_runs} runs, {result.stack_reserved_bytes} bytes reserved",
+        ),
+        "cycles": Value(amount=cycles.median, unit="1", source=found, note=f"{runs}, {where}{bound}"),
+        "latency": Value(amount=result.latency_s, unit="s", source=found, note=f"{runs}, {where}{bound}"),
+        "energy": Value(
+            amount=result.energy_j, unit="J", source=Source(result.energy_source), note=result.energy_basis
+        ),
+    }
+    if result.instructions is not None:
+        note = "exact count of an emulated run" if found is Source.EMULATED else where
+        values["instructions"] = Value(amount=result.instructions, unit="1", source=found, note=note)
+    return values
+
+
+def _check_limits(study: StudyFile, kind: BoardKind, values: Mapping[str, Value]) -> None:
+    violations = []
+    for name in _LIMITED:
+        objective = study.objectives.get(name)  # type: ignore[call-overload]  # the keys are literals
+        limit = objective.limit if objective is not None else None
+        if name == "ram":
+            limit = min(limit or kind.ram_bytes, kind.ram_bytes)
+        amount = values[name].amount
+        if limit is not None and amount > limit:
+            message = f"{name} {amount:g} is over the limit of {limit:g} {OBJECTIVE_UNITS[name]} ({values[name].note})"
+            unit = OBJECTIVE_UNITS[name]
+            violations.append(Violation(quantity=name, amount=amount, limit=limit, unit=unit, message=message))
+    if violations:
+        raise Infeasible(*violations)
+
+
+def _notes(result: Profile) -> Json:
+    """The board, the operating point and the table of layers, for people and reports."""
+    return {
+        "board_id": result.board_id,
+        "board_kind": result.kind,
+        "image_id": result.image_id,
+        "clock_hz": result.clock_hz,
+        "supply_v": result.supply_v,
+        "meter": result.meter,
+        "n_inputs": result.n_runs,
+        "bit_exact": True,
+        "stack_reserved_bytes": result.stack_reserved_bytes,
+        "cycles": {"minimum": result.cycles.minimum, "maximum": result.cycles.maximum, "spread": result.cycles.spread},
+        "layers": [
+            {
+                "index": layer.index,
+                "name": layer.name,
+                "op": layer.op,
+                "macs": layer.macs,
+                "instructions": layer.instructions,
+                "cycles": layer.cycles,
+            }
+            for layer in result.layers
+        ],
+        "glue": {"instructions": result.glue.instructions, "cycles": result.glue.cycles} if result.glue else None,
+    }
