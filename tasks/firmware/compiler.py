@@ -149,5 +149,4 @@ def _overflow(
         script = script.replace(f"LENGTH = {length}\n", f"LENGTH = 0x{REGION_SPAN:X}\n")
     (folder / "link.ld").write_text(script, encoding="utf-8", newline="\n")
     rom, ram = measure(link_firmware(folder, c_files, kind, compiler), kind)
-    overflows = {"FLASH": (rom.total_bytes, kind.flash_bytes), "RAM": (ram.total_bytes, kind.ram_bytes)}
-    return DoesNotFit({region: sizes for region, sizes in overflows.items() if sizes[0] > sizes[1]})
+    return DoesNotFit({"FLASH": (rom.total_bytes, kind.flash_bytes), "RAM": (ram.total_bytes, kind.ram_bytes)})

@@ -1,7 +1,7 @@
-"""Graph and plan → readable C: a three-function header, one function a layer, and the trained values in a file of their own.
+"""Graph and plan → readable C: a three-function header, one function a layer, trained values in a file of their own.
 
-The same graph gives the same bytes. Trained values (weights, biases, multipliers, zero points, clamps) stand in tables of
-a second translation unit, so that the machine code depends on shapes alone: an untrained network is as large as the
+The same graph gives the same bytes. Trained values (weights, biases, multipliers, zero points, clamps) stand in tables
+of a second translation unit, so that the machine code depends on shapes alone: an untrained network is as large as the
 trained one.
 """
 
@@ -142,7 +142,7 @@ def _network_file(graph: Graph, plan: Plan, prefix: str) -> str:
         f'#include "{prefix}_weights.h"',
         *(f'#include "kernels/ef_{name}_s8.h"' for name in sorted({op_name(layer) for layer in graph.layers})),
         "",
-        f"/* All activations. Live buffers never overlap; {plan.lower_bound_bytes} bytes are alive at once at the worst. */",
+        f"/* All activations; at most {plan.lower_bound_bytes} bytes of them are alive at once. */",
         f"extern int8_t {prefix}_arena[{plan.arena_bytes}];",
         f"_Alignas({max(8, ALIGNMENT)}) int8_t {prefix}_arena[{plan.arena_bytes}];",
         "",
@@ -249,7 +249,7 @@ def _window(graph: Graph, layer: AnyLayer, window: Window, groups: int) -> str:
     return "(ef_window_t){" + ", ".join(f".{name} = {value}" for name, value in fields.items()) + "}"
 
 
-# -- trained values -----------------------------------------------------------------------------------------------------
+# Trained values
 
 _Table = tuple[str, str, str]  # C type, name with its size, initialiser
 
@@ -296,7 +296,6 @@ def _weights_header(graph: Graph, prefix: str) -> str:
 
 
 def _weights_file(graph: Graph, prefix: str) -> str:
-    """Quantisation is {input zero point, output zero point, lowest, highest, left shift}; weights are [O][kH][kW][I]."""
     tables = "\n".join(f"const {kind} {name} = {values};" for kind, name, values in _tables(graph, prefix))
     return f'/* {banner(graph)}\n * {_WEIGHTS_NOTE} */\n#include "{prefix}_weights.h"\n\n{tables}\n'
 

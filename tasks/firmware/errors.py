@@ -32,14 +32,17 @@ class AccumulatorOverflow(FirmwareError):
 
 
 class DoesNotFit(FirmwareError):
-    """The linked image is larger than the board: ``overflows`` holds (needed, available) bytes a region."""
+    """The linked image is larger than the board: ``sizes`` holds (needed, available) bytes of each region,
+    ``overflows`` those of the regions that are too small."""
 
-    def __init__(self, overflows: dict[str, tuple[int, int]]) -> None:
+    def __init__(self, sizes: dict[str, tuple[int, int]]) -> None:
+        overflows = {region: pair for region, pair in sizes.items() if pair[0] > pair[1]}
         parts = [
             f"{region} needs {needed} bytes, the board has {available} ({needed - available} over)"
             for region, (needed, available) in overflows.items()
         ]
         super().__init__("the firmware does not fit: " + "; ".join(parts))
+        self.sizes = sizes
         self.overflows = overflows
 
     @property
@@ -57,4 +60,8 @@ class DoesNotFit(FirmwareError):
 
 
 class ToolchainError(FirmwareError):
-    """The C compiler is missing, failed on our own code, or ran out of time."""
+    """The C compiler is missing, or failed on our own code."""
+
+
+class ToolchainInterrupted(ToolchainError):
+    """The C compiler was killed or ran out of time; it may well succeed on a quieter machine."""

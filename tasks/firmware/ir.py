@@ -1,7 +1,7 @@
 """The typed network the compiler works on: integer layers over int8 tensors in NHWC order.
 
 Nothing here is real-valued but the scales kept for the ends (what an input byte means) and for people. What a layer
-computes from these numbers is defined by ``tasks.quant.reference``; see ``docs/units-and-signs.md`` for rounding and signs.
+computes from these numbers is defined by ``tasks.quant.reference``; ``docs/units-and-signs.md`` has rounding and signs.
 
 Shapes: tensors (H, W, C) without the batch; a vector is (1, 1, C), a 1-D signal (1, L, C).
 """
@@ -144,8 +144,8 @@ class MaxPool(Layer):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AvgPool(Layer):
-    """Mean of the window; padding adds zero. One multiplier: every window counts all its elements. As many as the window
-    has elements: padding does not count, and ``multipliers[n - 1]`` belongs to a window with ``n`` elements inside."""
+    """Mean of the window; padding adds zero. One multiplier: every window counts all its elements. As many as the
+    window has elements: padding does not count, ``multipliers[n - 1]`` is for a window with ``n`` elements inside."""
 
     window: Window
     multipliers: tuple[int, ...]
@@ -175,7 +175,7 @@ class Graph:
 
 
 def op_name(layer: AnyLayer) -> str:
-    """The short word used in symbols: ``conv2d``, ``dwconv2d``, ``dense``, ``add``, ``rescale``, ``maxpool``, ``avgpool``."""
+    """The word used in symbols: ``conv2d``, ``dwconv2d``, ``dense``, ``add``, ``rescale``, ``maxpool``, ``avgpool``."""
     if isinstance(layer, Conv2d) and layer.is_depthwise:
         return "dwconv2d"
     return type(layer).__name__.lower()

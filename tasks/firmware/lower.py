@@ -1,8 +1,8 @@
-"""Lowering: real scales become fixed-point multipliers, real bounds become byte bounds, weights take their final layout.
+"""Lowering: real scales become fixed-point multipliers, real bounds byte bounds, weights take their final layout.
 
-A real factor ``r`` becomes ``multiplier / 2**(32 - left_shift)`` with ``0 <= multiplier < 2**31``. Every layer has the least
-left shift that makes all its multipliers fit, because each further shift costs one bit of their precision. The bound on
-every accumulator is proven here, so that the kernels need no checks.
+A real factor ``r`` becomes ``multiplier / 2**(32 - left_shift)`` with ``0 <= multiplier < 2**31``. Every layer has the
+least left shift that makes all its multipliers fit, because each further shift costs one bit of their precision. The
+bound on every accumulator is proven here, so that the kernels need no checks.
 """
 
 from __future__ import annotations

@@ -174,8 +174,8 @@ class _Importer:
 
 
 def _sorted_nodes(graph: Any, known: set[str]) -> list[tuple[int, Any]]:
-    """The nodes with their numbers, each after those it depends on: quantisation pairs as soon as they can run, the others
-    in the file's order (which decides how much lives at once). Quantisers append their pairs at the end of the file.
+    """The nodes with their numbers, each after those it depends on: quantisation pairs as soon as they can run, the
+    others in the file's order (which decides how much lives at once). Quantisers append their pairs at the end.
 
     What depends on an unknown name, or on itself, comes last.
     """

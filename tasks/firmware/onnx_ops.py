@@ -258,9 +258,6 @@ def constant(call: Call) -> AnyValue:
     return Constant(array=value)
 
 
-# -- helpers ------------------------------------------------------------------------------------------------------------
-
-
 def _pending(
     call: Call, dims: Dims, make: Callable[[Tensor, Bounds], list[AnyNode]], *, like: Activation | None = None
 ) -> Pending:
@@ -289,7 +286,7 @@ def _weights(call: Call, axis: int) -> tuple[Int8Array, FloatArray]:
 
 
 def _bias(call: Call, n_outputs: int, scales: FloatArray) -> IntArray:
-    """The bias in units of ``scales``. Integers already in those units are taken as they are, since reals would lose bits."""
+    """The bias in units of ``scales``. Integers already in those units are taken as they are: reals would lose bits."""
     if len(call.inputs) < 3 or call.inputs[2] is None:
         return np.zeros(n_outputs, np.int64)
     value = call.inputs[2]

@@ -14,6 +14,7 @@ from tasks.firmware.ir import Pads, Tensor
 from tasks.firmware.quantised import AnyNode, Bounds, FloatArray
 
 Dims = tuple[int, ...]
+NO_PADS, NO_BOUNDS = Pads(), Bounds()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,14 +51,14 @@ class RealInput:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Activation:
     """A tensor of the network as one node sees it. ``dims``: without the batch, channels first; ``is_real``: behind a
-    DequantizeLinear; ``is_flat``: flattened from more than one pixel, so that its order is C, H, W and not ours; ``pads``:
-    zeros that a Pad node put around it."""
+    DequantizeLinear; ``is_flat``: flattened from more than one pixel, so that its order is C, H, W and not ours;
+    ``pads``: zeros that a Pad node put around it."""
 
     tensor: Tensor
     dims: Dims
     is_real: bool
     is_flat: bool = False
-    pads: Pads = Pads()
+    pads: Pads = NO_PADS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +71,7 @@ class Pending:
     dims: Dims
     physical: tuple[int, int, int]
     make: Callable[[Tensor, Bounds], list[AnyNode]]
-    bounds: Bounds = Bounds()
+    bounds: Bounds = NO_BOUNDS
     is_flat: bool = False
 
     def clipped(self, bounds: Bounds) -> Pending:

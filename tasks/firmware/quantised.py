@@ -1,7 +1,7 @@
 """The quantised network as an ONNX file states it: integer weights beside real scales, before lowering.
 
-The importer writes these records, ``tasks.firmware.lower`` turns them into integer layers. Keeping the two apart lets the
-importer speak of scales only and the lowering of rounding only.
+The importer writes these records, ``tasks.firmware.lower`` turns them into integer layers. Keeping the two apart lets
+the importer speak of scales only and the lowering of rounding only.
 
 Shapes: tensors (H, W, C); convolution weights (O, I, kH, kW) as in ONNX, dense weights (O, I).
 """

@@ -1,7 +1,7 @@
 """The C compilers: zig's clang from the Python package, by default, and Arm's GCC where it is installed.
 
-zig runs as ``python -m ziglang cc``, so nothing has to be on the path. Its caches lie in the user's cache folder; what is
-compiled for one candidate goes to a temporary folder and disappears with it, since no other candidate would hit it.
+zig runs as ``python -m ziglang cc``, so nothing has to be on the path. Its caches lie in the user's cache folder; what
+is compiled for one candidate goes to a temporary folder and disappears with it, since no other candidate would hit it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mcu_agent.kinds import BoardKind
-from tasks.firmware.errors import ToolchainError
+from tasks.firmware.errors import ToolchainError, ToolchainInterrupted
 
 TIMEOUT_S = 120.0
 
@@ -109,14 +109,16 @@ def _execute(command: list[str], folder: Path) -> None:
     except FileNotFoundError as error:
         raise ToolchainError(f"the compiler {command[0]} is missing: {error}") from error
     except subprocess.TimeoutExpired as error:
-        raise ToolchainError(f"the compiler took more than {TIMEOUT_S:g} s") from error
+        raise ToolchainInterrupted(f"the compiler took more than {TIMEOUT_S:g} s") from error
+    if done.returncode < 0:
+        raise ToolchainInterrupted(f"the compiler was ended by signal {-done.returncode}")
     if done.returncode != 0:
         raise ToolchainError(f"the compiler failed ({done.returncode}):\n{done.stderr.strip()[-4000:]}")
 
 
 @lru_cache(maxsize=1)
 def cache_folder() -> Path:
-    """Where zig keeps its own libraries between runs: the user's cache folder, or a temporary one if that is read-only."""
+    """Where zig keeps its libraries between runs: the user's cache folder, or a temporary one if that is read-only."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
     folder = Path(base) / "edgefront" / "zig"
     try:

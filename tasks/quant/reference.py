@@ -9,6 +9,7 @@ where ``>>`` rounds down. Arrays are batched: (N, H, W, C) int8.
 
 from __future__ import annotations
 
+from typing import TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -31,6 +32,8 @@ from tasks.firmware.ir import (
 
 Int64Array = NDArray[np.int64]
 FloatArray = NDArray[np.floating]
+
+_Number = TypeVar("_Number", np.int8, np.int64, np.float64)
 
 _ROUND = 1 << 31
 _PATCH_BYTES = 1 << 26  # patches are float64; a larger batch is cut in pieces
@@ -100,7 +103,7 @@ def requantise(
 ) -> Int8Array:
     """Accumulators as bytes of ``target``; ``multipliers`` broadcast over ``sums``."""
     scaled = (sums << left_shift) * multipliers.astype(np.int64)
-    return np.clip(target.zero_point + ((scaled + _ROUND) >> 32), clamp.low, clamp.high).astype(np.int8)
+    return _clamped(target.zero_point + ((scaled + _ROUND) >> 32), clamp)
 
 
 def conv2d(x: Int8Array, layer: Conv2d, zero_point: int) -> Int64Array:
@@ -137,14 +140,13 @@ def add(first: Int8Array, second: Int8Array, layer: Add, zero_points: list[int],
         ((x.astype(np.int64).reshape(len(x), *target.shape) - zero_point) << layer.left_shift) * multiplier
         for x, zero_point, multiplier in zip((first, second), zero_points, layer.multipliers, strict=True)
     ]
-    total = target.zero_point + ((terms[0] + terms[1] + _ROUND) >> 32)
-    return np.clip(total, layer.clamp.low, layer.clamp.high).astype(np.int8)
+    return _clamped(target.zero_point + ((terms[0] + terms[1] + _ROUND) >> 32), layer.clamp)
 
 
 def max_pool(x: Int8Array, layer: MaxPool) -> Int8Array:
     """The largest byte of each window, then the clamp; padding is below every byte."""
     largest = _patches(x, layer.window, -128).max(axis=(3, 4))
-    return np.clip(largest, layer.clamp.low, layer.clamp.high).astype(np.int8)
+    return _clamped(largest, layer.clamp)
 
 
 def average_pool(x: Int8Array, layer: AvgPool, zero_point: int, target: Tensor) -> Int8Array:
@@ -158,7 +160,12 @@ def average_pool(x: Int8Array, layer: AvgPool, zero_point: int, target: Tensor) 
     return requantise(sums, multipliers[counts - 1], layer.left_shift, target, layer.clamp)
 
 
-def _patches(x: NDArray[np.generic], window: Window, fill: float) -> NDArray[np.generic]:
+def _clamped(values: NDArray[np.integer], clamp: Clamp) -> Int8Array:
+    clamped: Int8Array = np.clip(values, clamp.low, clamp.high).astype(np.int8)
+    return clamped
+
+
+def _patches(x: NDArray[_Number], window: Window, fill: float) -> NDArray[_Number]:
     """(n, H, W, C) → (n, H', W', kH, kW, C): what each position of the window sees."""
     pads = window.pads
     padded = np.pad(

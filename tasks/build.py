@@ -1,0 +1,141 @@
+"""The stage ``build``: the int8 network as C and as firmware, its error measured on the very C that ships."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.records import StageRequest, Value
+from orchestrator.studyfile import StudyFile
+from tasks.deployment import (
+    board_of,
+    classification_error,
+    compile_within,
+    exact,
+    host_network,
+    input_artifact,
+    integer_graph,
+    limits_of,
+    memory_map,
+    refuse_beyond,
+    size_values,
+)
+from tasks.errors import Defect
+from tasks.firmware.compiler import Compiled
+from tasks.firmware.host import HostNetwork
+from tasks.firmware.ir import Int8Array
+from tasks.nn.datasets import load_dataset
+from tasks.nn.samples import Samples
+from tasks.quant import reference
+from tasks.stage import StageContext, StageOutput
+
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def run(request: StageRequest, context: StageContext) -> StageOutput:
+    """Compile one candidate for its board and measure it on the host.
+
+    Inputs: ``onnx``. Artifacts: ``sources`` (zip of the C), ``elf``, ``layers`` (JSON), ``vectors`` (npz: ``inputs``,
+    ``outputs``, ``labels`` and the layers' outputs for the first sample). Values: ``error`` of the deployed integer
+    network over the whole validation split, ``rom`` and its parts, ``ram`` (static and reserved stack), ``ram_static``,
+    ``arena``, ``flops``, ``macs``; all exact. Notes: the memory map, the image id.
+
+    Raises:
+        Infeasible: it does not fit the board, or breaks a limit on error, ROM, RAM or FLOPs.
+        Defect: the generated C disagrees with the integer reference; names the first differing layer.
+        TransientFault: the compiler was killed or ran out of time.
+    """
+    study = StudyFile.from_json(request.study)
+    kind = board_of(study)
+    objectives = limits_of(study, kind)
+    compiled = compile_within(integer_graph(input_artifact(request, context, "onnx")), kind, objectives)
+    network = host_network(compiled.sources, compiled.graph, compiled.plan)
+    validation = load_dataset(study.dataset, study.seed).validation
+    vectors = known_answers(compiled, network, validation, study.profiling.samples)
+    values = {**size_values(compiled), **_parts(compiled)}
+    values["error"] = exact(
+        classification_error(network, compiled.graph, validation), "1", "validation, deployed integer network"
+    )
+    refuse_beyond(objectives, values)
+    put = context.artifacts.put_bytes
+    artifacts = {
+        "sources": put(pack_sources(compiled.sources)),
+        "elf": put(compiled.image.elf),
+        "layers": put(json.dumps(compiled.layers_json(), indent=1).encode()),
+        "vectors": put(_pack_arrays(vectors)),
+    }
+    notes = {"memory": memory_map(compiled), "image_id": compiled.image.image_id.hex()}
+    return StageOutput(values=values, artifacts=artifacts, notes=notes)
+
+
+def known_answers(
+    compiled: Compiled, network: HostNetwork, samples: Samples, n_samples: int
+) -> dict[str, NDArray[np.generic]]:
+    """``n_samples`` samples (repeated from the start where there are fewer) with the host's outputs, and every layer's
+    output for the first one.
+
+    Raises:
+        Defect: host and integer reference differ on any of them.
+    """
+    rows = np.arange(n_samples) % len(samples)
+    inputs = reference.quantise_input(samples.x[rows], compiled.graph.input_tensor)
+    outputs = network.run(inputs)
+    layers = reference.run(compiled.graph, inputs[:1])
+    _check_bits(compiled, network, inputs, outputs)
+    vectors: dict[str, NDArray[np.generic]] = {"inputs": inputs, "outputs": outputs, "labels": samples.y[rows]}
+    return vectors | {f"layer_{index}": layers[layer.output][0] for index, layer in enumerate(compiled.graph.layers)}
+
+
+def _check_bits(compiled: Compiled, network: HostNetwork, inputs: Int8Array, outputs: Int8Array) -> None:
+    differing = np.flatnonzero((reference.output_of(compiled.graph, inputs) != outputs).any(axis=1))
+    for row in [0, *differing[:1]]:
+        expected = reference.run(compiled.graph, inputs[row : row + 1])
+        first = reference.first_difference(compiled.graph, expected, network.layer_outputs(inputs[row]))
+        if first is not None:
+            raise Defect(
+                "host_mismatch",
+                f"the generated C and the integer reference differ first in layer {first[0]} ({first[1].name!r}, "
+                f"sample {row}); please report this with the ONNX file, sha256 {compiled.graph.digest}",
+            )
+    if len(differing):
+        raise Defect("host_mismatch", f"outputs of sample {differing[0]} differ between two runs of the same C")
+
+
+def _parts(compiled: Compiled) -> dict[str, Value]:
+    rom, ram = compiled.image.rom, compiled.image.ram
+    return {
+        "ram_static": exact(ram.static_bytes, "byte", ".data and .bss, the arena included, without the stack"),
+        "arena": exact(ram.arena_bytes, "byte"),
+        "stack_reserved": exact(ram.stack_reserved_bytes, "byte"),
+        "weights_bytes": exact(rom.weights_bytes, "byte", "weights, biases, multipliers and zero points"),
+        "code_bytes": exact(rom.code_bytes, "byte", "layers and the run function"),
+        "runtime_bytes": exact(rom.runtime_bytes, "byte", "start-up, harness, vectors, padding"),
+    }
+
+
+def pack_sources(sources: Mapping[str, str]) -> bytes:
+    """A zip of text files; the same files give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path, text in sorted(sources.items()):
+            info = zipfile.ZipInfo(path, _ZIP_DATE)
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive.writestr(info, text.encode())
+    return buffer.getvalue()
+
+
+def unpack_sources(data: bytes) -> dict[str, str]:
+    """The files of :func:`pack_sources`."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+def _pack_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()

@@ -1,0 +1,36 @@
+"""The stage ``gate``: what the candidate will need of the board, known before any of it is trained."""
+
+from __future__ import annotations
+
+from orchestrator.records import StageRequest
+from orchestrator.studyfile import StudyFile
+from tasks.deployment import board_of, compile_within, integer_graph, limits_of, memory_map, size_values
+from tasks.nn.candidate import pruned_untrained
+from tasks.nn.datasets import load_dataset
+from tasks.nn.fit import calibration_inputs, reproducible
+from tasks.quant.quantise import quantise
+from tasks.stage import StageContext, StageOutput
+
+# Ranges need not be good here: sizes depend on shapes alone.
+CALIBRATION_SAMPLES = 8
+
+
+def run(request: StageRequest, context: StageContext) -> StageOutput:
+    """Size up one candidate: built untrained, pruned to its final shapes, quantised, compiled and linked.
+
+    Values: ``rom``, ``ram`` (static and reserved stack), ``flops``, ``macs``, all exact: they are those of the trained
+    network. Notes: the memory map. Writes no artifact.
+
+    Raises:
+        Infeasible: it does not fit the board or breaks a limit; the violations hold the exact excess.
+        Defect: the study names what does not exist, or the network cannot be built, pruned or compiled.
+        TransientFault: the compiler was killed or ran out of time.
+    """
+    study = StudyFile.from_json(request.study)
+    kind = board_of(study)
+    data = load_dataset(study.dataset, study.seed)
+    with reproducible(request.seed, 1):
+        module = pruned_untrained(study, request.params, request.seed, data)
+        _, onnx_int8 = quantise(module, calibration_inputs(data, CALIBRATION_SAMPLES, study.seed))
+    compiled = compile_within(integer_graph(onnx_int8), kind, limits_of(study, kind))
+    return StageOutput(values=size_values(compiled), notes={"memory": memory_map(compiled)})
