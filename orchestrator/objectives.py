@@ -1,7 +1,7 @@
 """Objectives: names, units, limits, and the way from a trial's values to the vector that is minimised.
 
 All objectives are minimised. Dividing by the limit puts each on the scale where the study's reference point is 1, so
-the hypervolume of normalised vectors up to ``reference`` is a number in [0, 1], comparable between methods on one study.
+the hypervolume of normalised vectors up to ``reference`` is a number in [0, 1] that compares methods on one study.
 """
 
 from __future__ import annotations

@@ -36,7 +36,10 @@ _SIGNIFICANT_DIGITS = 10
 
 
 class Axis(Protocol):
-    """One searched parameter; columns and quantiles are in [0, 1], and ``snap`` moves columns to the nearest value's."""
+    """One searched parameter; columns and quantiles are in [0, 1].
+
+    ``snap`` moves columns (…, width) to those of the nearest value; ``at_quantiles`` (n,) gives columns (n, width).
+    """
 
     @property
     def width(self) -> int: ...
@@ -48,7 +51,7 @@ class Axis(Protocol):
 
     def decode(self, columns: FloatArray) -> ParamValue: ...
 
-    def at_quantile(self, quantile: float) -> ParamValue: ...
+    def at_quantiles(self, quantiles: FloatArray) -> FloatArray: ...
 
     def snap(self, columns: FloatArray) -> FloatArray: ...
 
@@ -77,22 +80,23 @@ class RealAxis:
         return [(number - self.low) / (self.high - self.low)]
 
     def decode(self, columns: FloatArray) -> float:
-        return self.at_quantile(float(columns[0]))
-
-    def at_quantile(self, quantile: float) -> float:
-        if quantile <= 0:
+        share = float(columns[0])
+        if share <= 0:
             return self.low
-        if quantile >= 1:
+        if share >= 1:
             return self.high
         if self.is_log:
-            number = self.low * math.exp(quantile * math.log(self.high / self.low))
+            number = self.low * math.exp(share * math.log(self.high / self.low))
             magnitude = abs(number)
         else:
-            number = self.low + quantile * (self.high - self.low)
+            number = self.low + share * (self.high - self.low)
             # Rounding is relative to the larger end: the way through the cube loses that much, however small the value.
             magnitude = max(abs(self.low), abs(self.high))
         digits = _SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(magnitude))
         return min(max(round(number, digits), self.low), self.high)
+
+    def at_quantiles(self, quantiles: FloatArray) -> FloatArray:
+        return quantiles[:, None]
 
     def snap(self, columns: FloatArray) -> FloatArray:
         return np.clip(columns, 0.0, 1.0)
@@ -128,8 +132,8 @@ class SteppedAxis:
     def decode(self, columns: FloatArray) -> int | float:
         return self.level(round(min(max(float(columns[0]), 0.0), 1.0) * self._last))
 
-    def at_quantile(self, quantile: float) -> int | float:
-        return self.level(min(int(quantile * self.n_levels), self.n_levels - 1))
+    def at_quantiles(self, quantiles: FloatArray) -> FloatArray:
+        return np.minimum(np.floor(quantiles * self.n_levels), self._last)[:, None] / self._last
 
     def snap(self, columns: FloatArray) -> FloatArray:
         return np.round(np.clip(columns, 0.0, 1.0) * self._last) / self._last
@@ -165,15 +169,17 @@ class LogIntAxis:
         exponent = min(max(float(columns[0]), 0.0), 1.0) * math.log(self.high / self.low)
         return min(max(round(self.low * math.exp(exponent)), self.low), self.high)
 
-    def at_quantile(self, quantile: float) -> int:
+    def at_quantiles(self, quantiles: FloatArray) -> FloatArray:
         # Half a step beyond both ends, so that the end values get their share.
         low, high = self.low - 0.5, self.high + 0.5
-        return min(max(round(low * math.exp(quantile * math.log(high / low))), self.low), self.high)
+        return self._columns(low * np.exp(quantiles[:, None] * math.log(high / low)))
 
     def snap(self, columns: FloatArray) -> FloatArray:
-        span = math.log(self.high / self.low)
-        numbers = np.clip(np.round(self.low * np.exp(np.clip(columns, 0.0, 1.0) * span)), self.low, self.high)
-        return np.asarray(np.log(numbers / self.low) / span)
+        return self._columns(self.low * np.exp(np.clip(columns, 0.0, 1.0) * math.log(self.high / self.low)))
+
+    def _columns(self, numbers: FloatArray) -> FloatArray:
+        whole = np.clip(np.round(numbers), self.low, self.high)
+        return np.asarray(np.log(whole / self.low) / math.log(self.high / self.low))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,8 +211,11 @@ class ChoiceAxis:
             return self.choices[int(columns[0] > 0.5)]
         return self.choices[int(np.argmax(columns))]
 
-    def at_quantile(self, quantile: float) -> ParamValue:
-        return self.choices[min(int(quantile * len(self.choices)), len(self.choices) - 1)]
+    def at_quantiles(self, quantiles: FloatArray) -> FloatArray:
+        indices = np.minimum((quantiles * len(self.choices)).astype(np.intp), len(self.choices) - 1)
+        if self.width <= 1:
+            return indices[:, None].astype(np.float64)[:, : self.width]
+        return np.asarray(np.eye(self.width)[indices])
 
     def snap(self, columns: FloatArray) -> FloatArray:
         if self.width <= 1:
@@ -285,22 +294,18 @@ class SearchSpace:
     def snap(self, points: FloatArray) -> FloatArray:
         """``encode(decode(u))`` for every row of ``points`` (n, d); real numbers are clipped but not rounded."""
         check_shape("points", points, None, self.dim)
-        snapped = [axis.snap(columns) for _, axis, columns in self._columns(points)]
-        return np.concatenate([part for part in snapped if part.shape[-1]], axis=-1)
+        return np.concatenate([axis.snap(columns) for _, axis, columns in self._columns(points)], axis=-1)
 
     def at_quantiles(self, quantiles: FloatArray) -> FloatArray:
-        """The encoded candidate (d,) at one quantile per searched parameter, (p,) in [0, 1).
+        """Encoded candidates (n, d) at one quantile per searched parameter, (n, p) in [0, 1].
 
         Uniform quantiles give uniform parameters (log-uniform on a log scale), every level and choice equally often.
         This is the cube in which a Latin hypercube has one point per stratum; the encoded cube, with its one-hot
         columns, is not.
         """
-        check_shape("quantiles", quantiles, len(self.axes))
-        params = {
-            name: axis.at_quantile(float(quantile))
-            for (name, axis), quantile in zip(self.axes.items(), quantiles, strict=True)
-        }
-        return self.encode(params)
+        check_shape("quantiles", quantiles, None, len(self.axes))
+        parts = [axis.at_quantiles(quantiles[:, index]) for index, axis in enumerate(self.axes.values())]
+        return np.concatenate(parts, axis=1)
 
     def all_points(self) -> Iterator[FloatArray]:
         """Every candidate, encoded; only for a space of finite ``size()``."""

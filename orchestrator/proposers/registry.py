@@ -1,0 +1,103 @@
+"""Proposers by the name a study file gives them, with their options checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from orchestrator.ars import ArsSettings
+from orchestrator.errors import UsageError
+from orchestrator.proposers.ars import ArsProposer
+from orchestrator.proposers.nsga2 import Nsga2Proposer
+from orchestrator.proposers.protocol import Proposer
+from orchestrator.proposers.random import RandomProposer
+from orchestrator.space import SearchSpace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry:
+    description: str
+    defaults: Mapping[str, int | float]
+    build: Callable[[SearchSpace, Mapping[str, Any]], Proposer]
+
+
+def _build_ars(space: SearchSpace, options: Mapping[str, Any]) -> Proposer:
+    settings = {name: value for name, value in options.items() if name != "draws"}
+    return ArsProposer(space=space, settings=ArsSettings(**settings), draws=options["draws"])
+
+
+def _build_random(space: SearchSpace, options: Mapping[str, Any]) -> Proposer:
+    return RandomProposer(space=space)
+
+
+def _build_nsga2(space: SearchSpace, options: Mapping[str, Any]) -> Proposer:
+    return Nsga2Proposer(space=space, population=options["population"])
+
+
+_PROPOSERS = {
+    "ars": _Entry(
+        description="ARS-MOBOpt: local policies trained by random search on Gaussian processes",
+        defaults={item.name: getattr(ArsSettings(), item.name) for item in fields(ArsSettings)} | {"draws": 64},
+        build=_build_ars,
+    ),
+    "random": _Entry(description="uniform random search", defaults={}, build=_build_random),
+    "nsga2": _Entry(
+        description="NSGA-II, an evolutionary method (Optuna's)",
+        defaults={"population": 20},
+        build=_build_nsga2,
+    ),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names a study file may use."""
+    return tuple(_PROPOSERS)
+
+
+def description(name: str) -> str:
+    """What the proposer is, in one line."""
+    return _entry(name).description
+
+
+def defaults(name: str) -> dict[str, int | float]:
+    """The proposer's options and their default values."""
+    return dict(_entry(name).defaults)
+
+
+def make_proposer(name: str, space: SearchSpace, options: Mapping[str, Any] | None = None) -> Proposer:
+    """The proposer of that name on this space.
+
+    Raises:
+        UsageError: the name or an option is unknown, or an option has a value it cannot have.
+    """
+    entry = _entry(name)
+    chosen = dict(entry.defaults)
+    for option, value in (options or {}).items():
+        chosen[option] = _checked(name, option, value, entry.defaults)
+    try:
+        return entry.build(space, chosen)
+    except ValueError as error:
+        raise UsageError(f"sampler.options.{error}") from None
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _PROPOSERS:
+        raise UsageError(f"sampler.name: found {name!r}, allowed are {', '.join(_PROPOSERS)}")
+    return _PROPOSERS[name]
+
+
+def _checked(name: str, option: str, value: Any, known: Mapping[str, int | float]) -> int | float:
+    """The value, as the kind of number its default is."""
+    field = f"sampler.options.{option}"
+    if option not in known:
+        allowed = f"allowed are {', '.join(known)}" if known else "it has none"
+        raise UsageError(f"{field}: sampler {name} has no such option; {allowed}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UsageError(f"{field}: found {value!r}, allowed is a number like {known[option]}")
+    if isinstance(known[option], float):
+        return float(value)
+    if value != int(value):
+        raise UsageError(f"{field}: found {value!r}, allowed is a whole number like {known[option]}")
+    return int(value)

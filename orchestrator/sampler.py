@@ -1,0 +1,258 @@
+"""Any proposer as an Optuna sampler.
+
+The first ``initial`` trial numbers take the rows of a Latin hypercube that depends on the seed alone; every later trial
+is proposed from the trials told so far, conditioned on those still running. All randomness derives from the seed and
+the trial's number and nothing is kept between calls, so the same history gives the same proposals, in a resumed study
+too.
+
+How trials are told
+-------------------
+One rule, kept by :func:`tell_outcome` and read by :class:`ProposerSampler`:
+
+complete
+    ``TrialState.COMPLETE`` with the objectives in natural units. Beside them one Optuna constraint per objective with
+    a limit, named like it: amount / limit − 1. The trial is feasible when all constraints are at most 0; one that
+    breaks a limit keeps its values, and the surrogate learns from them.
+infeasible
+    ``TrialState.PRUNED``, without values, because some do not exist (it was never trained). The user attribute
+    ``edgefront:violations`` (:data:`VIOLATIONS_ATTR`) holds one positive number per broken limit, how far beyond it as
+    a share of the limit; the same number is an Optuna constraint named after the quantity. Objectives that are known
+    nevertheless are constraints as well, so the surrogate learns what can be learnt.
+fault
+    ``TrialState.FAIL``. Ignored entirely: the lab failed, not the candidate.
+running
+    Pending: conditioned on, and not proposed again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.search_space import IntersectionSearchSpace
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from orchestrator.arrays import FloatArray
+from orchestrator.design import initial_design
+from orchestrator.objectives import Objectives, relative_excess
+from orchestrator.proposers.protocol import History
+from orchestrator.proposers.registry import make_proposer
+from orchestrator.records import Ending, Outcome
+from orchestrator.space import RealAxis, SearchSpace
+from orchestrator.studyfile import StudyFile
+
+VIOLATIONS_ATTR = "edgefront:violations"
+
+# What a margin is where nothing has a limit: as far from it as a margin counts.
+_NO_LIMIT_MARGIN = -1.0
+
+# Streams of randomness that must never meet: (seed, number) of a trial, and the design of the whole study.
+_DESIGN_STREAM = 1
+_PROPOSAL_STREAM = 2
+_INDEPENDENT_STREAM = 3
+
+
+# Stands in where the real space is not known yet and only names and options are to be checked.
+_SOME_SPACE = SearchSpace(axes={"x": RealAxis(low=0.0, high=1.0, is_log=False)}, fixed={})
+
+
+class ProposerSampler(BaseSampler):
+    """An Optuna sampler that asks a proposer.
+
+    Works in any Optuna study, for one objective or several, minimised or maximised::
+
+        study = optuna.create_study(directions=["minimize", "minimize"], sampler=ProposerSampler("ars", seed=1))
+
+    ``search_space`` is what all trials suggest; without it, it is what the finished trials had in common, as in
+    Optuna's own samplers, and trials before that are random. ``objectives`` name the objectives in the order of the study's
+    directions and bound them; bounds are for minimised objectives. Constraints set with ``trial.set_constraint`` are
+    respected too.
+
+    Raises:
+        UsageError: the proposer's name or an option is not allowed.
+    """
+
+    def __init__(
+        self,
+        name: str = "ars",
+        *,
+        seed: int,
+        initial: int = 8,
+        search_space: SearchSpace | Mapping[str, BaseDistribution] | None = None,
+        objectives: Objectives | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._name = name
+        self._seed = seed
+        self._initial = initial
+        self._options = dict(options or {})
+        self._objectives = objectives
+        self._space = _as_space(search_space)
+        # Made here too, so that a wrong name or option is an error now and not at the first proposal.
+        make_proposer(name, self._space or _SOME_SPACE, self._options)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The parameters the proposer decides about together."""
+        if self._space is not None:
+            return {name: item for name, item in self._space.distributions().items() if not item.single()}
+        shared = IntersectionSearchSpace(include_pruned=True).calculate(study)
+        return {name: item for name, item in shared.items() if not item.single()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The candidate for this trial number."""
+        if not search_space:
+            return {}
+        space = self._space or SearchSpace.from_distributions(search_space)
+        params = space.decode(self.propose(study, trial.number, space))
+        return {name: params[name] for name in search_space}
+
+    def propose(self, study: optuna.Study, number: int, space: SearchSpace) -> FloatArray:
+        """The point (d,) for trial ``number``, from the study's other trials."""
+        if number < self._initial:
+            return np.asarray(initial_design(space, self._initial, self._rng(_DESIGN_STREAM))[number])
+        others = [item for item in study.get_trials(deepcopy=False) if item.number != number]
+        objectives = self._objectives or _unbounded(study)
+        history = read_history(others, space, objectives, study.directions)
+        proposer = make_proposer(self._name, space, self._options)
+        return proposer.propose(history, read_pending(others, space), self._rng(_PROPOSAL_STREAM, number))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A random value, for a parameter that was not known when the trial started."""
+        space = SearchSpace.from_distributions({param_name: param_distribution})
+        rng = self._rng(_INDEPENDENT_STREAM, trial.number, *param_name.encode())
+        return space.decode(space.at_quantiles(rng.random((1, 1)))[0])[param_name]
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, *stream])
+
+
+def make_sampler(study: StudyFile, objectives: Objectives) -> ProposerSampler:
+    """The sampler a study file asks for.
+
+    Raises:
+        UsageError: the sampler's name or one of its options is not allowed, or the space has nothing to search.
+    """
+    return ProposerSampler(
+        study.sampler.name,
+        seed=study.seed,
+        initial=study.sampler.initial,
+        search_space=SearchSpace.from_parameters(study.space),
+        objectives=objectives,
+        options=study.sampler.options,
+    )
+
+
+def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives: Objectives) -> None:
+    """Tell Optuna how a running trial ended, by the rule above; telling it again after a crash half-way does no harm.
+
+    Raises:
+        ValueError: a complete outcome lacks an objective, an infeasible one has no violation, or the trial has ended.
+    """
+    if outcome.ending is Ending.FAULT:
+        study.tell(number, state=TrialState.FAIL)
+        return
+    if outcome.ending is Ending.COMPLETE:
+        vector = objectives.vector(outcome.values).tolist()
+        _constrain(study, number, objectives.margins(outcome.values))
+        study.tell(number, vector, state=TrialState.COMPLETE)
+        return
+    if not outcome.violations:
+        raise ValueError(f"trial {number} is infeasible without a violation")
+    excesses = {violation.quantity: relative_excess(violation) for violation in outcome.violations}
+    _constrain(study, number, objectives.margins(outcome.values) | excesses)
+    _running(study, number).set_user_attr(VIOLATIONS_ATTR, list(excesses.values()))
+    study.tell(number, state=TrialState.PRUNED)
+
+
+def read_history(
+    trials: Sequence[FrozenTrial], space: SearchSpace, objectives: Objectives, directions: Sequence[StudyDirection]
+) -> History:
+    """What the trials teach, in the order of their numbers; trials of another space and pruned ones that say nothing of
+    a constraint (stopped early by Optuna's pruner) are passed over."""
+    told = [item for item in sorted(trials, key=lambda item: item.number) if _teaches(item)]
+    rows = [(point, item) for item in told if (point := _encoded(item, space)) is not None]
+    signs = np.array([-1.0 if item == StudyDirection.MAXIMIZE else 1.0 for item in directions])
+    if not rows:
+        return History.empty(space.dim, len(signs))
+    outcomes = np.array([_outcomes(item, objectives, signs) for _, item in rows])
+    margins = np.array([_margin(item, row, objectives) for (_, item), row in zip(rows, outcomes, strict=True)])
+    return History(
+        points=np.array([point for point, _ in rows]), outcomes=outcomes, feasible=margins <= 0, margins=margins
+    )
+
+
+def read_pending(trials: Sequence[FrozenTrial], space: SearchSpace) -> FloatArray:
+    """The points (k, d) of running trials, in the order of their numbers."""
+    running = sorted((item for item in trials if item.state == TrialState.RUNNING), key=lambda item: item.number)
+    points = [point for item in running if (point := _encoded(item, space)) is not None]
+    return np.array(points).reshape(len(points), space.dim)
+
+
+def _teaches(trial: FrozenTrial) -> bool:
+    if trial.state == TrialState.COMPLETE:
+        return True
+    return trial.state == TrialState.PRUNED and bool(trial.constraints or VIOLATIONS_ATTR in trial.user_attrs)
+
+
+def _encoded(trial: FrozenTrial, space: SearchSpace) -> FloatArray | None:
+    try:
+        return space.encode(trial.params)
+    except ValueError:
+        return None
+
+
+def _outcomes(trial: FrozenTrial, objectives: Objectives, signs: FloatArray) -> FloatArray:
+    """Normalised and minimised, (m,); of an infeasible trial what its constraints tell, NaN where they do not."""
+    if trial.state == TrialState.COMPLETE and trial.values is not None:
+        values = objectives.normalised(np.array(trial.values) * signs)
+        return np.where(np.isfinite(values), values, np.nan)
+    known = trial.constraints
+    return np.array([1.0 + known[name] if name in known else np.nan for name in objectives.names])
+
+
+def _margin(trial: FrozenTrial, outcomes: FloatArray, objectives: Objectives) -> float:
+    margins = [*trial.constraints.values(), *trial.user_attrs.get(VIOLATIONS_ATTR, ())]
+    if trial.state == TrialState.COMPLETE:
+        # An infinite value (NaN here) cannot be within any limit.
+        beyond = np.where(np.isfinite(outcomes), outcomes - 1.0, np.inf)
+        bounded = np.isfinite(objectives.limits) | ~np.isfinite(outcomes)
+        margins += beyond[bounded].tolist()
+    largest = max(margins, default=_NO_LIMIT_MARGIN)
+    # A pruned trial is infeasible even where only limits it keeps were recorded.
+    return largest if trial.state == TrialState.COMPLETE or largest > 0 else 1e-9
+
+
+def _constrain(study: optuna.Study, number: int, constraints: Mapping[str, float]) -> None:
+    trial = _running(study, number)
+    for name, value in constraints.items():
+        if name not in trial.constraints:
+            trial.set_constraint(name, value)
+
+
+def _running(study: optuna.Study, number: int) -> Trial:
+    matching = [item for item in study.get_trials(deepcopy=False) if item.number == number]
+    if not matching or matching[0].state != TrialState.RUNNING:
+        raise ValueError(f"trial {number} is not running, so it cannot be told")
+    # Only a live trial takes constraints, and after a restart its id is the way back to it.
+    return Trial(study, matching[0]._trial_id)
+
+
+def _unbounded(study: optuna.Study) -> Objectives:
+    names = study.metric_names or [f"objective_{index}" for index in range(len(study.directions))]
+    return Objectives(names=tuple(names), units=("1",) * len(names), limits=(math.inf,) * len(names))
+
+
+def _as_space(given: SearchSpace | Mapping[str, BaseDistribution] | None) -> SearchSpace | None:
+    if given is None or isinstance(given, SearchSpace):
+        return given
+    return SearchSpace.from_distributions(given)

@@ -1,0 +1,324 @@
+"""Gaussian processes, one per output, fitted and evaluated as one batch.
+
+Each output has a constant mean, a Matérn 5/2 kernel with one length scale per column and homoscedastic noise. Their
+hyperparameters maximise the marginal likelihood times broad priors, in one joint run of L-BFGS with analytic gradients:
+all outputs share every tensor operation, which is what makes a proposal cheap. The fit always starts at the priors'
+centres and keeps nothing between calls, so it is a function of the trials alone and a resumed study goes on
+identically.
+
+Outputs may know different points: an unknown entry (NaN) is left out of its output's likelihood and posterior exactly,
+by giving it a row of the identity in the covariance.
+
+Shapes: n points, d columns, m outputs, q query points. Everything is float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from orchestrator.arrays import FloatArray, check_shape
+
+# Normal priors on the logarithms: (centre, width). The length scale is 0.5 in one dimension and grows with the square
+# root of the dimension (Hvarfner et al., ICML 2024). Their centre, BoTorch's default, is eight times larger: with few
+# trials the surrogate was then a plane, its improvement lay in the corners, and ARS lost to random search on interior
+# optima. The noise's prior is BoTorch's default.
+_LENGTH_PRIOR = (math.log(0.5), 1.0)
+_NOISE_PRIOR = (-4.0, 1.0)
+_SCALE_PRIOR = (0.0, 1.0)
+_MEAN_PRIOR = (0.0, 1.0)
+
+# Bounds on the natural scale of standardised outputs in the unit cube. The least noise keeps the covariance of repeated
+# points invertible in float64.
+_LENGTH_BOUNDS = (0.02, 200.0)
+_SCALE_BOUNDS = (0.02, 50.0)
+_NOISE_BOUNDS = (1e-5, 2.0)
+_MEAN_BOUNDS = (-5.0, 5.0)
+
+_JITTERS = (0.0, 1e-8, 1e-6, 1e-4, 1e-2)
+_ROOT_5 = math.sqrt(5.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hyperparameters:
+    """For standardised outcomes: ``lengths`` (m, d); ``scale`` and ``noise``, both variances, and ``mean`` (m,)."""
+
+    lengths: Tensor
+    scale: Tensor
+    noise: Tensor
+    mean: Tensor
+
+    @staticmethod
+    def prior(n_outputs: int, dim: int) -> Hyperparameters:
+        """The centres of the priors."""
+        ones = torch.ones(n_outputs, dtype=torch.float64)
+        return Hyperparameters(
+            lengths=math.exp(_length_centre(dim)) * torch.ones(n_outputs, dim, dtype=torch.float64),
+            scale=math.exp(_SCALE_PRIOR[0]) * ones,
+            noise=math.exp(_NOISE_PRIOR[0]) * ones,
+            mean=_MEAN_PRIOR[0] * ones,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observations:
+    """Standardised training data: ``points`` (n, d), ``targets`` (m, n) with 0 where ``known`` (m, n) is 0, and the
+    ``centre`` and ``spread`` (m,) that lead back to natural units."""
+
+    points: Tensor
+    targets: Tensor
+    known: Tensor
+    centre: Tensor
+    spread: Tensor
+
+    @staticmethod
+    def standardise(points: FloatArray, outcomes: FloatArray) -> Observations:
+        """Per output, subtract the mean and divide by the standard deviation of its known entries.
+
+        An output without known entries keeps centre 0 and spread 1, a constant one spread 1.
+
+        Raises:
+            ShapeError: ``points`` is not (n, d) or ``outcomes`` not (n, m).
+        """
+        check_shape("points", points, None, None)
+        check_shape("outcomes", outcomes, len(points), None)
+        known = np.isfinite(outcomes)
+        counts = np.maximum(known.sum(axis=0), 1)
+        filled = np.where(known, outcomes, 0.0)
+        centre = filled.sum(axis=0) / counts
+        residuals = np.where(known, outcomes - centre, 0.0)
+        spread = np.sqrt((residuals**2).sum(axis=0) / counts)
+        # Differences at rounding level are a constant output, not structure to be blown up to unit variance.
+        spread = np.where(spread > 1e-12 * np.maximum(np.abs(centre), 1e-12), spread, 1.0)
+        return Observations(
+            points=torch.as_tensor(points, dtype=torch.float64),
+            targets=torch.as_tensor((residuals / spread).T.copy(), dtype=torch.float64),
+            known=torch.as_tensor(known.T.astype(np.float64)),
+            centre=torch.as_tensor(centre, dtype=torch.float64),
+            spread=torch.as_tensor(spread, dtype=torch.float64),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surrogate:
+    """The posterior of all outputs, ready for batched queries.
+
+    ``weights`` (m, n) are K⁻¹ times the residuals, ``whitener`` (m, n, n) is the inverse of K's Cholesky factor.
+    """
+
+    observations: Observations
+    hyperparameters: Hyperparameters
+    weights: Tensor
+    whitener: Tensor
+
+    @staticmethod
+    def condition(observations: Observations, hyperparameters: Hyperparameters) -> Surrogate:
+        """The posterior given data and hyperparameters.
+
+        Raises:
+            ArithmeticError: a covariance cannot be factored even with jitter.
+        """
+        covariance = _covariance(observations, hyperparameters)[0]
+        factor = _cholesky(covariance)
+        residuals = (observations.targets - hyperparameters.mean[:, None]) * observations.known
+        identity = torch.eye(covariance.shape[-1], dtype=torch.float64).expand_as(covariance)
+        return Surrogate(
+            observations=observations,
+            hyperparameters=hyperparameters,
+            weights=torch.cholesky_solve(residuals[..., None], factor)[..., 0],
+            whitener=torch.linalg.solve_triangular(factor, identity, upper=False),
+        )
+
+    def posterior(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the noise-free outputs, in natural units: (q, d) → (q, m), (q, m)."""
+        mean, deviation = self._standard_posterior(points)
+        centre, spread = self.observations.centre, self.observations.spread
+        return (centre[:, None] + spread[:, None] * mean).T, (spread[:, None] * deviation).T
+
+    def believing(self, points: Tensor) -> Surrogate:
+        """The surrogate after its own mean had been observed at ``points`` (k, d).
+
+        This is how pending trials are conditioned on: the mean stays what it is and the uncertainty near them shrinks,
+        so proposing the same thing again is worth little.
+        """
+        mean, _ = self._standard_posterior(points)
+        old = self.observations
+        observations = replace(
+            old,
+            points=torch.cat([old.points, points]),
+            targets=torch.cat([old.targets, mean], dim=1),
+            known=torch.cat([old.known, torch.ones_like(mean)], dim=1),
+        )
+        return Surrogate.condition(observations, self.hyperparameters)
+
+    def _standard_posterior(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        hyper = self.hyperparameters
+        scaled_squares = _squared_distances(
+            points / hyper.lengths[:, None, :], self.observations.points / hyper.lengths[:, None, :]
+        )
+        cross = hyper.scale[:, None, None] * _matern(scaled_squares) * self.observations.known[:, None, :]  # (m, q, n)
+        mean = hyper.mean[:, None] + torch.einsum("mqn,mn->mq", cross, self.weights)
+        explained = torch.bmm(self.whitener, cross.mT).square_().sum(dim=1)
+        variance = (hyper.scale[:, None] - explained).clamp_min(1e-12)
+        return mean, variance.sqrt()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """A fitted surrogate; ``warning`` is empty, or says what went wrong and what was used instead."""
+
+    surrogate: Surrogate
+    warning: str = ""
+
+
+def fit(points: FloatArray, outcomes: FloatArray, *, max_iterations: int = 60) -> Fit:
+    """Fit one GP per column of ``outcomes``, in natural units, NaN where unknown.
+
+    A failing fit never raises: the GPs then keep their priors' hyperparameters, and ``warning`` says so.
+
+    Shapes:
+        points: (n, d) in the unit cube; n ≥ 1, repeated rows allowed.
+        outcomes: (n, m).
+    """
+    observations = Observations.standardise(points, outcomes)
+    try:
+        hyperparameters = _maximise_likelihood(observations, max_iterations=max_iterations)
+        return Fit(surrogate=Surrogate.condition(observations, hyperparameters))
+    except (ArithmeticError, ValueError) as error:
+        prior = Hyperparameters.prior(outcomes.shape[1], points.shape[1])
+        # Noise of half the variance factors whatever the data are.
+        cautious = replace(prior, noise=torch.full_like(prior.noise, 0.5))
+        warning = f"fitting the surrogate failed ({error}); went on with its prior"
+        return Fit(surrogate=Surrogate.condition(observations, cautious), warning=warning)
+
+
+def negative_log_posterior(observations: Observations, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log of marginal likelihood times priors of each output, and its gradient.
+
+    ``theta`` (m, d + 3) holds per output the logarithms of the length scales, of the kernel's scale and of the noise,
+    and the mean. Priors count as densities of these columns, up to a constant.
+
+    Returns:
+        (m,), (m, d + 3)
+
+    Source: Rasmussen, Williams, Gaussian Processes for Machine Learning, equations 5.8 and 5.9.
+    """
+    hyper = _unpack(theta)
+    known = observations.known
+    # 1. covariance, its factor, and the residuals' weights
+    covariance, kernel, slope = _covariance(observations, hyper)
+    factor = _cholesky(covariance)
+    residuals = (observations.targets - hyper.mean[:, None]) * known
+    weights = torch.cholesky_solve(residuals[..., None], factor)[..., 0]
+    # 2. negative log marginal likelihood
+    log_determinant = 2.0 * torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(dim=-1)
+    value = 0.5 * ((residuals * weights).sum(dim=-1) + log_determinant + known.sum(dim=-1) * math.log(2.0 * math.pi))
+    # 3. its derivative by the covariance; unknown entries have none
+    outer = weights[..., :, None] * weights[..., None, :]
+    by_covariance = 0.5 * (torch.cholesky_inverse(factor) - outer) * known[:, :, None] * known[:, None, :]
+    # 4. chain rule; Σ_ij W_ij (x_ik − x_jk)² without an (n, n, d) tensor, for symmetric W
+    by_squares = by_covariance * slope
+    scaled = observations.points / hyper.lengths[:, None, :]
+    moments = (by_squares.sum(dim=-1)[..., None] * scaled * scaled).sum(dim=1)
+    products = (scaled * torch.bmm(by_squares, scaled)).sum(dim=1)
+    gradient = torch.empty_like(theta)
+    gradient[:, :-3] = -4.0 * (moments - products)
+    gradient[:, -3] = (by_covariance * kernel).sum(dim=(-2, -1))
+    gradient[:, -2] = hyper.noise * torch.diagonal(by_covariance, dim1=-2, dim2=-1).sum(dim=-1)
+    gradient[:, -1] = -(weights * known).sum(dim=-1)
+    # 5. priors, all normal on these columns
+    centres, widths = _priors(theta.shape[1] - 3)
+    standard = (theta - centres) / widths
+    return value + 0.5 * standard.square().sum(dim=-1), gradient + standard / widths
+
+
+def _maximise_likelihood(observations: Observations, *, max_iterations: int) -> Hyperparameters:
+    dim = observations.points.shape[1]
+    n_outputs = len(observations.targets)
+    lower, upper = _bounds(dim)
+    centres = _priors(dim)[0]
+    start = torch.maximum(torch.minimum(centres, upper), lower).expand(n_outputs, -1)
+    scale = 1.0 / max(float(observations.known.sum()), 1.0)
+
+    def objective(flat: FloatArray) -> tuple[float, FloatArray]:
+        theta = torch.as_tensor(flat).reshape(n_outputs, dim + 3)
+        value, gradient = negative_log_posterior(observations, theta)
+        return float(value.sum()) * scale, gradient.reshape(-1).numpy() * scale
+
+    bounds = np.stack([lower.numpy(), upper.numpy()], axis=1)
+    result = minimize(
+        objective,
+        start.reshape(-1).numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=np.tile(bounds, (n_outputs, 1)),
+        options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-5, "maxcor": 20},
+    )
+    if not (np.isfinite(result.fun) and np.all(np.isfinite(result.x))):
+        raise ArithmeticError(f"the likelihood is {result.fun}")
+    return _unpack(torch.as_tensor(result.x).reshape(n_outputs, dim + 3))
+
+
+def _covariance(observations: Observations, hyper: Hyperparameters) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy covariance, kernel, and the kernel's slope by the squared scaled distance, each (m, n, n)."""
+    scaled = observations.points / hyper.lengths[:, None, :]
+    squares = _squared_distances(scaled, scaled)
+    known = observations.known
+    mask = hyper.scale[:, None, None] * known[:, :, None] * known[:, None, :]
+    root = _ROOT_5 * squares.sqrt()
+    decay = torch.exp(-root) * mask
+    kernel = (1.0 + root + root.square() / 3.0) * decay
+    slope = (-5.0 / 6.0) * (1.0 + root) * decay
+    # An unknown point is a row of the identity: it adds nothing to determinant, residuals or predictions.
+    diagonal = hyper.noise[:, None] * known + (1.0 - known)
+    return kernel + torch.diag_embed(diagonal), kernel, slope
+
+
+def _matern(squares: Tensor) -> Tensor:
+    """Matérn 5/2 correlation of squared scaled distances."""
+    root = squares.sqrt_().mul_(_ROOT_5)
+    return (1.0 + root + root.square() / 3.0).mul_(root.neg_().exp_())
+
+
+def _squared_distances(left: Tensor, right: Tensor) -> Tensor:
+    """(m, q, d), (m, n, d) → (m, q, n), never below 0."""
+    squares = torch.baddbmm(right.square().sum(dim=-1)[:, None, :], left, right.mT, beta=1.0, alpha=-2.0)
+    return squares.add_(left.square().sum(dim=-1)[..., None]).clamp_min_(0.0)
+
+
+def _cholesky(covariance: Tensor) -> Tensor:
+    identity = torch.eye(covariance.shape[-1], dtype=torch.float64)
+    for jitter in _JITTERS:
+        factor: Tensor
+        factor, info = torch.linalg.cholesky_ex(covariance + jitter * identity if jitter else covariance)
+        if not info.any():
+            return factor
+    raise ArithmeticError(f"covariance of {covariance.shape[-1]} points is not positive definite")
+
+
+def _length_centre(dim: int) -> float:
+    return _LENGTH_PRIOR[0] + 0.5 * math.log(dim)
+
+
+def _priors(dim: int) -> tuple[Tensor, Tensor]:
+    centres = [_length_centre(dim)] * dim + [_SCALE_PRIOR[0], _NOISE_PRIOR[0], _MEAN_PRIOR[0]]
+    widths = [_LENGTH_PRIOR[1]] * dim + [_SCALE_PRIOR[1], _NOISE_PRIOR[1], _MEAN_PRIOR[1]]
+    return torch.tensor(centres, dtype=torch.float64), torch.tensor(widths, dtype=torch.float64)
+
+
+def _bounds(dim: int) -> tuple[Tensor, Tensor]:
+    logs = [tuple(map(math.log, pair)) for pair in (_LENGTH_BOUNDS, _SCALE_BOUNDS, _NOISE_BOUNDS)]
+    pairs = [logs[0]] * dim + [logs[1], logs[2], _MEAN_BOUNDS]
+    lower, upper = torch.tensor(pairs, dtype=torch.float64).T
+    return lower, upper
+
+
+def _unpack(theta: Tensor) -> Hyperparameters:
+    return Hyperparameters(
+        lengths=theta[:, :-3].exp(), scale=theta[:, -3].exp(), noise=theta[:, -2].exp(), mean=theta[:, -1].clone()
+    )
