@@ -1,0 +1,677 @@
+"""The command line, and the only place where orchestrator, tasks and agent are wired together.
+
+Imports stand inside the functions here, against the rule of the house: PyTorch, Optuna and the compiler take seconds to
+load, and ``edgefront --help`` or ``status`` must not wait for what they do not use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.errors import OrchestratorError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.loop import StudyEnd
+    from orchestrator.ports import Evaluator, EventSink
+    from orchestrator.study import Study
+    from orchestrator.studycheck import Vocabulary
+    from orchestrator.studyfile import StudyFile
+    from orchestrator.view import FanOut
+
+EXIT_RUN, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_STUDIES = "studies"
+
+
+class _Failure(click.ClickException):
+    """An error of ours as one message on stderr."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        setattr(self, "exit_code", exit_code)  # noqa: B010 - click declares it for the class
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"edgefront: {self.message}", err=True)
+
+
+class _Edgefront(click.Group):
+    """Turns the errors people cause or must know of into a message and an exit code; ``--debug`` lets them through."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from mcu_agent.errors import AgentError
+        from tasks.errors import PipelineError
+
+        if ctx.params.get("debug"):
+            return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except OrchestratorError as error:
+            raise _Failure(str(error), error.exit_code) from error
+        except (AgentError, PipelineError) as error:
+            raise _Failure(str(error), EXIT_RUN) from error
+        except OSError as error:
+            raise _Failure(_os_error_text(error), EXIT_RUN) from error
+        except KeyboardInterrupt:
+            raise _Failure("interrupted; the same command goes on where it was", EXIT_INTERRUPTED) from None
+
+
+def _os_error_text(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
+@click.group(cls=_Edgefront, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+@click.version_option(package_name="edgefront", prog_name="edgefront")
+def main(debug: bool) -> None:
+    """Find the Pareto-best neural networks for your microcontroller.
+
+    \b
+    Start with:
+      edgefront doctor                       is everything there?
+      edgefront study check FILE             what a study file means, and what is wrong with it
+      edgefront run FILE                     search; the same command goes on after a stop
+    """
+
+
+def _studies_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--studies",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path(_STUDIES),
+        envvar="EDGEFRONT_STUDIES",
+        show_default=True,
+        help="Folder with one folder a study.",
+    )(function)
+
+
+def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(function)
+
+
+# ------------------------------------------------------------------------------------------------------------- run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """How ``edgefront run`` was called."""
+
+    file: Path
+    studies: Path
+    workers: Mapping[str, int]
+    trials: int | None
+    is_json: bool
+    is_inline: bool
+    metrics_port: int
+    metrics_address: str
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@_studies_option
+@click.option(
+    "--workers", default="", metavar="train=N,build=N,boards=N", help="Worker processes, instead of the study file's."
+)
+@click.option("--trials", type=click.IntRange(min=1), help="Budget of trials, instead of the study file's.")
+@click.option("--inline", is_flag=True, help="Run every stage in this process, without queue and workers.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Port of /metrics; 0: any free one.")
+@click.option("--metrics-address", default="127.0.0.1", show_default=True, help="Interface of /metrics.")
+@_json_option
+def run(
+    file: Path,
+    studies: Path,
+    workers: str,
+    trials: int | None,
+    inline: bool,
+    metrics_port: int,
+    metrics_address: str,
+    as_json: bool,
+) -> None:
+    """Run the study in FILE until its budget is spent, and write its report.
+
+    Stopped at any point – Ctrl-C, power cut – the same command goes on where it was; Ctrl-C twice stops at once.
+
+    \b
+    Example:
+      edgefront run examples/digits.yaml --workers train=2
+    """
+    options = RunOptions(
+        file=file,
+        studies=studies,
+        workers=parse_workers(workers),
+        trials=trials,
+        is_json=as_json,
+        is_inline=inline,
+        metrics_port=metrics_port,
+        metrics_address=metrics_address,
+    )
+    end = run_file(options)
+    if end.reason == "stopped":
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def parse_workers(text: str) -> dict[str, int]:
+    """``"train=2,boards=1"`` → ``{"train_workers": 2, "boards": 1}``.
+
+    Raises:
+        UsageError: an unknown kind, or a number that is none or below 1.
+    """
+    fields = {"train": "train_workers", "build": "build_workers", "boards": "boards"}
+    counts = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        kind, _, number = part.partition("=")
+        if kind not in fields or not number.isdecimal() or int(number) < 1:
+            raise UsageError(
+                f"--workers: found {part!r}; allowed are train=N, build=N and boards=N with N of 1 or more"
+            )
+        counts[fields[kind]] = int(number)
+    return counts
+
+
+def run_file(options: RunOptions) -> StudyEnd:
+    """Run a study from its file to its report."""
+    from rich.console import Console
+
+    from mcu_agent.kinds import load_kind
+    from orchestrator.objectives import Objectives
+    from orchestrator.study import Study
+
+    file = _overridden(_load_file(options.file), options)
+    kind = load_kind(file.board)
+    objectives = Objectives.from_study(file, kind.flash_bytes, kind.ram_bytes)
+    study = Study.open_or_create(options.studies / file.name, file, objectives, source=options.file)
+    console = Console(stderr=options.is_json, highlight=False)
+    with study.locked():
+        pass  # before the workers of whoever runs this study are taken for leftovers; the loop locks it for good
+    with _stopping(console) as stop:
+        end = _run_study(study, options, console, stop)
+    report_path = _write_report(study, options.studies)
+    if not options.is_json:
+        _say_end(study, end, report_path, console)
+    study.close()
+    return end
+
+
+def _overridden(file: StudyFile, options: RunOptions) -> StudyFile:
+    """The file with the budget and the workers of the command line; both are allowed to differ from run to run."""
+    parallelism = file.parallelism.model_copy(update=dict(options.workers))
+    budget = file.budget.model_copy(update={"trials": options.trials} if options.trials else {})
+    return file.model_copy(update={"parallelism": parallelism, "budget": budget})
+
+
+def _run_study(study: Study, options: RunOptions, console: Console, stop: threading.Event) -> StudyEnd:
+    from prometheus_client import CollectorRegistry
+
+    from orchestrator.loop import SystemClock, run_study
+    from orchestrator.metrics import MetricsServer, PrometheusSink
+    from orchestrator.sampler import make_sampler
+    from orchestrator.view import FanOut
+
+    registry = CollectorRegistry()
+    clock = SystemClock()
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            MetricsServer(registry, port=options.metrics_port, address=options.metrics_address)
+        )
+        if not options.is_json:
+            console.print(f"metrics at {server.url}", style="dim")
+        lab = _start_lab(study, options, stack)
+        view = _open_view(study, options, console, stack)
+        sink = study.recording(FanOut(view, PrometheusSink(registry, study.file.name)), clock.now_iso)
+        evaluator = _make_evaluator(study, lab, sink)
+        stack.callback(evaluator.close)
+        sampler = make_sampler(study.file, study.objectives)
+        return run_study(study, evaluator, sampler, sink=sink, clock=clock, stop=stop)
+
+
+def _start_lab(study: Study, options: RunOptions, stack: ExitStack) -> Any:
+    """Broker and workers beside this process; None for an inline run."""
+    from tasks.workers import EmbeddedLab
+
+    if options.is_inline:
+        return None
+    parallelism = study.file.parallelism
+    lab = EmbeddedLab(
+        study.folder,
+        board_kind=study.file.board,
+        train_workers=parallelism.train_workers,
+        build_workers=parallelism.build_workers,
+        boards=parallelism.boards,
+    )
+    return stack.enter_context(lab)
+
+
+def _make_evaluator(study: Study, lab: Any, sink: EventSink) -> Evaluator:
+    from tasks.evaluator import CeleryEvaluator, InlineEvaluator
+
+    if lab is None:
+        return InlineEvaluator(study.artifacts, sink)
+    return CeleryEvaluator(
+        url=lab.url,
+        study_id=study.study_id,
+        artifacts=study.artifacts,
+        sink=sink,
+        check=lab.check,
+        boards=lab.boards if lab.is_embedded else 0,
+    )
+
+
+def _open_view(study: Study, options: RunOptions, console: Console, stack: ExitStack) -> FanOut:
+    """JSON lines, the live picture or plain lines, behind the progress that they draw from."""
+    from time import monotonic
+
+    from orchestrator.loop import SystemClock
+    from orchestrator.progress import Progress
+    from orchestrator.view import FanOut, JsonLines, LiveView, PlainLines
+    from tasks.registry import STAGES
+
+    if options.is_json:
+        return FanOut(JsonLines(click.echo, SystemClock().now_iso))
+    progress = Progress(monotonic)
+    progress.name, progress.budget = study.file.name, study.file.budget.trials
+    units = dict(zip(study.objectives.names, study.objectives.units, strict=True))
+    if console.is_terminal:
+        return FanOut(progress, stack.enter_context(LiveView(progress, units, STAGES, console, monotonic)))
+    return FanOut(progress, PlainLines(progress, units, lambda line: console.print(line, markup=False, soft_wrap=True)))
+
+
+@contextmanager
+def _stopping(console: Console) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C (or SIGTERM) sets; the second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+        console.print("stopping; nothing is lost (Ctrl-C again: at once)", style="yellow")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -> None:
+    console.print(_summary_view(study))
+    name, studies = study.file.name, study.folder.parent
+    where = "" if studies == Path(_STUDIES) else f" --studies {studies}"
+    front = study.front()
+    lines = [f"\n{end.message}", f"report   {report_path}"]
+    if front and end.reason != "stopped":
+        lines.append(f"export   edgefront export {name}{where} --trial {front[0].number} --to {name}-{front[0].number}")
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+# ------------------------------------------------------------------------------------------- looking at a study
+
+
+def open_study(name: str, studies: Path) -> Study:
+    """A study by its name below ``studies``, or by the path of its folder.
+
+    Raises:
+        UsageError: there is none; the text lists those there are.
+        StudyError: its database cannot be used.
+    """
+    from orchestrator.study import DATABASE_FILE, Study
+
+    for folder in (studies / name, Path(name)):
+        if (folder / DATABASE_FILE).exists():
+            return Study.open(folder)
+    known = sorted(path.parent.name for path in studies.glob(f"*/{DATABASE_FILE}"))
+    raise UsageError(f"no study {name!r} in {studies}; there {_listed(known)}. Choose the folder with --studies.")
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "is none"
+    return f"{'are' if len(names) > 1 else 'is'} {', '.join(names)}"
+
+
+@main.command()
+@click.argument("study")
+@_studies_option
+@_json_option
+def status(study: str, studies: Path, as_json: bool) -> None:
+    """Say how STUDY stands: trials, hypervolume, the front. Works while it runs.
+
+    \b
+    Example:
+      edgefront status digits
+    """
+    from rich.console import Console
+
+    opened = open_study(study, studies)
+    if as_json:
+        click.echo(json.dumps(_summary(opened)))
+    else:
+        Console(highlight=False).print(_summary_view(opened))
+    opened.close()
+
+
+def _summary(study: Study) -> dict[str, Any]:
+    from orchestrator.summary import summarise
+
+    return summarise(study.file, study.trials(), study.front(), study.hypervolume_history(), study.test_results())
+
+
+def _summary_view(study: Study) -> Any:
+    from orchestrator.summary import summary_view
+
+    return summary_view(_summary(study))
+
+
+@main.command()
+@click.argument("study")
+@_studies_option
+@click.option("--open", "is_open", is_flag=True, help="Open it in the browser.")
+def report(study: str, studies: Path, is_open: bool) -> None:
+    """Write the HTML report of STUDY as it stands and print where it is.
+
+    \b
+    Example:
+      edgefront report digits --open
+    """
+    opened = open_study(study, studies)
+    path = _write_report(opened, studies)
+    opened.close()
+    click.echo(path)
+    if is_open:
+        click.launch(path.absolute().as_uri())
+
+
+def _write_report(study: Study, studies: Path) -> Path:
+    from datetime import UTC, datetime
+
+    from mcu_agent.kinds import load_kind
+    from orchestrator.report.write import write_report
+    from tasks.artifacts import ArtifactStore
+    from tasks.errors import TransientFault
+
+    store = ArtifactStore(study.artifacts)
+
+    def read(sha256: str) -> bytes | None:
+        try:
+            return store.get_bytes(sha256)
+        except TransientFault:
+            return None
+
+    name = study.file.name
+    where = "" if studies == Path(_STUDIES) else f" --studies {studies}"
+    return write_report(
+        study,
+        read,
+        written_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        board_text=load_kind(study.file.board).description,
+        export_command=f"edgefront export {name}{where} --trial {{trial}} --to {name}-{{trial}}",
+    )
+
+
+@main.command()
+@click.argument("study")
+@_studies_option
+@click.option("--trial", type=click.IntRange(min=0), required=True, help="Number of a complete trial.")
+@click.option("--to", "folder", type=click.Path(path_type=Path), required=True, help="New or empty folder.")
+def export(study: str, studies: Path, trial: int, folder: Path) -> None:
+    """Write a trial of STUDY as a project: C sources, ONNX networks, test vectors, Makefile and measured figures.
+
+    \b
+    Example:
+      edgefront export digits --trial 12 --to my-network && make -C my-network test
+    """
+    from mcu_agent.kinds import load_kind
+    from tasks.artifacts import ArtifactStore
+    from tasks.export import Exported, export_trial
+
+    opened = open_study(study, studies)
+    record = next((one for one in opened.trials() if one.number == trial), None)
+    if record is None or record.outcome is None or record.state != "complete":
+        numbers = ", ".join(str(one.number) for one in opened.front()) or "none yet"
+        state = "does not exist" if record is None else f"is {record.state}"
+        raise UsageError(f"--trial: trial {trial} {state}; only complete ones can be exported. On the front: {numbers}")
+    exported = Exported(
+        study=opened.file,
+        trial=trial,
+        params=record.params,
+        outcome=record.outcome,
+        test_error=opened.test_results().get(trial),
+        kind=load_kind(opened.file.board),
+    )
+    export_trial(exported, ArtifactStore(opened.artifacts), folder)
+    opened.close()
+    click.echo(f"{folder}  (next: make -C {folder} test)")
+
+
+# ----------------------------------------------------------------------------------------------- study files
+
+
+@main.group()
+def study() -> None:
+    """Check study files and help editors with them."""
+
+
+@study.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def check(file: Path) -> None:
+    """Explain FILE in words, or list every mistake in it with its line.
+
+    \b
+    Example:
+      edgefront study check examples/digits.yaml
+    """
+    from orchestrator.studycheck import explain
+
+    click.echo(explain(_load_file(file), vocabulary()))
+
+
+@study.command()
+def schema() -> None:
+    """Print the JSON Schema of study files, for editors that complete and check YAML.
+
+    \b
+    Example:
+      edgefront study schema > study.schema.json
+    """
+    from orchestrator.studycheck import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+def _load_file(file: Path) -> StudyFile:
+    from orchestrator.studycheck import load_study
+
+    return load_study(file, vocabulary())
+
+
+def vocabulary() -> Vocabulary:
+    """The names a study file may use: boards of the catalogue, built-in data sets, families and samplers."""
+    from mcu_agent.kinds import kinds
+    from orchestrator.proposers.registry import names
+    from orchestrator.studycheck import BoardFacts, Vocabulary
+    from tasks.nn.datasets import dataset_names
+    from tasks.nn.families import family_options
+
+    return Vocabulary(
+        boards={name: BoardFacts(kind.flash_bytes, kind.ram_bytes, kind.description) for name, kind in kinds().items()},
+        datasets=dataset_names(),
+        families=family_options(),
+        samplers=names(),
+    )
+
+
+# ------------------------------------------------------------------------------------------ boards, workers, agent
+
+
+@main.command()
+@click.option("--rack", type=click.Path(path_type=Path, dir_okay=False), help="List the boards of this rack file.")
+@_json_option
+def boards(rack: Path | None, as_json: bool) -> None:
+    """List the board kinds a study can name, or the boards of a rack and what they are doing.
+
+    \b
+    Example:
+      edgefront boards
+      edgefront boards --rack rack.toml
+    """
+    rows = _board_kinds() if rack is None else _rack_boards(rack)
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for line in _aligned([list(rows[0]), *[[str(value) for value in row.values()] for row in _readable(rows)]]):
+        click.echo(line)
+
+
+def _board_kinds() -> list[dict[str, Any]]:
+    from mcu_agent.kinds import kinds
+
+    names = ("name", "mcu", "core", "clock_hz", "flash_bytes", "ram_bytes", "nj_per_cycle", "description")
+    return [{name: getattr(kind, name) for name in names} for kind in kinds().values()]
+
+
+def _rack_boards(rack: Path) -> list[dict[str, Any]]:
+    from mcu_agent.pool import Pool, lock_folder
+    from mcu_agent.rack import load_rack
+
+    return [
+        {
+            "board": status.board.board_id,
+            "kind": status.board.kind,
+            "driver": status.board.driver,
+            "state": status.state.value,
+            "detail": status.detail,
+        }
+        for status in Pool(load_rack(rack), lock_folder()).statuses()
+    ]
+
+
+def _readable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from orchestrator.quantities import show
+
+    def text(name: str, value: Any) -> Any:
+        if name.endswith("_bytes"):
+            return show(value, "byte")
+        return f"{value / 1e6:g} MHz" if name.endswith("_hz") else value
+
+    return [{name: text(name, value) for name, value in row.items()} for row in rows]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+@main.command()
+@click.option("--queues", required=True, help="Comma-separated: build, train, board.KIND.")
+@click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True, help="Tasks at once.")
+@click.option("--name", default="", help="Name in logs and on the screen; default: the host's.")
+def worker(queues: str, concurrency: int, name: str) -> None:
+    """Serve queues of the broker at EDGEFRONT_BROKER_URL until told to stop.
+
+    The study's artifacts must be reachable under the same path or URL as on the orchestrator's host.
+
+    \b
+    Example:
+      EDGEFRONT_BROKER_URL=redis://lab:6379/0 edgefront worker --queues train --concurrency 2
+    """
+    from tasks.workers import run_worker
+
+    chosen = parse_queues(queues)
+    sys.exit(run_worker(chosen, concurrency, name=name))
+
+
+def parse_queues(text: str) -> list[str]:
+    """``"build,board.nrf52840-dk"`` → the list.
+
+    Raises:
+        UsageError: an unknown queue.
+        UnknownKind: an unknown board kind.
+    """
+    from mcu_agent.kinds import load_kind
+
+    queues = [queue.strip() for queue in text.split(",") if queue.strip()]
+    for queue in queues:
+        head, _, kind = queue.partition(".")
+        if head == "board" and kind:
+            load_kind(kind)
+        elif queue not in ("build", "train"):
+            raise UsageError(f"--queues: found {queue!r}; allowed are build, train and board.KIND")
+    if not queues:
+        raise UsageError("--queues: none given; allowed are build, train and board.KIND")
+    return queues
+
+
+@main.command()
+@click.option(
+    "--rack",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Rack file (TOML) with the boards of this host.",
+)
+@click.option("--name", default="agent", show_default=True, help="Name in logs and on the screen.")
+def agent(rack: Path, name: str) -> None:
+    """Offer the boards of a rack to the studies of the broker at EDGEFRONT_BROKER_URL until told to stop.
+
+    \b
+    Example of a rack file:
+      [[board]]
+      id = "bench"
+      kind = "nrf52840-dk"
+      driver = "virtual"
+      count = 2
+
+    \b
+    Example:
+      EDGEFRONT_BROKER_URL=redis://lab:6379/0 edgefront agent --rack rack.toml
+    """
+    from mcu_agent.rack import load_rack
+    from tasks.messages import BOARD_QUEUE
+    from tasks.profile import RACK_VARIABLE
+    from tasks.workers import run_worker
+
+    inventory = load_rack(rack)
+    os.environ[RACK_VARIABLE] = str(rack.absolute())
+    queues = [f"{BOARD_QUEUE}.{kind}" for kind in inventory.board_kinds()]
+    sys.exit(run_worker(queues, len(inventory.boards), name=name))
+
+
+@main.command()
+@_json_option
+@_studies_option
+def doctor(as_json: bool, studies: Path) -> None:
+    """Say what is installed, what is missing and how to get it. Exit code 1: something required is missing.
+
+    \b
+    Example:
+      edgefront doctor
+    """
+    from orchestrator.doctor import examine
+
+    findings = examine(studies)
+    if as_json:
+        click.echo(json.dumps([finding.to_json() for finding in findings]))
+    else:
+        for finding in findings:
+            mark = "ok  " if finding.is_ok else ("MISS" if finding.is_required else "-   ")
+            remedy = "" if finding.is_ok else f"  → {finding.remedy}"
+            click.echo(f"{mark}  {finding.name:<18} {finding.found or 'not found':<28} {finding.purpose}{remedy}")
+    if any(finding.is_required and not finding.is_ok for finding in findings):
+        sys.exit(EXIT_RUN)
+
+
+if __name__ == "__main__":
+    main()

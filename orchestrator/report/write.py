@@ -1,0 +1,78 @@
+"""The report of a study on disk: the page, and beside it the files that its links lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orchestrator.report.contents import ReportInput, Trial, contents
+from orchestrator.report.page import render
+from orchestrator.study import STUDY_COPY, Study
+
+REPORT_FILE = "report.html"
+FILES_FOLDER = "report_files"
+
+# Artifact → (link's text, file name), in the order of the links.
+_DOWNLOADS = {
+    "sources": ("C sources", "network-c.zip"),
+    "onnx": ("ONNX int8", "network-int8.onnx"),
+    "onnx_float": ("ONNX float", "network-float.onnx"),
+    "elf": ("firmware", "firmware.elf"),
+    "vectors": ("test vectors", "vectors.npz"),
+}
+
+ReadArtifact = Callable[[str], bytes | None]
+
+
+def write_report(
+    study: Study, read: ReadArtifact, *, written_at: str, board_text: str = "", export_command: str = ""
+) -> Path:
+    """Write ``report.html`` into the study's folder and the files of the front's trials into ``report_files``.
+
+    ``read`` gives the bytes of an artifact by its sha256, or None where it is gone: then there is no link to it. The
+    page replaces the last one in one step, so a reader never sees half of it.
+
+    Returns:
+        The page.
+    """
+    trials, front = study.trials(), study.front()
+    page = ReportInput(
+        study=study.file,
+        limits=dict(zip(study.objectives.names, study.objectives.limits, strict=True)),
+        trials=trials,
+        front=[trial.number for trial in front],
+        history=study.hypervolume_history(),
+        test_results=study.test_results(),
+        written_at=written_at,
+        board_text=board_text,
+        study_yaml=_text_of(study.folder / STUDY_COPY),
+        export_command=export_command,
+        downloads={trial.number: save_downloads(trial, study.folder, read) for trial in front},
+    )
+    path = study.folder / REPORT_FILE
+    _replace(path, render(contents(page)).encode("utf-8"))
+    return path
+
+
+def save_downloads(trial: Trial, folder: Path, read: ReadArtifact) -> list[tuple[str, str]]:
+    """Copy a trial's artifacts under names a person can read; returns (link's text, link relative to ``folder``)."""
+    artifacts: Mapping[str, str] = trial.outcome.artifacts if trial.outcome else {}
+    links = []
+    for name, (label, file_name) in _DOWNLOADS.items():
+        data = read(artifacts[name]) if name in artifacts else None
+        if data is not None:
+            link = f"{FILES_FOLDER}/trial-{trial.number}/{file_name}"
+            (folder / link).parent.mkdir(parents=True, exist_ok=True)
+            _replace(folder / link, data)
+            links.append((label, link))
+    return links
+
+
+def _replace(path: Path, data: bytes) -> None:
+    half = path.with_name(path.name + ".half")
+    half.write_bytes(data)
+    half.replace(path)
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

@@ -1,0 +1,91 @@
+"""How a study stands, in a few numbers: for ``edgefront status`` and for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.quantities import show
+from orchestrator.records import Json, Value
+from orchestrator.report.contents import Trial
+from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile
+from orchestrator.view import sparkline
+
+STATES = ("complete", "infeasible", "fault", "running", "proposed")
+
+
+def summarise(
+    study: StudyFile,
+    trials: Sequence[Trial],
+    front: Iterable[Trial],
+    history: Sequence[tuple[int, float]],
+    test_results: Mapping[int, Value],
+) -> Json:
+    """The state of a study as JSON; ``front`` holds ``{"trial", "params", "values"}``, the lowest error first."""
+    states = {state: sum(trial.state == state for trial in trials) for state in STATES}
+    first = "error" if "error" in study.objectives else next(iter(study.objectives))
+    return {
+        "name": study.name,
+        "board": study.board,
+        "budget": study.budget.trials,
+        "told": states["complete"] + states["infeasible"],
+        "states": states,
+        "objectives": list(study.objectives),
+        "hypervolume": history[-1][1] if history else 0.0,
+        "history": [hypervolume for _, hypervolume in history],
+        "front": sorted(
+            (_front_row(trial, test_results) for trial in front), key=lambda row: _amount(row["values"], first)
+        ),
+    }
+
+
+def _front_row(trial: Trial, test_results: Mapping[int, Value]) -> Json:
+    values = dict(trial.outcome.values) if trial.outcome else {}
+    if trial.number in test_results:
+        values["test_error"] = test_results[trial.number]
+    return {
+        "trial": trial.number,
+        "params": dict(trial.params),
+        "values": {name: value.to_json() for name, value in values.items()},
+    }
+
+
+def _amount(values: Mapping[str, Json], name: str) -> float:
+    return float(values[name]["amount"]) if name in values else float("inf")
+
+
+def summary_view(summary: Json) -> Group:
+    """The summary as rich renders it: two lines and the table of the front."""
+    states = ", ".join(f"{count} {state}" for state, count in summary["states"].items() if count) or "no trial yet"
+    head = Text.assemble(
+        (summary["name"], "bold"),
+        f" on {summary['board']}: {summary['told']}/{summary['budget']} trials told ({states})",
+    )
+    line = Text.assemble(
+        "hypervolume ",
+        (f"{summary['hypervolume']:.4f} ", "bold"),
+        (sparkline(summary["history"], 40), "cyan"),
+        f"  front {len(summary['front'])}",
+    )
+    return Group(head, line, *([_front_table(summary)] if summary["front"] else []))
+
+
+def _front_table(summary: Json) -> Table:
+    tested = any("test_error" in row["values"] for row in summary["front"])
+    timed = any("latency" in row["values"] for row in summary["front"])
+    extra = [*(["latency"] if timed else []), *(["test_error"] if tested else [])]
+    names = list(dict.fromkeys([*summary["objectives"], *extra]))
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for title in ("trial", *names):
+        table.add_column(title.replace("_", " "), justify="right")
+    for row in summary["front"]:
+        table.add_row(str(row["trial"]), *(_cell(row["values"].get(name), name) for name in names))
+    return table
+
+
+def _cell(value: Any, name: str) -> str:
+    return show(value["amount"], OBJECTIVE_UNITS.get(name, value["unit"]), name) if value else "–"

@@ -1,0 +1,204 @@
+"""A trial as a project of its own: C sources, networks, firmware, test vectors, Makefile and the figures it achieved.
+
+What is written depends on the trial alone, except for the path of the Python that ``make test-board`` tries first.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from numpy.typing import NDArray
+
+from mcu_agent.kinds import BoardKind
+from orchestrator.errors import UsageError
+from orchestrator.quantities import show
+from orchestrator.records import Json, Outcome, Params, Value
+from orchestrator.studyfile import StudyFile
+from tasks.errors import Defect
+from tasks.firmware.toolchain import gcc_flags
+from tasks.stage import Artifacts
+
+# A header of this many input bytes is about 250 KB of C, which every compiler still takes at once.
+_HEADER_INPUT_BYTES = 65_536
+_HEADER_VECTORS = 32
+_VALUES_PER_LINE = 24
+_NEEDED = ("sources", "elf", "layers", "vectors", "onnx")
+_BOARD_FILES = ("board/", "link.ld")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """The trial to export and what it is shown with; ``test_error`` is None where the test split was not used."""
+
+    study: StudyFile
+    trial: int
+    params: Params
+    outcome: Outcome
+    kind: BoardKind
+    test_error: Value | None = None
+
+
+def export_trial(exported: Exported, artifacts: Artifacts, folder: Path) -> list[str]:
+    """Write the project into ``folder``; gives back the paths below it, sorted.
+
+    Everything is read before the first file is written.
+
+    Raises:
+        UsageError: the folder holds something, or is a file.
+        TransientFault: an artifact is missing or altered (its text says which).
+        Defect: the trial has no firmware, or its artifacts are not what the build stage writes.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--to: {folder} is not an empty folder; choose a new one or empty it")
+    files = project_files(exported, artifacts)
+    for path, data in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    return sorted(files)
+
+
+def project_files(exported: Exported, artifacts: Artifacts) -> dict[str, bytes]:
+    """The project as path → content; raises as :func:`export_trial`."""
+    parts = _read_artifacts(exported, artifacts)
+    sources = _unzip(parts["sources"])
+    inputs, outputs = _vectors(parts["vectors"])
+    facts = _facts(exported, sources, inputs, outputs)
+    files = {
+        **{_place(path): data for path, data in sources.items()},
+        "firmware/firmware.elf": parts["elf"],
+        "network-int8.onnx": parts["onnx"],
+        "test/test_vectors.npz": parts["vectors"],
+        "test/test_vectors.h": _header(inputs, outputs).encode(),
+        "test/test_network.c": _template("test_network.c").encode(),
+        "test/test_board.py": _template("test_board.py").encode(),
+        "layers.json": parts["layers"],
+        "figures.json": _figures_json(exported).encode(),
+    }
+    if "onnx_float" in parts:
+        files["network-float.onnx"] = parts["onnx_float"]
+    environment = Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    for name in ("Makefile", "CMakeLists.txt", "README.md"):
+        files[name] = environment.from_string(_template(f"{name}.j2")).render(facts).encode()
+    return files
+
+
+def _read_artifacts(exported: Exported, artifacts: Artifacts) -> dict[str, bytes]:
+    names = exported.outcome.artifacts
+    missing = [name for name in _NEEDED if name not in names]
+    if missing:
+        raise Defect("no_firmware", f"trial {exported.trial} has no {', '.join(missing)}; only complete trials have")
+    return {name: artifacts.get_bytes(names[name]) for name in (*_NEEDED, "onnx_float") if name in names}
+
+
+def _unzip(data: bytes) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+    except zipfile.BadZipFile as error:
+        raise Defect("bad_sources", f"the sources artifact is no zip archive: {error}") from error
+
+
+def _place(path: str) -> str:
+    """The network itself goes to ``src``, what only the test firmware needs to ``firmware``."""
+    return f"firmware/{path}" if path.startswith(_BOARD_FILES) else f"src/{path}"
+
+
+def _vectors(data: bytes) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """Inputs (n, bytes) and outputs (n, k)."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        inputs, outputs = arrays["inputs"], arrays["outputs"]
+    return inputs.reshape(len(inputs), -1).astype(np.int8), outputs.reshape(len(outputs), -1).astype(np.int8)
+
+
+def _facts(
+    exported: Exported, sources: Mapping[str, bytes], inputs: NDArray[np.int8], outputs: NDArray[np.int8]
+) -> dict[str, object]:
+    c_files = [_place(path) for path in sorted(sources) if path.endswith(".c") and not path.startswith(_BOARD_FILES)]
+    return {
+        "study": exported.study,
+        "trial": exported.trial,
+        "kind": exported.kind,
+        "params": dict(exported.params),
+        "figures": _figures(exported),
+        "c_files": c_files,
+        "python": sys.executable,
+        "arm_flags": " ".join((*gcc_flags(exported.kind), "-std=c11 -O2 -ffreestanding -ffunction-sections")),
+        "input_bytes": inputs.shape[1],
+        "output_bytes": outputs.shape[1],
+        "n_vectors": _n_vectors(inputs),
+    }
+
+
+def _all_values(exported: Exported) -> dict[str, Value]:
+    """The objectives first, in the study's order."""
+    values = dict(exported.outcome.values)
+    if exported.test_error is not None:
+        values["test_error"] = exported.test_error
+    order = [*(name for name in exported.study.objectives if name in values), *values]
+    return {name: values[name] for name in order}
+
+
+def _figures(exported: Exported) -> list[dict[str, str]]:
+    return [
+        {
+            "name": name.replace("_", " "),
+            "text": show(value.amount, value.unit, name),
+            "source": value.source.value,
+            "note": value.note.replace("|", "/"),
+        }
+        for name, value in _all_values(exported).items()
+    ]
+
+
+def _figures_json(exported: Exported) -> str:
+    figures: Json = {
+        "study": exported.study.name,
+        "trial": exported.trial,
+        "board": exported.kind.name,
+        "params": dict(exported.params),
+        "values": {name: value.to_json() for name, value in _all_values(exported).items()},
+        "artifacts": dict(exported.outcome.artifacts),
+    }
+    return json.dumps(figures, indent=2) + "\n"
+
+
+def _n_vectors(inputs: NDArray[np.int8]) -> int:
+    fitting: int = _HEADER_INPUT_BYTES // inputs.shape[1]
+    return max(1, min(len(inputs), _HEADER_VECTORS, fitting))
+
+
+def _header(inputs: NDArray[np.int8], outputs: NDArray[np.int8]) -> str:
+    n = _n_vectors(inputs)
+    return (
+        "/* Inputs from the validation split and what the network answers; generated by Edgefront. */\n"
+        "#ifndef TEST_VECTORS_H\n#define TEST_VECTORS_H\n\n#include <stdint.h>\n\n"
+        f"#define TEST_VECTORS {n}\n"
+        f"#define TEST_INPUT_BYTES {inputs.shape[1]}\n"
+        f"#define TEST_OUTPUT_BYTES {outputs.shape[1]}\n\n"
+        f"static const int8_t test_inputs[TEST_VECTORS][TEST_INPUT_BYTES] = {_table(inputs[:n])};\n\n"
+        f"static const int8_t test_outputs[TEST_VECTORS][TEST_OUTPUT_BYTES] = {_table(outputs[:n])};\n\n"
+        "#endif\n"
+    )
+
+
+def _table(rows: NDArray[np.int8]) -> str:
+    return "{\n" + "\n".join(f"    {{{_row(row.tolist())}}}," for row in rows) + "\n}"
+
+
+def _row(values: list[int]) -> str:
+    lines = [values[i : i + _VALUES_PER_LINE] for i in range(0, len(values), _VALUES_PER_LINE)]
+    return ",\n     ".join(", ".join(map(str, line)) for line in lines)
+
+
+def _template(name: str) -> str:
+    return resources.files("tasks").joinpath("templates", name).read_text(encoding="utf-8")
