@@ -23,7 +23,7 @@ from tasks.firmware.planner import Plan, plan_memory
 from tasks.firmware.toolchain import gcc_version, link_firmware, zig_version
 
 PREFIX = "edgefront"
-STACK_BYTES = 1024
+STACK_BYTES = 512  # over twice what the kernels were seen to use, exception frame included; an overflow faults
 _OVERFLOW = "overflowed"
 
 

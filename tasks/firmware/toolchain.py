@@ -35,7 +35,7 @@ _COMMON = (
 )
 # Unrolled loops of byte loads cost kilobytes a layer and save little on these cores.
 _ZIG_CODE = ("-O2", "-fno-unroll-loops", "-fno-sanitize=undefined", "-fno-stack-protector")
-_GCC_CODE = ("-O2", "-Wno-unknown-pragmas")
+_GCC_CODE = ("-O2",)
 _LINK = ("-nostdlib", "-Wl,--gc-sections", "-Wl,-e,Reset_Handler", "-Wl,--build-id=none")
 
 _ZIG_FPU = {"": "", "fpv4-sp-d16": "+vfp4d16sp", "fpv5-sp-d16": "+fp_armv8d16sp", "fpv5-d16": "+fp_armv8d16"}
