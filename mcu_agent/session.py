@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -163,7 +163,7 @@ def opened(job: Job, image: Image, board: Board) -> Iterator[Link]:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One inference: its output (bytes,), the mailbox after it, and the counts of every region since the start."""
+    """One inference: its output (bytes,), the mailbox after it, and the counts of every region."""
 
     output: Bytes
     report: Mailbox
@@ -362,18 +362,6 @@ def _cycles(board: Board, runs: list[Run]) -> tuple[list[float], list[Sequence[C
     """Cycles of each run, and the counts of each run by region where the board counts."""
     if board.counter is None:
         return [run.report.cycles for run in runs], []
-    counts, before = [], None
-    for run in runs:
-        counts.append(_difference(run.counts, before))
-        before = run.counts
     outside = len(_OUTSIDE)
+    counts = [run.counts for run in runs]
     return [sum(item.cycles for item in one[:-outside]) for one in counts], counts
-
-
-def _difference(after: Sequence[Counts], before: Sequence[Counts] | None) -> Sequence[Counts]:
-    if before is None:
-        return after
-    return [
-        replace(a, instructions=a.instructions - b.instructions, cycles=a.cycles - b.cycles)
-        for a, b in zip(after, before, strict=True)
-    ]

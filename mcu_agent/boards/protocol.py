@@ -31,7 +31,8 @@ class Counter(Protocol):
     """The optional ability to count exactly, region by region.
 
     ``start`` names the regions and sets all counts to zero; code outside every region counts for the region entered
-    last, and before any was entered for none. ``read`` gives the counts since ``start`` in the order of the regions.
+    last, and before any was entered for none. ``read`` gives the counts since it was called last (or since ``start``),
+    in the order of the regions.
     """
 
     def start(self, regions: Sequence[Region]) -> None: ...

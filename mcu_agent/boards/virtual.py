@@ -185,26 +185,27 @@ class EmulatedCounter:
         self._emulator = emulator
         self._blocks = blocks
         self._factor = CORE_FACTORS[kind.core]
-        self._n_regions = 0
         self._costs = np.zeros((0, 2), dtype=np.int64)
+        self._totals = np.zeros((1, 2), dtype=np.int64)  # row 0: everything before the first region was entered
 
     def start(self, regions: Sequence[Region]) -> None:
-        """Name the regions and set all counts to zero; region 0 of the block counter is everything before the first."""
+        """Name the regions and set all counts to zero."""
         self._blocks.set_regions([Range(r.start, r.end, i + 1) for i, r in enumerate(regions)])
-        self._n_regions = len(regions)
         self._costs = np.zeros((0, 2), dtype=np.int64)
+        self._totals = np.zeros((len(regions) + 1, 2), dtype=np.int64)
 
     def read(self) -> Sequence[Counts]:
-        """Counts since ``start``, one a region; cycles are rounded to whole ones."""
+        """Counts since the last call, one a region; cycles are rounded to whole ones."""
         entries = self._blocks.entries()
         fresh = [self._cost(int(entry["address"]), int(entry["size"])) for entry in entries[len(self._costs) :]]
         self._costs = np.concatenate([self._costs, np.array(fresh, dtype=np.int64).reshape(-1, 2)])
         count, taken = entries["count"].astype(np.int64), entries["taken"].astype(np.int64)
         per_entry = self._costs * count[:, None]
         per_entry[:, 1] += TAKEN_PENALTY * taken
-        totals = np.zeros((self._n_regions + 1, 2), dtype=np.int64)
-        np.add.at(totals, entries["region"], per_entry)
-        return [Counts(instructions=int(n), cycles=round(int(c) * self._factor)) for n, c in totals[1:]]
+        before, self._totals = self._totals, np.zeros_like(self._totals)
+        np.add.at(self._totals, entries["region"], per_entry)
+        fresh_counts = (self._totals - before)[1:]
+        return [Counts(instructions=int(n), cycles=round(int(c) * self._factor)) for n, c in fresh_counts]
 
     def _cost(self, address: int, size: int) -> tuple[int, int]:
         cost = block_cost(bytes(self._emulator.mem_read(address, size)))
