@@ -65,7 +65,7 @@ def n_weights(dim: int, hidden: int) -> int:
 
 
 def moves(theta: Tensor, points: Tensor, *, hidden: int, reach: float) -> Tensor:
-    """What the policies with weights ``theta`` (…, p) do at ``points`` (…, d): steps of at most ``reach`` per column."""
+    """What policies of weights ``theta`` (…, p) do at ``points`` (…, d): steps of at most ``reach`` per column."""
     dim = points.shape[-1]
     sizes = [hidden * dim, hidden, dim * hidden, dim]
     first, first_bias, second, second_bias = torch.split(theta, sizes, dim=-1)

@@ -70,9 +70,9 @@ class ProposerSampler(BaseSampler):
         study = optuna.create_study(directions=["minimize", "minimize"], sampler=ProposerSampler("ars", seed=1))
 
     ``search_space`` is what all trials suggest; without it, it is what the finished trials had in common, as in
-    Optuna's own samplers, and trials before that are random. ``objectives`` name the objectives in the order of the study's
-    directions and bound them; bounds are for minimised objectives. Constraints set with ``trial.set_constraint`` are
-    respected too.
+    Optuna's own samplers, and trials before that are random. ``objectives`` name the objectives in the order of the
+    study's directions and bound them; bounds are for minimised objectives. Constraints set with
+    ``trial.set_constraint`` are respected too.
 
     Raises:
         UsageError: the proposer's name or an option is not allowed.
