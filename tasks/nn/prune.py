@@ -79,9 +79,9 @@ def prune(
 ) -> nn.Module:
     """Remove channels from ``module`` (in place) in ``steps`` rounds and return it.
 
-    After each round ``on_round(module, round_index)`` may fine-tune the weights; parameters are new objects by then, so
-    an optimiser must be new too. The outputs of the network are never pruned, nor are grouped convolutions (depthwise
-    ones are). The shapes that result depend on ``module``'s shapes and ``sparsity`` only.
+    After each round that removed something ``on_round(module, round_index)`` may fine-tune the weights; parameters are
+    new objects by then, so an optimiser must be new too. The outputs of the network are never pruned, nor are grouped
+    convolutions (depthwise ones are). The shapes that result depend on ``module``'s shapes and ``sparsity`` only.
 
     Args:
         example: an input of the module, (n, …).
@@ -100,8 +100,8 @@ def prune(
         shares = _shares(graph, protected, sparsity)
         for round_index in range(steps):
             rng = torch.Generator().manual_seed(seed * 1_000_003 + round_index)
-            _prune_round(graph, protected, shares, (round_index + 1) / steps, _scorer(criterion, rng))
-            on_round(module, round_index)
+            if _prune_round(graph, protected, shares, (round_index + 1) / steps, _scorer(criterion, rng)):
+                on_round(module, round_index)
     return module
 
 
@@ -180,7 +180,9 @@ def _prune_round(
     shares: Mapping[nn.Module, tuple[int, float]],
     progress: float,
     score: Callable[[Any], Tensor | None],
-) -> None:
+) -> bool:
+    """Whether anything was removed."""
+    has_removed = False
     for group in _groups(graph, protected):
         root, handler = group[0].dep.target.module, group[0].dep.handler
         n_before, share = shares[root]
@@ -192,3 +194,5 @@ def _prune_round(
         # A stable order makes the choice among equals the same on every machine.
         least = torch.argsort(importance, stable=True)[:n_remove]
         graph.get_pruning_group(root, handler, sorted(least.tolist())).prune()
+        has_removed = True
+    return has_removed
