@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.loop import StudyEnd
     from orchestrator.ports import Evaluator, EventSink
     from orchestrator.study import Study
-    from orchestrator.studycheck import Vocabulary
+    from orchestrator.studycheck import Mistake, Vocabulary
     from orchestrator.studyfile import StudyFile
     from orchestrator.view import FanOut
 
@@ -159,7 +159,7 @@ def run(
         metrics_address=metrics_address,
     )
     end = run_file(options)
-    if end.reason == "stopped":
+    if end.reason == "interrupted":
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -194,9 +194,8 @@ def run_file(options: RunOptions) -> StudyEnd:
     objectives = Objectives.from_study(file, kind.flash_bytes, kind.ram_bytes)
     study = Study.open_or_create(options.studies / file.name, file, objectives, source=options.file)
     console = Console(stderr=options.is_json, highlight=False)
-    with study.locked():
-        pass  # before the workers of whoever runs this study are taken for leftovers; the loop locks it for good
-    with _stopping(console) as stop:
+    # Locked before the lab starts: it would take the workers of whoever else runs this study for leftovers.
+    with study.locked(), _stopping(console) as stop:
         end = _run_study(study, options, console, stop)
     report_path = _write_report(study, options.studies)
     if not options.is_json:
@@ -312,8 +311,8 @@ def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -
     name, studies = study.file.name, study.folder.parent
     where = "" if studies == Path(_STUDIES) else f" --studies {studies}"
     front = study.front()
-    lines = [f"\n{end.message}", f"report   {report_path}"]
-    if front and end.reason != "stopped":
+    lines = [f"\n{end.text}", f"report   {report_path}"]
+    if front and end.reason != "interrupted":
         lines.append(f"export   edgefront export {name}{where} --trial {front[0].number} --to {name}-{front[0].number}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
@@ -475,8 +474,11 @@ def check(file: Path) -> None:
       edgefront study check examples/digits.yaml
     """
     from orchestrator.studycheck import explain
+    from tasks.nn.datasets import describe
 
-    click.echo(explain(_load_file(file), vocabulary()))
+    loaded = _load_file(file)
+    click.echo(explain(loaded, vocabulary()))
+    click.echo(f"\ndata: {describe(loaded.dataset, loaded.seed)}")
 
 
 @study.command()
@@ -511,7 +513,39 @@ def vocabulary() -> Vocabulary:
         datasets=dataset_names(),
         families=family_options(),
         samplers=names(),
+        extra=_deep_mistakes,
     )
+
+
+def _deep_mistakes(study: StudyFile) -> Iterator[Mistake]:
+    """What only shows when it is tried: the sampler's options, the data, the smallest and the largest network."""
+    import numpy as np
+
+    from orchestrator.proposers.registry import make_proposer
+    from orchestrator.space import SearchSpace
+    from orchestrator.studycheck import Mistake
+    from orchestrator.studyfile import section
+    from tasks.errors import PipelineError
+    from tasks.nn.datasets import load_dataset
+    from tasks.nn.families import build_network
+
+    space = SearchSpace.from_parameters(study.space)
+    try:
+        make_proposer(study.sampler.name, space, study.sampler.options)
+    except UsageError as error:
+        field, _, text = str(error).partition(": ")
+        yield Mistake(field=field, text=text)
+    try:
+        data = load_dataset(study.dataset, study.seed)
+    except PipelineError as error:
+        yield Mistake(field="dataset", text=str(error))
+        return
+    try:
+        for corner in (0.0, 1.0):
+            params = section(space.decode(np.full(space.dim, corner)), "network")
+            build_network(study.network, params, data.input_shape, data.n_classes, study.seed)
+    except PipelineError as error:
+        yield Mistake(field="network", text=str(error))
 
 
 # ------------------------------------------------------------------------------------------ boards, workers, agent

@@ -212,11 +212,13 @@ def layers_of(notes: Mapping[str, Json]) -> list[Json]:
 
 
 def _sources(trials: Sequence[Trial]) -> list[Json]:
-    """Which quantities come from where, over all trials, with what that word means."""
+    """Which quantities come from where, over all trials, with what that word means and one trial's note as example."""
     quantities: dict[Source, dict[str, str]] = {source: {} for source in Source}
     for trial in trials:
         for name, value in _values(trial).items():
-            quantities[value.source].setdefault(name, value.note)
+            has_number = any(letter.isdigit() for letter in value.note)  # then the note is about this trial alone
+            note = f"trial {trial.number}: {value.note}" if has_number else value.note
+            quantities[value.source].setdefault(name, note)
     return [
         {
             "source": source.value,

@@ -1,0 +1,218 @@
+"""The command line: what it accepts, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import cli
+from orchestrator.errors import OrchestratorError, UsageError
+
+ROOT = Path(__file__).parents[2]
+GENERATED_DOCS = ROOT / "docs"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, list(arguments))
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "quick.yaml"
+    path.write_text(
+        """\
+name: quick
+dataset: {source: digits}
+network: {family: mlp}
+space:
+  network.width: {type: int, low: 4, high: 8}
+board: nrf52-dk
+objectives: {error: {}, rom: {limit: 64 KiB}}
+budget: {trials: 3}
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_help_comes_at_once_because_nothing_heavy_is_loaded() -> None:
+    command = [sys.executable, "-X", "importtime", "-c", "import cli; cli.main(['--help'])"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30)
+    assert done.returncode == 0, done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "optuna", "numpy", "rich", "celery", "onnx", "sqlalchemy", "plotly", "pydantic"}
+
+
+def test_a_study_file_is_explained_in_words(study_file: Path) -> None:
+    result = call("study", "check", str(study_file))
+    assert result.exit_code == 0, result.output
+    assert "network.width" in result.output
+    assert "64.0 KiB" in result.output
+    assert "1079 train" in result.output
+
+
+def test_every_mistake_in_a_study_file_is_told_with_its_line_and_exit_code_2(study_file: Path) -> None:
+    study_file.write_text(study_file.read_text().replace("digits", "digitz").replace("nrf52-dk", "nrf53"))
+    result = call("study", "check", str(study_file))
+    assert result.exit_code == 2
+    assert f"{study_file}:2: dataset.source" in result.stderr
+    assert f"{study_file}:6: board" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_options_that_only_show_when_tried_are_mistakes_in_the_study_file(study_file: Path) -> None:
+    text = study_file.read_text() + "sampler: {name: ars, options: {rollouts: 3}}\n"
+    study_file.write_text(text.replace("low: 4, high: 8", "low: 4, high: 100000000"))
+    result = call("study", "check", str(study_file))
+    assert result.exit_code == 2
+    assert ":9: sampler.options" in result.stderr
+    assert ":3: network" in result.stderr
+
+
+def test_a_missing_study_file_is_a_usage_error() -> None:
+    result = call("run", "no-such-file.yaml")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("edgefront: ")
+    assert "no-such-file.yaml" in result.stderr
+
+
+def test_a_missing_study_names_those_there_are(tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "study.db").write_bytes(b"")
+    result = call("status", "digit", "--studies", str(tmp_path))
+    assert result.exit_code == 2
+    assert f"no study 'digit' in {tmp_path}; there is digits" in result.stderr
+
+
+def test_a_corrupt_study_is_an_error_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "study.db").write_bytes(b"this is no database at all, but it is long enough to look at" * 20)
+    result = call("status", "digits", "--studies", str(tmp_path))
+    assert result.exit_code == 1
+    assert "study.db" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [OrchestratorError("broker away"), OSError(28, "No space left on device", "study.db")]
+)
+def test_errors_of_a_run_are_one_message_and_exit_code_1(
+    error: Exception, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "run_file", fail)
+    result = call("run", str(study_file))
+    assert result.exit_code == 1
+    assert result.stderr in ("edgefront: broker away\n", "edgefront: study.db: No space left on device\n")
+    assert isinstance(call("--debug", "run", str(study_file)).exception, type(error))
+
+
+def test_workers_are_given_by_kind() -> None:
+    assert cli.parse_workers("train=2, boards=3") == {"train_workers": 2, "boards": 3}
+    assert cli.parse_workers("") == {}
+
+
+@pytest.mark.parametrize("text", ["2", "train", "train=0", "train=two", "gpu=1"])
+def test_other_workers_are_refused_with_what_is_allowed(text: str) -> None:
+    with pytest.raises(UsageError, match="allowed are train=N, build=N and boards=N"):
+        cli.parse_workers(text)
+
+
+def test_queues_are_checked_before_a_worker_starts() -> None:
+    assert cli.parse_queues("build, board.nrf52-dk") == ["build", "board.nrf52-dk"]
+    for text in ("", "training", "board"):
+        with pytest.raises(UsageError, match=r"allowed are build, train and board\.KIND"):
+            cli.parse_queues(text)
+    result = call("worker", "--queues", "board.nrf53-dk")
+    assert result.exit_code == 1
+    assert "known kinds: nrf52-dk" in result.stderr
+
+
+def test_the_agent_refuses_a_rack_file_with_a_mistake(tmp_path: Path) -> None:
+    rack = tmp_path / "rack.toml"
+    rack.write_text('[[board]]\nid = "a"\nkind = "nrf52-dk"\ndriver = "telepathy"\n')
+    result = call("agent", "--rack", str(rack))
+    assert result.exit_code == 1
+    assert "virtual" in result.stderr
+
+
+def test_boards_are_listed_for_people_and_for_scripts(tmp_path: Path) -> None:
+    assert "nRF52840" in call("boards").output
+    listed = json.loads(call("boards", "--json").output)
+    assert {"name": "nrf52-dk", "flash_bytes": 512 * 1024}.items() <= listed[0].items()
+    rack = tmp_path / "rack.toml"
+    rack.write_text('[[board]]\nid = "bench"\nkind = "nrf52-dk"\ndriver = "virtual"\ncount = 2\n')
+    boards = json.loads(call("boards", "--rack", str(rack), "--json").output)
+    assert [(board["board"], board["state"]) for board in boards] == [("bench-1", "idle"), ("bench-2", "idle")]
+
+
+def test_the_schema_is_one_that_editors_understand() -> None:
+    schema = json.loads(call("study", "schema").output)
+    assert set(schema["required"]) >= {"name", "dataset", "network", "space", "board", "objectives", "budget"}
+
+
+def test_the_doctor_says_by_its_exit_code_whether_something_required_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings = json.loads(call("doctor", "--json", "--studies", str(tmp_path)).output)
+    assert {"name", "ok", "found", "remedy", "required", "purpose"} == set(findings[0])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = call("doctor", "--studies", str(tmp_path))
+    assert result.exit_code == 1
+    assert "pip install torch" in result.output
+
+
+def test_the_first_interrupt_asks_the_run_to_stop_and_the_second_ends_it() -> None:
+    from rich.console import Console
+
+    with cli._stopping(Console(quiet=True)) as stop:
+        os.kill(os.getpid(), cli.signal.SIGINT)
+        assert stop.wait(1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), cli.signal.SIGINT)
+            stop.clear()
+            stop.wait(1)
+    assert cli.signal.getsignal(cli.signal.SIGINT) is cli.signal.default_int_handler
+
+
+def all_commands(group: click.Group, words: tuple[str, ...] = ("edgefront",)) -> list[tuple[str, click.Command]]:
+    found: list[tuple[str, click.Command]] = []
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found += all_commands(command, (*words, name))
+        else:
+            found.append((" ".join((*words, name)), command))
+    return found
+
+
+@pytest.mark.parametrize(("words", "command"), all_commands(cli.main))
+def test_every_command_has_help_and_an_example(words: str, command: click.Command) -> None:
+    assert command.help
+    assert re.search(rf"Example.*{words}", command.help, re.DOTALL)
+
+
+def test_the_generated_parts_of_the_documentation_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(GENERATED_DOCS))
+    import generate
+
+    pages = generate.pages()
+    assert {page.name for page in pages} >= {"cli.md", "metrics.md", "study-file.md"}
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert generate.render(text) == text, f"{page.name} is behind; run `make docs`"
+
+
+def test_every_link_in_the_documentation_leads_somewhere() -> None:
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")]:
+        for link in re.findall(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.relative_to(ROOT)} links to {link}"
