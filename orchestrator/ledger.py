@@ -108,7 +108,7 @@ class StudyRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CandidateRow:
-    """A recorded candidate; ``state`` is ``open`` or how it ended, ``told`` its place in the order of telling (from 1)."""
+    """A recorded candidate; ``state`` is ``open`` or its ending, ``told`` its place in the order of telling, from 1."""
 
     trial: int
     params: Params
@@ -207,6 +207,11 @@ class Ledger:
         """All of them, by trial number."""
         with self._engine.connect() as connection:
             return [_candidate(row) for row in connection.execute(sa.select(_candidates).order_by(_candidates.c.trial))]
+
+    def candidate(self, trial: int) -> CandidateRow:
+        """One of them; it must have been recorded."""
+        with self._engine.connect() as connection:
+            return _candidate(connection.execute(sa.select(_candidates).where(_candidates.c.trial == trial)).one())
 
     def attempts(self) -> list[StageAttempt]:
         """All of them, in the order they were queued within a trial's stages."""

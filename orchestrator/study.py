@@ -24,6 +24,7 @@ import sqlalchemy as sa
 import yaml
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.errors import StudyError, UsageError
@@ -77,6 +78,7 @@ class Study:
     ledger: Ledger
     created_at: str = ""
     _storage: RDBStorage = field(repr=False)
+    _is_locked: bool = False
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -99,7 +101,7 @@ class Study:
             if ledger.study() is not None:
                 raise StudyError(f"{folder} holds a study already; open it, or choose another name")
             _write_copy(folder / STUDY_COPY, file, source)
-            directions = ["minimize"] * len(objectives.names)
+            directions = [StudyDirection.MINIMIZE] * len(objectives.names)
             optuna.create_study(study_name=file.name, storage=storage, directions=directions, load_if_exists=True)
             ledger.create(
                 StudyRow(
@@ -175,11 +177,14 @@ class Study:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The sole right to run the study, given back by the system however the process ends.
+        """The sole right to run the study, given back by the system however the process ends; may be nested.
 
         Raises:
             StudyError: another process runs it.
         """
+        if self._is_locked:
+            yield
+            return
         with (self.folder / LOCK_FILE).open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -297,7 +302,8 @@ def check_update(old: StudyFile, new: StudyFile) -> None:
     if lines:
         raise UsageError(
             f"study {old.name} has begun, and its file has changed since:\n" + "\n".join(lines) + "\n"
-            "Only a larger budget and another parallelism can be taken over. Undo the change, or give the study a new name."
+            "Only a larger budget and another parallelism can be taken over. Undo the change, or give the study a new "
+            "name."
         )
 
 
@@ -369,7 +375,7 @@ def _is_complete(database: Path) -> bool:
     """Whether the ledger's row exists; anything unreadable counts as complete, so that opening it explains."""
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            return connection.execute("SELECT count(*) FROM edgefront_study").fetchone()[0] > 0
+            return bool(connection.execute("SELECT count(*) FROM edgefront_study").fetchone()[0])
     except sqlite3.OperationalError as error:
         return "no such table" not in str(error)
     except sqlite3.DatabaseError:

@@ -47,10 +47,10 @@ def soft_limit_s(stage: str, profile_timeout_s: float) -> float:
     return _SOFT_LIMITS_S.get(stage, profile_timeout_s + 30.0)
 
 
-class _Presence(bootsteps.StartStopStep):
+class _Presence(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
     """The worker's parent says every few seconds that it is there and which queues it serves."""
 
-    requires = {"celery.worker.consumer.tasks:Tasks"}
+    requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, parent: Any) -> None:
         queues = ",".join(sorted(queue.name for queue in parent.task_consumer.queues))
@@ -179,7 +179,7 @@ def is_gone(holder: Holder) -> bool:
         return False
     try:
         process = psutil.Process(holder.pid)
-        return abs(process.create_time() - holder.born) > 1.0 or process.status() == psutil.STATUS_ZOMBIE
+        return bool(abs(process.create_time() - holder.born) > 1.0 or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
@@ -272,7 +272,7 @@ def process_client() -> redis.Redis:
     return _client_of(os.getpid())
 
 
-@signals.worker_process_init.connect
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]  # Celery ships no types
 def _warm(**_: Any) -> None:
     """Load what the child's stages need before the first task waits for it."""
     for stage in filter(None, os.environ.get(WARM_VARIABLE, "").split(",")):

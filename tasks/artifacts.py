@@ -1,6 +1,6 @@
 """Content-addressed bytes and remembered stage results, in a folder or behind any fsspec URL.
 
-Layout below the root: ``sha256/<first two>/<rest>`` holds what hashes to that name, ``memo/<first two>/<rest>.json`` holds
+Layout below the root: ``sha256/<first two>/<rest>`` holds what hashes to that name, ``memo/<first two>/<rest>.json``
 the result of a stage under the hash of everything that determines it. Whoever reads checks; whoever writes replaces
 whole files, so a reader never sees half of one and writing the same content again repairs a damaged copy.
 
@@ -54,7 +54,7 @@ class DiskFull(Defect):
 
 
 class ArtifactStore:
-    """Artifacts below ``url``: a folder, or any address fsspec knows (``s3://bucket/studies`` with its package installed).
+    """Artifacts below ``url``: a folder, or any address fsspec knows (``s3://bucket/studies`` with s3fs installed).
 
     Raises:
         TransientFault: the address cannot be reached (``OSError`` passes as it is and counts as one).

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from kombu.exceptions import OperationalError
@@ -22,6 +23,8 @@ from tasks.artifacts import ArtifactStore
 from tasks.broker import connect, without_password
 from tasks.messages import Holder, TaskMessage
 from tasks.registry import STAGES, perform
+
+T = TypeVar("T")
 
 _NOT_TAKEN_S = 12.0
 _WATCH_EVERY_S = 2.0
@@ -77,7 +80,7 @@ class _Waiting:
 class CeleryEvaluator:
     """Has stages run by Celery workers over the Redis at ``url``.
 
-    ``artifacts`` is where workers find and leave artifacts; ``check`` is called now and then and raises when the workers
+    ``artifacts`` is where workers find and leave artifacts; ``check`` is called now and then and raises when workers
     cannot live; ``boards`` is the number of boards where it is known, for the ``boards`` event. Single-threaded.
 
     A result that ``collect`` returned is deleted from the broker by the next ``collect``: by then the caller has
@@ -128,7 +131,7 @@ class CeleryEvaluator:
         while True:
             self._watch()
             remaining = deadline - monotonic()
-            results = self._patiently(lambda: self._read(max(0.0, remaining)))  # noqa: B023 - called at once
+            results = self._patiently(functools.partial(self._read, max(0.0, remaining)))
             if results or remaining <= 0:
                 return results
 
@@ -170,7 +173,8 @@ class CeleryEvaluator:
         block_ms = max(1, int(min(timeout_s, _LONGEST_BLOCK_S) * 1000))
         results_key, events_key = messages.results_key(self._study_id), messages.events_key(self._study_id)
         streams: dict[Any, Any] = {results_key: self._last_result, events_key: self._last_event}
-        reply = dict(self._client.xread(streams, count=200, block=block_ms) or [])
+        replies: Any = self._client.xread(streams, count=200, block=block_ms) or []
+        reply: dict[bytes, Any] = dict(replies)
         for entry_id, entry in reply.get(events_key.encode(), []):
             self._last_event = entry_id
             self._pass_on(messages.decode_event(entry))
@@ -247,12 +251,12 @@ class CeleryEvaluator:
         self._watched = monotonic()
         self._check()
         for queue in sorted(self._queues):
-            depth: Any = self._patiently(lambda: self._client.llen(queue))  # noqa: B023 - called at once
+            depth: Any = self._patiently(functools.partial(self._client.llen, queue))
             if self._depths.get(queue) != depth:
                 self._depths[queue] = depth
                 self._sink.emit(Event(name="queue_depth", fields={"queue": queue, "depth": depth}))
 
-    def _patiently(self, action: Callable[[], Any]) -> Any:
+    def _patiently(self, action: Callable[[], T]) -> T:
         """Do it, over a broker that comes back within ``patience_s``."""
         deadline = monotonic() + self._patience_s
         while True:
@@ -262,7 +266,7 @@ class CeleryEvaluator:
                 self._check()
                 if monotonic() > deadline:
                     raise OrchestratorError(
-                        f"the broker at {without_password(self._url)} has been away for {self._patience_s:g} s: {error}. "
+                        f"the broker at {without_password(self._url)} is away for {self._patience_s:g} s now: {error}. "
                         "Nothing is lost; the same command goes on when it is back."
                     ) from error
                 time.sleep(0.2)

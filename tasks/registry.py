@@ -48,8 +48,8 @@ def stage_function(stage: str) -> StageFunction:
         return function
     if stage not in _FUNCTIONS:
         raise Defect("unknown_stage", f"no stage is called {stage!r}; there are {', '.join(_FUNCTIONS)}")
-    function = _load(_FUNCTIONS[stage], f"stage {stage}")
-    return function
+    loaded: StageFunction = _load(_FUNCTIONS[stage], f"stage {stage}")
+    return loaded
 
 
 def _load(address: str, what: str):  # type: ignore[no-untyped-def]  # whatever the address names
@@ -89,7 +89,7 @@ def perform(
 
 
 def _remembered(result: StageResult, request: StageRequest, store: ArtifactStore) -> StageResult:
-    """The result once it is recorded; a fault when it cannot be, for then the work cannot be kept and does not count."""
+    """The result once it is recorded; a fault when it cannot be: work that cannot be kept does not count."""
     try:
         store.remember(memo_key(request), json.dumps(result.to_json()).encode())
     except Defect as error:
@@ -107,7 +107,7 @@ def _resolving(stage: str) -> StageFunction:
 
 
 def recall(request: StageRequest, store: ArtifactStore) -> StageResult | None:
-    """The result recorded for this work, under this request's ids; None when there is none or an artifact of it is gone."""
+    """The result recorded for this work, under this request's ids; None without one or if an artifact is gone."""
     try:
         data = store.recall(memo_key(request))
     except OSError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
 
-from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult, Value
+from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult, Value, Violation
 from tasks.errors import Defect, Infeasible, TransientFault
 
 
@@ -44,7 +44,8 @@ StageFunction = Callable[[StageRequest, StageContext], StageOutput]
 def run_stage(function: StageFunction, request: StageRequest, context: StageContext) -> StageResult:
     """Run one stage and say how it ended; never raises for anything the stage does wrong."""
     started = monotonic()
-    output, ending, fault, violations = StageOutput(), Ending.COMPLETE, None, ()
+    output, ending, fault = StageOutput(), Ending.COMPLETE, None
+    violations: tuple[Violation, ...] = ()
     try:
         output = function(request, context)
     except Infeasible as error:

@@ -7,6 +7,7 @@ Python. Workers find their broker in ``EDGEFRONT_BROKER_URL``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -126,10 +127,8 @@ class Supervisor:
                 running.process.terminate()
         deadline = monotonic() + grace_s
         for running in self._running:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 running.process.wait(max(0.0, deadline - monotonic()))
-            except subprocess.TimeoutExpired:
-                pass
             kill_group(running.process.pid, signal.SIGKILL)
             running.process.wait()
             self.guardian.remove(running.process.pid)

@@ -1,4 +1,4 @@
-"""Stages that take no time, for tests of the loop and the queue. Behaviour is steered by parameters of the candidate."""
+"""Stages that take no time, for tests of the loop and the queue; an environment variable makes them misbehave."""
 
 from __future__ import annotations
 

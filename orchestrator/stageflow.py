@@ -1,0 +1,202 @@
+"""Stages on their way through the evaluator: queued, retried, taken back; all recorded before it is acted upon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.errors import EvaluationDefect
+from orchestrator.ledger import CandidateRow, StageAttempt
+from orchestrator.ports import Clock, Evaluator, EventSink
+from orchestrator.records import Event, Fault, FaultKind, Json, StageRequest, StageResult
+from orchestrator.study import FINAL_STAGE, Study
+
+MAX_ATTEMPTS = 3
+# What a stage reports when an artifact it was to read is gone or damaged: the stage that wrote it runs again.
+ARTIFACT_REASONS = ("artifact_missing", "artifact_altered")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageEnded:
+    """A stage of this trial has its result, or was given up with ``fault`` after its last attempt."""
+
+    trial: int
+    stage: str
+    fault: Fault | None = None
+
+
+@dataclass(kw_only=True)
+class OpenAttempt:
+    """An attempt that is queued, or will be at ``due`` (monotonic seconds)."""
+
+    request: StageRequest
+    due: float
+    queued: float = 0.0
+    is_submitted: bool = False
+
+
+@dataclass(kw_only=True)
+class StageFlow:
+    """The open attempts of a study, and the results that count so far: ``results[trial][stage]``."""
+
+    study: Study
+    evaluator: Evaluator
+    sink: EventSink
+    clock: Clock
+    retry_delays_s: Sequence[float]
+    open: dict[tuple[int, str], OpenAttempt] = field(default_factory=dict)
+    results: dict[int, dict[str, StageResult]] = field(default_factory=dict)
+    _open_before: dict[tuple[int, str], StageAttempt] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return self.evaluator.stages
+
+    def load(self) -> None:
+        """Take up what earlier runs recorded."""
+        for result in self.study.ledger.results():
+            self.results.setdefault(result.trial, {})[result.stage] = result
+        attempts = self.study.ledger.attempts()
+        self._open_before = {(item.trial, item.stage): item for item in attempts if item.is_open}
+
+    def results_of(self, trial: int) -> list[StageResult]:
+        """What counts of a trial's search, in the order of the stages; the test split is not part of it."""
+        results = self.results.get(trial, {})
+        return [results[stage] for stage in self.stages if stage in results]
+
+    def queue(self, candidate: CandidateRow, stage: str, delay_s: float = 0.0) -> None:
+        """Plan the next attempt at a stage, or take up the one that an earlier run left open."""
+        again = self._open_before.pop((candidate.trial, stage), None)
+        inputs: dict[str, str] = {}
+        for result in self.results_of(candidate.trial):
+            inputs |= result.artifacts
+        attempt = again.attempt if again else len(self.study.ledger.attempts_of(candidate.trial, stage)) + 1
+        request = StageRequest(
+            study_id=self.study.study_id,
+            trial=candidate.trial,
+            stage=stage,
+            attempt=attempt,
+            params=candidate.params,
+            seed=candidate.seed,
+            inputs=inputs,
+            study=self.study.file.to_json(),
+        )
+        if again is None:
+            self.study.ledger.record_attempt(candidate.trial, stage, attempt, request.task_id, self.clock.now_iso())
+        self.open[candidate.trial, stage] = OpenAttempt(request=request, due=self.clock.monotonic() + delay_s)
+        self.submit_due()
+
+    def submit_due(self) -> None:
+        now = self.clock.monotonic()
+        for item in self.open.values():
+            if not item.is_submitted and item.due <= now:
+                request = item.request
+                self._emit("stage_queued", trial=request.trial, stage=request.stage, attempt=request.attempt)
+                self.evaluator.submit(request)
+                item.is_submitted, item.queued = True, now
+
+    def take(self, results: Sequence[StageResult]) -> list[StageEnded]:
+        """Record all of them and say which stages are through; those to be tried again are queued here.
+
+        Raises:
+            EvaluationDefect: one of them is a defect; names trial, stage and what was found.
+        """
+        ended = [item for result in results if (item := self._take_one(result)) is not None]
+        for item in ended:
+            if item.fault is not None and item.fault.kind is FaultKind.DEFECT:
+                raise EvaluationDefect(
+                    f"trial {item.trial}, stage {item.stage}: {item.fault.reason}: {item.fault.detail}\n"
+                    "The study has stopped; nothing is lost. Once the cause is removed, the same command goes on and "
+                    "runs this stage again."
+                )
+        return ended
+
+    def look_for_lost(self) -> list[StageEnded]:
+        """Try again what was with a worker that is gone; returns the stages given up."""
+        waiting = {item.request.task_id: item for item in self.open.values() if item.is_submitted}
+        ended = []
+        for task_id in self.evaluator.lost(list(waiting)):
+            request = waiting[task_id].request
+            detail = f"the worker of stage {request.stage} is gone"
+            fault = Fault(kind=FaultKind.TRANSIENT, reason="worker_lost", detail=detail)
+            now = self.clock.now_iso()
+            self.study.ledger.record_fault(request.trial, request.stage, request.attempt, fault, now, is_lost=True)
+            del self.open[request.trial, request.stage]
+            self._emit_fault(request, fault)
+            ended.append(self._retry(request, fault))
+        return [item for item in ended if item is not None]
+
+    def _take_one(self, result: StageResult) -> StageEnded | None:
+        """Act on one result. One that is not awaited (a copy, or too late) is passed over."""
+        item = self.open.get((result.trial, result.stage))
+        if item is None or result.study_id != self.study.study_id:
+            return None
+        if result.fault is not None:
+            return self._take_fault(item, result, result.fault)
+        if not self.study.ledger.record_result(result, self.clock.now_iso()):
+            return None
+        del self.open[result.trial, result.stage]
+        self.results.setdefault(result.trial, {})[result.stage] = result
+        self._emit_finished(item, result)
+        return StageEnded(trial=result.trial, stage=result.stage)
+
+    def _take_fault(self, item: OpenAttempt, result: StageResult, fault: Fault) -> StageEnded | None:
+        request = item.request
+        if result.attempt != request.attempt:
+            return None  # of an attempt that was given up
+        self.study.ledger.record_fault(result.trial, result.stage, result.attempt, fault, self.clock.now_iso())
+        del self.open[result.trial, result.stage]
+        self._emit_finished(item, result)
+        self._emit_fault(request, fault)
+        if fault.kind is FaultKind.DEFECT:
+            return StageEnded(trial=result.trial, stage=result.stage, fault=fault)
+        return self._retry(request, fault)
+
+    def _retry(self, request: StageRequest, fault: Fault) -> StageEnded | None:
+        """Try again after a pause, from the stage whose artifact is gone where that is the reason; or give up."""
+        attempts = self.study.ledger.attempts_of(request.trial, request.stage)
+        failed = sum(item.is_failed for item in attempts)
+        if failed >= MAX_ATTEMPTS:
+            return StageEnded(trial=request.trial, stage=request.stage, fault=fault)
+        delay_s = self.retry_delays_s[min(failed, len(self.retry_delays_s)) - 1] if self.retry_delays_s else 0.0
+        stage = request.stage
+        if fault.reason in ARTIFACT_REASONS and stage != FINAL_STAGE:
+            stage = self._take_back(request, fault)
+        self.queue(self.study.ledger.candidate(request.trial), stage, delay_s=delay_s)
+        return None
+
+    def _take_back(self, request: StageRequest, fault: Fault) -> str:
+        """The results from the writer of the lost artifact on count no longer; returns that stage."""
+        results = self.results.get(request.trial, {})
+        writer = self.stages[0]
+        for stage, result in results.items():
+            if any(sha256 in fault.detail for sha256 in result.artifacts.values()):
+                writer = stage
+        later = self.stages[self.stages.index(writer) :]
+        self.study.ledger.take_back(request.trial, [name for name in later if name != request.stage])
+        for name in later:
+            results.pop(name, None)
+        return writer
+
+    def _emit_finished(self, item: OpenAttempt, result: StageResult) -> None:
+        waited = self.clock.monotonic() - item.queued - result.seconds
+        self._emit(
+            "stage_finished",
+            trial=result.trial,
+            stage=result.stage,
+            attempt=result.attempt,
+            ending=result.ending.value,
+            seconds=result.seconds,
+            wait_seconds=max(0.0, waited),
+            worker=result.worker,
+        )
+
+    def _emit_fault(self, request: StageRequest, fault: Fault) -> None:
+        about: Json = {"trial": request.trial, "stage": request.stage, "attempt": request.attempt}
+        about |= {"reason": fault.reason, "detail": fault.detail, "kind": fault.kind.value}
+        event = Event(name="fault", fields=about)
+        self.study.ledger.record_events([event], self.clock.now_iso())
+        self.sink.emit(event)
+
+    def _emit(self, name: str, /, **fields: object) -> None:
+        self.sink.emit(Event(name=name, fields=fields))
