@@ -69,7 +69,7 @@ def grant(record: BoardRecord, owner: str, now: float, duration_s: float) -> tup
     if record.quarantine:
         raise ValueError(f"board {record.board_id} is quarantined: {record.quarantine}")
     if duration_s <= 0:
-        raise ValueError(f"a lease of {duration_s} s is none")
+        raise ValueError(f"a lease of {duration_s:g} s is none")
     lease = Lease(board_id=record.board_id, owner=owner, token=record.token + 1, deadline=now + duration_s)
     return replace(record, token=lease.token, owner=owner, deadline=lease.deadline), lease
 

@@ -16,7 +16,9 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import numpy.typing as npt
@@ -71,13 +73,14 @@ def pool_of(study: StudyFile, study_id: str) -> Pool:
 
 
 def _on_leased_board(request: StageRequest, context: StageContext, study: StudyFile, job: Job) -> Profile:
+    """Waiting for a board may take half of the time, so that whoever gets one has the other half at least."""
     owner = f"{study.name}/{request.trial}/{request.attempt}"
-    timeout_s = job.timeout_s
+    started, timeout_s = monotonic(), job.timeout_s
     pool = pool_of(study, request.study_id)
-    with pool.lease(study.board, owner, duration_s=timeout_s + _LEASE_MARGIN_S, wait_s=timeout_s) as board:
+    with pool.lease(study.board, owner, duration_s=timeout_s + _LEASE_MARGIN_S, wait_s=timeout_s / 2) as board:
         fields = {"trial": request.trial, "board": board.board_id, "board_kind": study.board}
         context.progress(Event(name="board_leased", fields=fields))
-        return profile(job, board)
+        return profile(replace(job, timeout_s=timeout_s - (monotonic() - started)), board)
 
 
 def _job(request: StageRequest, context: StageContext, study: StudyFile) -> Job:

@@ -36,7 +36,8 @@ class FakeNetwork:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Script:
     """How the board misbehaves. ``hang_at`` and ``fault_at`` name the symbol it never gets past; ``lost_after`` is the
-    number of operations after which the probe is gone; ``wrong_layer`` the index of a layer with one wrong byte."""
+    number of operations after which the probe is gone; ``wrong_layer`` the index of the first layer with a wrong byte.
+    """
 
     hang_at: str = ""
     fault_at: str = ""
@@ -156,7 +157,8 @@ class FakeBoard:
             zip(self._network.layers, self._network.run(data), strict=True)
         ):
             yield symbol
-            output = value if index != self._script.wrong_layer else bytes([value[0] ^ 1]) + value[1:]
+            is_wrong = self._script.wrong_layer is not None and index >= self._script.wrong_layer
+            output = bytes([value[0] ^ 1]) + value[1:] if is_wrong else value
             at = self._offset(image.address("edgefront_arena"), 0) + offset
             self._memory[at : at + len(output)] = output
         yield "edgefront_after_run"

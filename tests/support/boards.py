@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mcu_agent.boards.fake import FakeNetwork
 from mcu_agent.kinds import BoardKind, load_kind
+from mcu_agent.session import Job, Layer
 
 SOURCES = Path(__file__).parent / "board_firmware"
 STACK_BYTES = 1024
@@ -95,3 +97,27 @@ def layer_outputs(x: np.ndarray) -> list[np.ndarray]:
     """What the two layers of the firmware give for inputs (n, 16), as (n, 16) each."""
     doubled = (2 * x.astype(np.int64)).astype(np.int8)
     return [doubled, (doubled.astype(np.int64) + 1).astype(np.int8)]
+
+
+def fake_network() -> FakeNetwork:
+    """What the firmware computes, for a fake board."""
+
+    def run(data: bytes) -> list[bytes]:
+        return [layer[0].tobytes() for layer in layer_outputs(np.frombuffer(data, dtype=np.int8)[None])]
+
+    places = [(str(layer["symbol"]), int(str(layer["output_offset"]))) for layer in LAYERS]
+    return FakeNetwork(run=run, layers=places, input_bytes=N, output_bytes=N)
+
+
+def make_job(first_byte: int = 0, n: int = 4, timeout_s: float = 5.0, kind: str = "nrf52-dk") -> Job:
+    """A profile of the firmware whose references are right; ``first_byte`` chooses how it misbehaves."""
+    x = inputs(n, first_byte)
+    outputs = layer_outputs(x)
+    return Job(
+        elf=firmware(kind),
+        inputs=x,
+        expected=outputs[1],
+        layers=[Layer.from_json(layer) for layer in LAYERS],
+        layer_outputs={index: output[0] for index, output in enumerate(outputs)},
+        timeout_s=timeout_s,
+    )

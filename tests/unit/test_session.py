@@ -12,22 +12,10 @@ from mcu_agent.errors import AgentError, BitMismatch, FirmwareFault, FirmwareHan
 from mcu_agent.kinds import load_kind
 from mcu_agent.session import Job, Layer, profile, run_outputs
 from tests.support import boards
+from tests.support.boards import make_job
 
 HANG, OVERFLOW, OUTSIDE, UNDEFINED, WRONG_FIRST, WRONG_SECOND = 101, 102, 103, 104, 105, 106
 WRITE_FLASH, SLEEP, OWN_FAULT, JUMP_AWAY, BAD_CRC = 107, 108, 109, 110, 111
-
-
-def make_job(first_byte: int = 0, n: int = 4, timeout_s: float = 5.0, kind: str = "nrf52-dk") -> Job:
-    x = boards.inputs(n, first_byte)
-    outputs = boards.layer_outputs(x)
-    return Job(
-        elf=boards.firmware(kind),
-        inputs=x,
-        expected=outputs[1],
-        layers=[Layer.from_json(layer) for layer in boards.LAYERS],
-        layer_outputs={index: output[0] for index, output in enumerate(outputs)},
-        timeout_s=timeout_s,
-    )
 
 
 def run(job: Job, kind: str = "nrf52-dk"):  # type: ignore[no-untyped-def]

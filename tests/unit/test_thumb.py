@@ -1,4 +1,4 @@
-"""Instruction counts and cycles of single Thumb-2 instructions, encodings taken from GNU as (binutils 2.40)."""
+"""Instruction counts and cycles of single Thumb-2 instructions, encodings checked with GNU objdump 2.40."""
 
 from __future__ import annotations
 

@@ -1,0 +1,148 @@
+"""What every board driver must do, real, virtual or fake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from mcu_agent.boards.fake import FakeBoard, Script
+from mcu_agent.boards.protocol import Board
+from mcu_agent.boards.virtual import VirtualBoard
+from mcu_agent.errors import (
+    AgentError,
+    BitMismatch,
+    BoardLost,
+    FirmwareError,
+    FirmwareFault,
+    FirmwareHang,
+    ImageRejected,
+    TransferCorrupt,
+    WrongImage,
+)
+from mcu_agent.image import Image, read_image
+from mcu_agent.kinds import load_kind
+from mcu_agent.session import profile
+from tests.support import boards
+
+KIND = load_kind("nrf52-dk")
+DRIVERS: dict[str, Callable[[], Board]] = {
+    "virtual": lambda: VirtualBoard("b1", KIND),
+    "fake": lambda: FakeBoard("b1", KIND, boards.fake_network()),
+}
+
+
+@pytest.fixture(params=sorted(DRIVERS))
+def board(request: pytest.FixtureRequest) -> Iterator[Board]:
+    made = DRIVERS[request.param]()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def image() -> Image:
+    return read_image(boards.firmware(), KIND)
+
+
+def test_a_board_names_itself_and_its_kind(board: Board) -> None:
+    assert (board.board_id, board.kind) == ("b1", KIND)
+
+
+def test_nothing_can_be_done_without_power(board: Board, image: Image) -> None:
+    for operation in (
+        lambda: board.run_until([image.address("edgefront_ready")], 1.0),
+        lambda: board.read(KIND.ram_origin, 4),
+        lambda: board.write(KIND.ram_origin, b"1234"),
+    ):
+        with pytest.raises(BoardLost):
+            operation()
+
+
+def test_what_is_written_is_read_back(board: Board, image: Image) -> None:
+    board.load(image)
+    board.write(KIND.ram_end - 16, b"0123456789abcdef")
+    assert board.read(KIND.ram_end - 16, 16) == b"0123456789abcdef"
+
+
+def test_memory_outside_the_board_is_refused(board: Board, image: Image) -> None:
+    board.load(image)
+    for operation in (lambda: board.read(KIND.ram_end - 2, 4), lambda: board.write(KIND.ram_origin - 2, b"1234")):
+        with pytest.raises(ImageRejected):
+            operation()
+
+
+def test_the_firmware_comes_to_wait_for_commands(board: Board, image: Image) -> None:
+    board.load(image)
+    ready = image.address("edgefront_ready")
+    assert board.run_until([ready], 5.0) == ready
+
+
+def test_no_time_is_a_hang(board: Board, image: Image) -> None:
+    board.load(image)
+    with pytest.raises(FirmwareHang):
+        board.run_until([image.address("edgefront_ready")], 0.0)
+
+
+def test_loading_again_starts_afresh(board: Board, image: Image) -> None:
+    ready = image.address("edgefront_ready")
+    for _ in range(2):
+        board.load(image)
+        assert board.run_until([ready], 5.0) == ready
+
+
+def test_closing_is_always_allowed(board: Board, image: Image) -> None:
+    board.close()
+    board.load(image)
+    board.close()
+    board.close()
+    assert board.counter is None
+
+
+def test_a_profile_is_bit_exact_and_says_where_its_figures_come_from(board: Board) -> None:
+    job = boards.make_job()
+    found = profile(job, board)
+    assert np.array_equal(found.outputs, job.expected)
+    assert found.cycles_source == ("emulated" if board.is_emulated else "measured")
+    assert found.cycles.median > 0
+    assert found.stack_used_bytes > 0
+    assert (found.instructions is None) == (not board.is_emulated)
+
+
+@pytest.mark.parametrize(("byte", "index", "name"), [(105, 0, "double"), (106, 1, "add")])
+def test_a_wrong_layer_is_named(board: Board, byte: int, index: int, name: str) -> None:
+    job = boards.make_job(byte)
+    if isinstance(board, FakeBoard):
+        board = FakeBoard("b1", KIND, boards.fake_network(), Script(wrong_layer=index))
+    with pytest.raises(BitMismatch, match=f"first differing layer: {name}"):
+        profile(job, board)
+
+
+def test_a_hang_ends(board: Board) -> None:
+    job = boards.make_job(101, timeout_s=0.1)
+    if isinstance(board, FakeBoard):
+        board = FakeBoard("b1", KIND, boards.fake_network(), Script(hang_at="edgefront_layer_01_add"))
+    with pytest.raises(FirmwareHang) as caught:
+        profile(job, board)
+    assert caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "message", "is_transient"),
+    [
+        (Script(wrong_image_id=True), WrongImage, "b1 runs image 00000000.*programmed was 01020304", False),
+        (Script(fault_at="edgefront_run"), FirmwareFault, "faulted at edgefront_run", False),
+        (Script(corrupt_transfer=True), TransferCorrupt, "checksum is wrong", True),
+        (Script(reports_error=7), FirmwareError, "reports error 7", False),
+        (Script(lost_after=0), BoardLost, "probe does not answer", True),
+        (Script(lost_after=9), BoardLost, "probe does not answer", True),
+    ],
+)
+def test_what_hardware_can_do_is_told_apart(
+    script: Script, error: type[AgentError], message: str, *, is_transient: bool
+) -> None:
+    board = FakeBoard("b1", KIND, boards.fake_network(), script)
+    with pytest.raises(error, match=message) as caught:
+        profile(boards.make_job(), board)
+    assert caught.value.is_transient is is_transient
+    assert not board.is_powered  # undone whatever happened

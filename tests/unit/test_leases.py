@@ -1,0 +1,217 @@
+"""Leases: the rules, the lock, and the pool that applies them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mcu_agent.boards.fake import FakeBoard, Script
+from mcu_agent.errors import BitMismatch, BoardLost, InventoryError, LeaseLost, NoBoardFree
+from mcu_agent.image import read_image
+from mcu_agent.kinds import load_kind
+from mcu_agent.leases import BoardLock, BoardRecord, State, check, clear, give_back, grant, state
+from mcu_agent.pool import Pool
+from mcu_agent.rack import RackBoard, virtual_rack
+from tests.support import boards
+
+KIND = "nrf52-dk"
+
+
+class Clock:
+    """A clock that moves when somebody sleeps, or when told to."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+def make_pool(folder: Path, count: int = 1, clock: Clock | None = None, script: Script | None = None) -> Pool:
+    clock = clock or Clock()
+
+    def make(entry: RackBoard) -> FakeBoard:
+        return FakeBoard(entry.board_id, load_kind(entry.kind), boards.fake_network(), script)
+
+    return Pool(virtual_rack(KIND, count), folder, make=make, now=clock, sleep=clock.sleep)
+
+
+def test_every_lease_has_a_higher_token_and_a_deadline() -> None:
+    record = BoardRecord(board_id="b")
+    record, first = grant(record, "me", now=10.0, duration_s=5.0)
+    record, second = grant(give_back(record), "you", now=20.0, duration_s=5.0)
+    assert (first.token, second.token, first.deadline) == (1, 2, 15.0)
+    assert record.owner == "you"
+
+
+def test_a_lease_holds_until_its_deadline_or_its_successor() -> None:
+    record, lease = grant(BoardRecord(board_id="b"), "me", now=10.0, duration_s=5.0)
+    check(lease, record, now=14.9)
+    with pytest.raises(LeaseLost, match=r"lease 1 ended 0\.0 s ago"):
+        check(lease, record, now=15.0)
+    later, _ = grant(record, "you", now=11.0, duration_s=5.0)
+    with pytest.raises(LeaseLost, match="followed by 2 of you"):
+        check(lease, later, now=11.0)
+
+
+def test_a_lease_needs_a_duration_and_a_board_in_use() -> None:
+    with pytest.raises(ValueError, match="lease of 0 s"):
+        grant(BoardRecord(board_id="b"), "me", now=0.0, duration_s=0.0)
+    with pytest.raises(ValueError, match="quarantined: broken"):
+        grant(BoardRecord(board_id="b", quarantine="broken"), "me", now=0.0, duration_s=1.0)
+
+
+def test_three_faults_in_a_row_quarantine_a_board_and_a_good_run_forgives() -> None:
+    record = BoardRecord(board_id="b")
+    for _ in range(2):
+        record = give_back(record, fault="probe lost")
+    assert state(record, is_locked=False) is State.IDLE
+    forgiven = give_back(record)
+    assert forgiven.faults == 0
+    record = give_back(record, fault="probe lost")
+    assert record.quarantine == "3 faults in a row, the last: probe lost"
+    assert state(record, is_locked=False) is State.QUARANTINED
+    assert state(clear(record), is_locked=False) is State.IDLE
+
+
+def test_a_record_survives_its_file() -> None:
+    record = BoardRecord(board_id="b", token=3, owner="me", deadline=4.5, faults=1, quarantine="why")
+    assert BoardRecord.from_json(record.to_json()) == record
+    with pytest.raises(ValueError, match="version 0"):
+        BoardRecord.from_json({**record.to_json(), "version": 0})
+
+
+def test_a_lock_has_one_holder(tmp_path: Path) -> None:
+    mine, yours = BoardLock(tmp_path, "b"), BoardLock(tmp_path, "b")
+    assert not mine.is_held_by_anyone()
+    assert mine.acquire()
+    assert not yours.acquire()
+    assert yours.is_held_by_anyone()
+    mine.release()
+    assert yours.acquire()
+    yours.release()
+
+
+def test_a_record_is_written_by_the_holder_only_and_a_torn_one_is_a_fresh_one(tmp_path: Path) -> None:
+    lock = BoardLock(tmp_path, "b")
+    with pytest.raises(LeaseLost):
+        lock.write(BoardRecord(board_id="b"))
+    lock.acquire()
+    lock.write(BoardRecord(board_id="b", token=12345))
+    lock.write(BoardRecord(board_id="b", token=6))
+    assert BoardLock(tmp_path, "b").read().token == 6
+    lock.release()
+    (tmp_path / "b.lock").write_text('{"version": 1, "boa')
+    assert lock.read() == BoardRecord(board_id="b")
+
+
+def test_the_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
+    code = (
+        "import sys, os; from pathlib import Path; from mcu_agent.leases import BoardLock;"
+        "lock = BoardLock(Path(sys.argv[1]), 'b'); assert lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert BoardLock(tmp_path, "b").is_held_by_anyone()
+        process.kill()
+    assert not BoardLock(tmp_path, "b").is_held_by_anyone()
+
+
+def test_a_leased_board_is_nobody_elses(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path, count=2)
+    with pool.lease(KIND, "me", duration_s=10.0) as first, pool.lease(KIND, "you", duration_s=10.0) as second:
+        assert {first.board_id, second.board_id} == {"virtual-nrf52-dk-1", "virtual-nrf52-dk-2"}
+        assert pool.counts() == {"idle": 0, "leased": 2, "quarantined": 0}
+        assert [status.detail for status in pool.statuses()] == ["me", "you"]
+        with pytest.raises(NoBoardFree, match=r"no board of kind nrf52-dk became free in 0\.2 s: .*leased me"):
+            next(iter_lease(pool, wait_s=0.2))
+    assert pool.counts() == {"idle": 2, "leased": 0, "quarantined": 0}
+
+
+def iter_lease(pool: Pool, wait_s: float):  # type: ignore[no-untyped-def]
+    with pool.lease(KIND, "third", duration_s=1.0, wait_s=wait_s) as board:
+        yield board
+
+
+def test_a_board_is_closed_and_given_back_after_an_error(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path)
+    image = read_image(boards.firmware(), load_kind(KIND))
+    with pytest.raises(RuntimeError), pool.lease(KIND, "me", duration_s=10.0) as board:
+        board.load(image)
+        raise RuntimeError("anything")
+    assert pool.counts()["idle"] == 1
+    with pytest.raises(BoardLost, match="no power"):
+        board.read(load_kind(KIND).ram_origin, 4)
+
+
+def lose(pool: Pool, error: Callable[[], Exception]) -> None:
+    try:
+        with pool.lease(KIND, "me", duration_s=10.0):
+            raise error()
+    except (BoardLost, BitMismatch):
+        pass
+
+
+def test_faults_of_the_rig_quarantine_a_board_until_a_person_puts_it_back(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path)
+    for _ in range(3):
+        lose(pool, lambda: BoardLost("virtual-nrf52-dk", "probe gone"))
+    assert pool.counts() == {"idle": 0, "leased": 0, "quarantined": 1}
+    with pytest.raises(NoBoardFree, match=r"quarantined 3 faults in a row, the last: .*probe gone"):
+        next(iter_lease(pool, wait_s=0.0))
+    pool.put_back("virtual-nrf52-dk")
+    assert pool.counts()["idle"] == 1
+    with pytest.raises(InventoryError, match="no board is called 'x'; there are virtual-nrf52-dk"):
+        pool.put_back("x")
+
+
+def test_faults_of_the_firmware_do_not_count_against_the_board(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path)
+    for _ in range(3):
+        lose(pool, lambda: BitMismatch("wrong", "layer"))
+    assert pool.counts()["idle"] == 1
+
+
+def test_a_board_in_use_cannot_be_put_back(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path)
+    with pool.lease(KIND, "me", duration_s=10.0), pytest.raises(NoBoardFree, match="in use"):
+        pool.put_back("virtual-nrf52-dk")
+
+
+def test_a_late_holder_cannot_touch_the_board(tmp_path: Path) -> None:
+    clock = Clock()
+    pool = make_pool(tmp_path, clock=clock)
+    image = read_image(boards.firmware(), load_kind(KIND))
+    with pool.lease(KIND, "me", duration_s=10.0) as board:
+        board.load(image)
+        board.run_until([image.address("edgefront_ready")], 1.0)
+        assert board.counter is None
+        clock.time += 10.0
+        for operation in (
+            lambda: board.load(image),
+            lambda: board.run_until([0], 1.0),
+            lambda: board.read(load_kind(KIND).ram_origin, 4),
+            lambda: board.write(load_kind(KIND).ram_origin, b"1234"),
+        ):
+            with pytest.raises(LeaseLost):
+                operation()
+
+
+def test_a_kind_the_rack_does_not_have_is_told(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path)
+    with (
+        pytest.raises(InventoryError, match="no board of kind 'nucleo-h743zi'; it has nrf52-dk"),
+        pool.lease("nucleo-h743zi", "me", duration_s=1.0),
+    ):
+        pass

@@ -1,0 +1,198 @@
+"""The profile stage: values with their sources, and every way it can end."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mcu_agent.kinds import load_kind
+from orchestrator.records import Ending, Event, FaultKind, Source, StageRequest, StageResult
+from orchestrator.studyfile import StudyFile
+from tasks.firmware.image import measure
+from tasks.profile import run
+from tasks.stage import StageContext, run_stage
+from tests.support import boards
+
+
+class Memory:
+    """Artifacts in memory."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, bytes] = {}
+
+    def put_bytes(self, data: bytes) -> str:
+        key = hashlib.sha256(data).hexdigest()
+        self.data[key] = data
+        return key
+
+    def get_bytes(self, sha256: str) -> bytes:
+        return self.data[sha256]
+
+
+@pytest.fixture(autouse=True)
+def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFRONT_LOCKS", str(tmp_path / "locks"))
+    monkeypatch.delenv("EDGEFRONT_RACK", raising=False)
+
+
+def study(**changes: Any) -> dict[str, Any]:
+    data = {
+        "name": "s",
+        "dataset": {"source": "digits"},
+        "network": {"family": "resnet2d"},
+        "space": {"network.width": {"type": "int", "low": 1, "high": 8}},
+        "board": "nrf52-dk",
+        "objectives": {"error": {}, "ram": {}, "latency": {}, "energy": {}},
+        "budget": {"trials": 3},
+        "profiling": {"samples": 32, "timeout": 5},
+    }
+    return StudyFile.model_validate({**data, **changes}).to_json()
+
+
+def vectors(first_byte: int = 0, wrong: bool = False) -> bytes:
+    x = boards.inputs(40, first_byte)
+    outputs = boards.layer_outputs(x)
+    expected = outputs[1].copy()
+    expected[3, 2] ^= wrong
+    layers = {f"layer_{index}": output[0] for index, output in enumerate(outputs)}
+    file = io.BytesIO()
+    np.savez(file, inputs=x.reshape(40, 1, 1, 16), outputs=expected, **layers)
+    return file.getvalue()
+
+
+def ask(store: Memory, *, vector_file: bytes | None = None, elf: bytes | None = None, **changes: Any) -> StageRequest:
+    inputs = {
+        "elf": store.put_bytes(elf if elf is not None else boards.firmware()),
+        "layers": store.put_bytes(json.dumps(boards.LAYERS).encode()),
+        "vectors": store.put_bytes(vector_file if vector_file is not None else vectors()),
+    }
+    return StageRequest(
+        study_id="id",
+        trial=7,
+        stage="profile",
+        attempt=1,
+        params={},
+        seed=0,
+        inputs=inputs,
+        study=study(**changes),
+    )
+
+
+def answer(request: StageRequest, store: Memory, events: list[Event] | None = None) -> StageResult:
+    sink = events if events is not None else []
+    return run_stage(run, request, StageContext(artifacts=store, progress=sink.append))
+
+
+def test_a_profile_gives_every_value_with_its_source() -> None:
+    store, events = Memory(), []
+    result = answer(ask(store), store, events)
+    assert result.ending is Ending.COMPLETE
+    sources = {name: (value.unit, value.source) for name, value in result.values.items()}
+    assert sources == {
+        "ram": ("byte", Source.EMULATED),
+        "stack": ("byte", Source.EMULATED),
+        "instructions": ("1", Source.EMULATED),
+        "cycles": ("1", Source.EMULATED),
+        "latency": ("s", Source.EMULATED),
+        "energy": ("J", Source.ESTIMATED),
+    }
+    assert result.values["latency"].amount == result.values["cycles"].amount / 64e6
+    assert "estimate: 3.7 mA" in result.values["energy"].note
+    assert [event.name for event in events] == ["board_leased"]
+
+
+def test_ram_is_static_data_and_the_deepest_stack() -> None:
+    store = Memory()
+    values = answer(ask(store), store).values
+    static = measure(boards.firmware(), load_kind("nrf52-dk"))[1].static_bytes
+    assert values["ram"].amount == static + values["stack"].amount
+    assert 0 < values["stack"].amount < boards.STACK_BYTES
+
+
+def test_the_notes_hold_a_table_of_layers_that_adds_up() -> None:
+    store = Memory()
+    result = answer(ask(store), store)
+    notes = json.loads(json.dumps(result.notes))
+    assert [layer["name"] for layer in notes["layers"]] == ["double", "add"]
+    total = notes["glue"]["instructions"] + sum(layer["instructions"] for layer in notes["layers"])
+    assert total == result.values["instructions"].amount
+    assert (notes["board_id"], notes["n_inputs"], notes["bit_exact"]) == ("virtual-nrf52-dk", 32, True)
+
+
+@pytest.mark.parametrize(("objective", "limit"), [("ram", "0.1 KiB"), ("latency", "1 us"), ("energy", "0.001 uJ")])
+def test_what_is_over_a_limit_is_infeasible_by_how_much(objective: str, limit: str) -> None:
+    store = Memory()
+    result = answer(ask(store, objectives={"error": {}, objective: {"limit": limit}}), store)
+    assert result.ending is Ending.INFEASIBLE
+    assert [violation.quantity for violation in result.violations] == [objective]
+    assert result.violations[0].excess > 0
+
+
+def test_a_mismatch_is_a_defect_that_names_the_layer() -> None:
+    store = Memory()
+    result = answer(ask(store, vector_file=vectors(106)), store)
+    assert result.fault is not None
+    assert (result.fault.kind, result.fault.reason) == (FaultKind.DEFECT, "bit_mismatch")
+    assert "first differing layer: add" in result.fault.detail
+    later = answer(ask(store, vector_file=vectors(wrong=True)), store)
+    assert later.fault is not None
+    assert later.fault.detail.startswith("board virtual-nrf52-dk: input 3 gives 1 of 16")
+
+
+@pytest.mark.parametrize(
+    ("first_byte", "kind", "reason"),
+    [
+        (101, FaultKind.TRANSIENT, "firmware_hang"),
+        (102, FaultKind.DEFECT, "firmware_fault"),
+        (103, FaultKind.DEFECT, "firmware_fault"),
+        (111, FaultKind.TRANSIENT, "transfer_corrupt"),
+    ],
+)
+def test_misbehaving_firmware_is_a_fault_of_the_right_kind(first_byte: int, kind: FaultKind, reason: str) -> None:
+    store = Memory()
+    request = ask(store, vector_file=vectors(first_byte), profiling={"samples": 32, "timeout": 0.3})
+    fault = answer(request, store).fault
+    assert fault is not None
+    assert (fault.kind, fault.reason) == (kind, reason)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"elf": b"no ELF file"}, "image_rejected"),
+        ({"vector_file": b"no npz file"}, "bad_artifact"),
+        ({"board": "nrf99"}, "unknown_board_kind"),
+    ],
+)
+def test_unusable_input_is_a_defect(change: dict[str, Any], reason: str) -> None:
+    store = Memory()
+    fault = answer(ask(store, **change), store).fault
+    assert fault is not None
+    assert (fault.kind, fault.reason) == (FaultKind.DEFECT, reason)
+
+
+def test_a_missing_artifact_is_a_defect_that_names_it() -> None:
+    store = Memory()
+    request = ask(store)
+    fault = answer(replace(request, inputs={"elf": request.inputs["elf"]}), store).fault
+    assert fault is not None
+    assert fault.reason == "missing_artifact"
+    assert "layers" in fault.detail
+
+
+def test_boards_come_from_the_rack_file_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rack = tmp_path / "rack.toml"
+    rack.write_text('[[board]]\nid = "bench"\nkind = "nrf52-dk"\ndriver = "virtual"\n')
+    monkeypatch.setenv("EDGEFRONT_RACK", str(rack))
+    store = Memory()
+    assert answer(ask(store), store).notes["board_id"] == "bench"
+    fault = answer(ask(store, board="nucleo-h743zi"), store).fault
+    assert fault is not None
+    assert (fault.reason, fault.kind) == ("inventory", FaultKind.DEFECT)
