@@ -15,7 +15,7 @@ from typing import Any
 from mcu_agent.kinds import BoardKind
 from tasks.firmware.emit import banner, count_flops, count_macs, emit_network
 from tasks.firmware.errors import DoesNotFit, ToolchainError
-from tasks.firmware.image import REGION_SPAN, FirmwareImage, RamSplit, RomSplit, measure
+from tasks.firmware.image import REGION_SPAN, FirmwareImage, measure
 from tasks.firmware.ir import Graph, layer_symbol, op_name
 from tasks.firmware.lower import lower
 from tasks.firmware.onnx_import import import_onnx
@@ -81,7 +81,8 @@ def compile_graph(graph: Graph, kind: BoardKind, *, compiler: str = "zig") -> Co
     image_id = _image_id(sources, kind, name)
     sources["board/image_id.c"] = _image_id_file(graph, image_id)
     sources = dict(sorted(sources.items()))
-    elf, rom, ram = _link(sources, kind, compiler)
+    elf = link_sources(sources, kind, compiler=compiler)
+    rom, ram = measure(elf, kind)
     image = FirmwareImage(elf=elf, image_id=image_id, rom=rom, ram=ram, compiler=name, board_kind=kind.name)
     return Compiled(graph=graph, plan=plan, sources=sources, image=image)
 
@@ -126,17 +127,21 @@ def _image_id_file(graph: Graph, image_id: bytes) -> str:
     )
 
 
-def _link(sources: dict[str, str], kind: BoardKind, compiler: str) -> tuple[bytes, RomSplit, RamSplit]:
+def link_sources(sources: Mapping[str, str], kind: BoardKind, *, compiler: str = "zig") -> bytes:
+    """The ELF file of sources that hold a ``link.ld``.
+
+    Raises:
+        DoesNotFit, ToolchainError: as :func:`compile_network`.
+    """
     with tempfile.TemporaryDirectory(prefix="edgefront-build-") as name:
         folder = Path(name)
         c_files = write_sources(sources, folder)
         try:
-            elf = link_firmware(folder, c_files, kind, compiler)
+            return link_firmware(folder, c_files, kind, compiler)
         except ToolchainError as error:
             if _OVERFLOW not in str(error):
                 raise
             raise _overflow(sources, kind, compiler, folder, c_files) from error
-        return elf, *measure(elf, kind)
 
 
 def _overflow(

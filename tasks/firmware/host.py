@@ -76,7 +76,10 @@ def build_library(networks: Sequence[tuple[str, Mapping[str, str]]], folder: Pat
         portable = {path: text for path, text in sources.items() if not path.startswith("board/") and path != "link.ld"}
         portable[f"{prefix}_host.c"] = _DRIVER.format(prefix=prefix)
         c_files += write_sources(portable, folder)
-    return ctypes.CDLL(str(link_shared(folder, c_files)))
+    # Each file given to the compiler costs a process, so everything goes into one.
+    everything = "".join(f'#include "{path}"\n' for path in c_files)
+    (folder / "everything.c").write_text(everything, encoding="utf-8")
+    return ctypes.CDLL(str(link_shared(folder, ["everything.c"])))
 
 
 def run_batch(library: ctypes.CDLL, prefix: str, x: Int8Array, n_inputs: int, n_outputs: int) -> Int8Array:
