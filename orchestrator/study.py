@@ -192,7 +192,11 @@ class Study:
                 raise StudyError(
                     f"study {self.file.name} is being run by another process; stop that one first"
                 ) from error
-            yield
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
