@@ -34,10 +34,10 @@ from orchestrator.ledger import CandidateRow
 from orchestrator.pareto import hypervolume, non_dominated
 from orchestrator.ports import Clock, Evaluator, EventSink
 from orchestrator.records import Candidate, Ending, Event, Fault, Outcome, Violation
-from orchestrator.sampler import tell_outcome
 from orchestrator.space import SearchSpace
 from orchestrator.stageflow import StageEnded, StageFlow
 from orchestrator.study import FINAL_STAGE, Study
+from orchestrator.telling import tell_outcome
 
 _LOST_EVERY_S = 2.0
 _KEEP_TIME_EVERY_S = 5.0

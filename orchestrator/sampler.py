@@ -5,23 +5,7 @@ is proposed from the trials told so far, conditioned on those still running. All
 the trial's number and nothing is kept between calls, so the same history gives the same proposals, in a resumed study
 too.
 
-How trials are told
--------------------
-One rule, kept by :func:`tell_outcome` and read by :class:`ProposerSampler`:
-
-complete
-    ``TrialState.COMPLETE`` with the objectives in natural units. Beside them one Optuna constraint per objective with
-    a limit, named like it: amount / limit − 1. The trial is feasible when all constraints are at most 0; one that
-    breaks a limit keeps its values, and the surrogate learns from them.
-infeasible
-    ``TrialState.PRUNED``, without values, because some do not exist (it was never trained). The user attribute
-    ``edgefront:violations`` (:data:`VIOLATIONS_ATTR`) holds one positive number per broken limit, how far beyond it as
-    a share of the limit; the same number is an Optuna constraint named after the quantity. Objectives that are known
-    nevertheless are constraints as well, so the surrogate learns what can be learnt.
-fault
-    ``TrialState.FAIL``. Ignored entirely: the lab failed, not the candidate.
-running
-    Pending: conditioned on, and not proposed again.
+How trials are told is the rule of :mod:`orchestrator.telling`, which this module reads.
 """
 
 from __future__ import annotations
@@ -36,18 +20,18 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.arrays import FloatArray
 from orchestrator.design import initial_design
-from orchestrator.objectives import Objectives, relative_excess
+from orchestrator.objectives import Objectives
 from orchestrator.proposers.protocol import History
 from orchestrator.proposers.registry import make_proposer
-from orchestrator.records import Ending, Outcome
 from orchestrator.space import RealAxis, SearchSpace
 from orchestrator.studyfile import StudyFile
+from orchestrator.telling import VIOLATIONS_ATTR, tell_outcome
 
-VIOLATIONS_ATTR = "edgefront:violations"
+__all__ = ["ProposerSampler", "make_sampler", "read_history", "read_pending", "tell_outcome"]
 
 # What a margin is where nothing has a limit: as far from it as a margin counts.
 _NO_LIMIT_MARGIN = -1.0
@@ -152,28 +136,6 @@ def make_sampler(study: StudyFile, objectives: Objectives) -> ProposerSampler:
     )
 
 
-def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives: Objectives) -> None:
-    """Tell Optuna how a running trial ended, by the rule above; telling it again after a crash half-way does no harm.
-
-    Raises:
-        ValueError: a complete outcome lacks an objective, an infeasible one has no violation, or the trial has ended.
-    """
-    if outcome.ending is Ending.FAULT:
-        study.tell(number, state=TrialState.FAIL)
-        return
-    if outcome.ending is Ending.COMPLETE:
-        vector = objectives.vector(outcome.values).tolist()
-        _constrain(study, number, objectives.margins(outcome.values))
-        study.tell(number, vector, state=TrialState.COMPLETE)
-        return
-    if not outcome.violations:
-        raise ValueError(f"trial {number} is infeasible without a violation")
-    excesses = {violation.quantity: relative_excess(violation) for violation in outcome.violations}
-    _constrain(study, number, objectives.margins(outcome.values) | excesses)
-    _running(study, number).set_user_attr(VIOLATIONS_ATTR, list(excesses.values()))
-    study.tell(number, state=TrialState.PRUNED)
-
-
 def read_history(
     trials: Sequence[FrozenTrial], space: SearchSpace, objectives: Objectives, directions: Sequence[StudyDirection]
 ) -> History:
@@ -230,21 +192,6 @@ def _margin(trial: FrozenTrial, outcomes: FloatArray, objectives: Objectives) ->
     largest = max(margins, default=_NO_LIMIT_MARGIN)
     # A pruned trial is infeasible even where only limits it keeps were recorded.
     return largest if trial.state == TrialState.COMPLETE or largest > 0 else 1e-9
-
-
-def _constrain(study: optuna.Study, number: int, constraints: Mapping[str, float]) -> None:
-    trial = _running(study, number)
-    for name, value in constraints.items():
-        if name not in trial.constraints:
-            trial.set_constraint(name, value)
-
-
-def _running(study: optuna.Study, number: int) -> Trial:
-    matching = [item for item in study.get_trials(deepcopy=False) if item.number == number]
-    if not matching or matching[0].state != TrialState.RUNNING:
-        raise ValueError(f"trial {number} is not running, so it cannot be told")
-    # Only a live trial takes constraints, and after a restart its id is the way back to it.
-    return Trial(study, matching[0]._trial_id)
 
 
 def _unbounded(study: optuna.Study) -> Objectives:
