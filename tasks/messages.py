@@ -66,6 +66,7 @@ def worker_key(name: str) -> str:
 
 
 WORKER_KEYS = "edgefront:worker:*"
+STARTED_KEYS = "edgefront:*:started"  # a hash without fields does not exist: no key, nothing under way
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

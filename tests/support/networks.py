@@ -131,10 +131,9 @@ class NetworkBuilder:
         self._convolve(source, groups, groups * self.number(1, 5))
 
     def _dense(self, source: Tensor) -> None:
-        n_outputs = self.number(1, 9)
-        self._matrix(
-            FullyConnected, source, (1, 1, n_outputs), self.weights(n_outputs, source.n_bytes), channels_first=self.draw(st.booleans())
-        )  # fmt: skip
+        weights = self.weights(self.number(1, 9), source.n_bytes)
+        order = self.draw(st.booleans())
+        self._matrix(FullyConnected, source, (1, 1, len(weights)), weights, channels_first=order)
 
     def _add(self, source: Tensor) -> None:
         partners = [name for name, tensor in self.tensors.items() if tensor.shape == source.shape]
