@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from mcu_agent.boards.protocol import Board
-from mcu_agent.boards.virtual import VirtualBoard
 from mcu_agent.errors import InventoryError
 from mcu_agent.kinds import kinds, load_kind
 
@@ -110,7 +109,15 @@ def parse_rack(text: str, file: str) -> Rack:
 
 
 def make_board(entry: RackBoard) -> Board:
-    """The driver of a board, not yet powered."""
+    """The driver of a board, not yet powered.
+
+    Raises:
+        InventoryError: the emulator that virtual boards need is not installed.
+    """
+    try:
+        from mcu_agent.boards.virtual import VirtualBoard  # the emulator is optional where all boards are real
+    except ImportError as error:
+        raise InventoryError(f"virtual boards need the emulator Unicorn; pip install unicorn ({error})") from error
     return VirtualBoard(entry.board_id, load_kind(entry.kind))
 
 

@@ -121,6 +121,8 @@ class NativeCounter:
         )
 
     def entries(self) -> np.ndarray[Any, np.dtype[np.void]]:
+        if not self._state:
+            raise ValueError("the counter is closed; read it before the board is switched off")
         count = self._library.edgefront_hook_n_entries(self._state)
         address = self._library.edgefront_hook_entries(self._state)
         return np.frombuffer(ctypes.string_at(address, count * ENTRY.itemsize), dtype=ENTRY)
@@ -256,6 +258,7 @@ def _compile(source: bytes, path: Path) -> bool:
     clash.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    environment = {"ZIG_GLOBAL_CACHE_DIR": str(path.parent / "zig"), **os.environ}
     flags = ["-shared", "-O2", "-fPIC", "-std=c11", "-D_POSIX_C_SOURCE=200809L", "-fno-sanitize=undefined"]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         code, built = Path(folder) / "blockhook.c", Path(folder) / "blockhook.so"
@@ -263,7 +266,8 @@ def _compile(source: bytes, path: Path) -> bool:
         for compiler in _compilers():
             flags_here = flags if "ziglang" in compiler else [f for f in flags if not f.startswith("-fno-sanitize")]
             command = [*compiler, *flags_here, "-o", str(built), str(code)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            environment["ZIG_LOCAL_CACHE_DIR"] = folder
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
             if done.returncode == 0:
                 built.replace(path)
                 return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mcu_agent.boards.blockcounter import cache_folder
 from mcu_agent.boards.fake import FakeNetwork
 from mcu_agent.kinds import BoardKind, load_kind
 from mcu_agent.session import Job, Layer
@@ -54,7 +56,8 @@ def firmware(kind_name: str = "nrf52-dk", source: str = "firmware.c") -> bytes:
             str(built),
             str(SOURCES / source),
         ]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        environment = {"ZIG_GLOBAL_CACHE_DIR": str(cache_folder() / "zig"), **os.environ}
+        subprocess.run(command, check=True, capture_output=True, timeout=120, env=environment)
         return built.read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mcu_agent import mailbox
+from mcu_agent.boards.blockcounter import cache_folder
 from mcu_agent.image import read_image
 from mcu_agent.kinds import load_kind
 from mcu_agent.mailbox import Mailbox
@@ -64,7 +66,8 @@ def _plugin(folder: str) -> Path:
     path = Path(folder) / "qemu_count.so"
     command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-O2", "-fno-sanitize=undefined"]
     command += ["-o", str(path), str(SOURCES / "qemu_count.c")]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    environment = {"ZIG_GLOBAL_CACHE_DIR": str(cache_folder() / "zig"), **os.environ}
+    subprocess.run(command, check=True, capture_output=True, timeout=120, env=environment)
     return path
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from unicorn import Uc
 
-from mcu_agent.boards import virtual
+from mcu_agent.boards import blockcounter, virtual
 from mcu_agent.boards.blockcounter import NativeCounter, PythonCounter, native_library
 from mcu_agent.boards.protocol import Counts, Region
 from mcu_agent.boards.virtual import VirtualBoard
@@ -178,3 +180,60 @@ def test_the_attached_counter_is_the_native_one_by_default() -> None:
     counter = virtual.attach_counter(emulator)
     assert isinstance(counter, NativeCounter)
     counter.close()
+
+
+def test_two_boards_run_at_the_same_time_without_disturbing_each_other() -> None:
+    image = counted_image()
+
+    def count(name: str) -> list[list[Counts]]:
+        board = VirtualBoard(name, KIND)
+        board.load(image)
+        assert board.counter is not None
+        board.counter.start(regions_of(image))
+        found = []
+        for _ in range(50):
+            board.run_until([image.address("edgefront_after_run")], 5.0)
+            found.append(list(board.counter.read()))
+        board.close()
+        return found
+
+    alone = count("alone")
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(count, "abcdefgh")) == [alone] * 8
+
+
+def test_counts_are_gone_once_the_board_is_off(board: VirtualBoard) -> None:
+    board.load(counted_image())
+    counter = board.counter
+    assert counter is not None
+    board.close()
+    with pytest.raises(ValueError, match="counter is closed"):
+        counter.read()
+
+
+def test_without_any_compiler_the_python_counter_takes_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(blockcounter, "_compilers", lambda: [["false"]])
+    native_library.cache_clear()
+    try:
+        counter = blockcounter.attach_counter(Uc(virtual.UC_ARCH_ARM, virtual.UC_MODE_THUMB))
+    finally:
+        native_library.cache_clear()
+    assert isinstance(counter, PythonCounter)
+    assert "compiling the block counter with false failed" in caplog.text
+
+
+def test_a_cache_folder_that_cannot_be_written_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "edgefront").write_text("a file where the folder should be")
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(blockcounter.cache_folder() / "zig"))  # else it is built anew
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native_library.cache_clear()
+    try:
+        assert native_library() is not None
+    finally:
+        native_library.cache_clear()
+    assert "cannot keep the native block counter" in caplog.text
