@@ -9,6 +9,7 @@ is replaced by what the program says about itself. ``make docs`` runs this; a te
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.testing import CliRunner
 from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,9 +33,13 @@ def metrics() -> str:
 
 
 def cli() -> str:
+    return "\n\n".join(_command_text(words) for words, _ in commands(main_command(), ("edgefront",)))
+
+
+def main_command() -> click.Group:
     from cli import main
 
-    return "\n\n".join(_command_text(words, command) for words, command in commands(main, ("edgefront",)))
+    return main
 
 
 def commands(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -48,60 +54,67 @@ def commands(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[t
         yield words, command
 
 
-def _command_text(words: tuple[str, ...], command: click.Command) -> str:
-    context: click.Context | None = None
-    for name in words[:-1]:
-        context = click.Context(click.Group(name), info_name=name, parent=context)
-    own = click.Context(command, info_name=words[-1], parent=context, max_content_width=100, terminal_width=100)
-    return f"## `{' '.join(words)}`\n\n```text\n{command.get_help(own)}\n```"
+def _command_text(words: tuple[str, ...]) -> str:
+    """The command's help as a terminal of 100 columns shows it."""
+    arguments = [*words[1:], "--help"]
+    shown = CliRunner().invoke(main_command(), arguments, prog_name=words[0], terminal_width=100)
+    return f"## `{' '.join(words)}`\n\n```text\n{shown.output.rstrip()}\n```"
 
 
 def study_file() -> str:
     from orchestrator import studyfile
+    from orchestrator.studycheck import json_schema
 
-    parts = [_model_text("", studyfile.StudyFile)]
+    schema = json_schema()
+    parts = [_model_text("", studyfile.StudyFile, schema)]
     for name, field in studyfile.StudyFile.model_fields.items():
         model = field.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
-            parts.append(_model_text(name, model))
-    parts.append(_model_text("objectives.<name>", studyfile.Objective))
-    for title, parameter in (
+            parts.append(_model_text(name, model, schema["$defs"][model.__name__]))
+    for title, model in (
+        ("objectives.<name>", studyfile.Objective),
         ("space.<name>, type: float", studyfile.FloatParameter),
         ("space.<name>, type: int", studyfile.IntParameter),
         ("space.<name>, type: categorical", studyfile.CategoricalParameter),
         ("space.<name>, type: fixed", studyfile.FixedParameter),
     ):
-        parts.append(_model_text(title, parameter))
+        parts.append(_model_text(title, model, schema["$defs"][model.__name__]))
     return "\n\n".join(parts)
 
 
-def _model_text(title: str, model: type[BaseModel]) -> str:
-    schema = model.model_json_schema()
+def _model_text(title: str, model: type[BaseModel], schema: dict[str, Any]) -> str:
     required = set(schema.get("required", ()))
     rows = [
-        f"| `{name}` | {_type_text(entry, schema)} | {_default_text(name, entry, required)} |"
+        f"| `{name}` | {_type_text(entry)} | {_default_text(name, entry, required)} | {_meaning(entry)} |"
         for name, entry in schema["properties"].items()
     ]
     about = " ".join((model.__doc__ or "").split()).replace("``", "`")
     about = re.sub(r":\w+:`([^`]+)`", r"`\1`", about)
     head = f"### `{title}`" if title else "### top level"
-    return "\n".join([head, "", about, "", "| field | takes | default |", "|---|---|---|", *rows])
+    text = [head, "", about, "", "| field | takes | default | |", "|---|---|---|---|", *rows]
+    return "\n".join(text if about else [text[0], *text[3:]])
+
+
+def _meaning(entry: dict[str, Any]) -> str:
+    text = " ".join(str(entry.get("description", "")).split())
+    return text.replace("``", "`").replace("|", "/").replace("<", "&lt;")
 
 
 def _default_text(name: str, entry: dict[str, Any], required: set[str]) -> str:
     if name in required:
         return "**required**"
     default = entry.get("default")
-    if default is None:
+    if default is None or default == {}:
         return "–"
-    return "see below" if isinstance(default, dict) and default else f"`{default}`".replace("{}", "empty")
+    return "see below" if isinstance(default, dict) else f"`{json.dumps(default)}`"
 
 
 _TYPE_WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
+_QUANTITY_PATTERN = r"^\s*[0-9.]+"  # a number with a unit, as text
 _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
 
 
-def _type_text(entry: dict[str, Any], schema: dict[str, Any]) -> str:
+def _type_text(entry: dict[str, Any]) -> str:
     if "$ref" in entry:
         return "see below"
     if "enum" in entry:
@@ -109,16 +122,16 @@ def _type_text(entry: dict[str, Any], schema: dict[str, Any]) -> str:
     if "const" in entry:
         return f"`{entry['const']}`"
     if "anyOf" in entry:
-        options = [_type_text(option, schema) for option in entry["anyOf"] if option.get("type") != "null"]
+        options = [_type_text(option) for option in entry["anyOf"] if option.get("type") != "null"]
         return " or ".join(dict.fromkeys(options))
     if entry.get("type") == "array":
-        return f"list of {_type_text(entry.get('items', {}), schema)}"
-    if entry.get("type") == "object":
-        return "mapping"
-    return _scalar_text(entry)
+        return f"list of {_type_text(entry.get('items', {}))}"
+    return "mapping" if entry.get("type") == "object" else _scalar_text(entry)
 
 
 def _scalar_text(entry: dict[str, Any]) -> str:
+    if entry.get("pattern", "").startswith(_QUANTITY_PATTERN):
+        return "quantity"
     word = _TYPE_WORDS.get(str(entry.get("type")), "anything")
     bounds = [f"{sign} {entry[key]:g}" for key, sign in _BOUNDS if key in entry]
     return " ".join([word, *bounds])
