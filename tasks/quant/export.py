@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from tasks.errors import Defect
@@ -88,7 +89,31 @@ def _torch_onnx(module: nn.Module, example: Tensor) -> onnx.ModelProto:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Defect("cannot_export", f"PyTorch cannot export the network to ONNX: {reason}") from error
     assert program is not None
-    return program.model_proto
+    return norms_as_convolutions(program.model_proto)
+
+
+def norms_as_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` (changed in place) with each batch norm over space that is left in it as a 1x1 depthwise convolution.
+
+    The compiler knows no batch norm: one that follows a convolution is folded into it, and this is for the others.
+    """
+    weights = {item.name: numpy_helper.to_array(item).astype(np.float64) for item in model.graph.initializer}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*inferred.value_info, *inferred.output)}
+    for index, node in enumerate(model.graph.node):
+        rank = ranks.get(node.output[0], 0)
+        if node.op_type != "BatchNormalization" or rank < 3 or not set(node.input[1:]) <= set(weights):
+            continue
+        gain, shift, mean, variance = (weights[name] for name in node.input[1:])
+        epsilon = next((item.f for item in node.attribute if item.name == "epsilon"), 1e-5)
+        scale = gain / np.sqrt(variance + epsilon)
+        arrays = {"weight": scale.reshape(-1, 1, *[1] * (rank - 2)), "bias": shift - mean * scale}
+        names = [f"{node.output[0]}.{key}" for key in arrays]
+        for name, array in zip(names, arrays.values(), strict=True):
+            model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+        conv = helper.make_node("Conv", [node.input[0], *names], [node.output[0]], name=node.name, group=len(scale))
+        model.graph.node[index].CopyFrom(conv)
+    return model
 
 
 @contextlib.contextmanager

@@ -267,6 +267,30 @@ def test_what_the_quick_way_does_not_know_goes_through_pytorchs_exporter_in_sile
     assert captured.err == ""
 
 
+class NormAfterActivation(nn.Module):
+    """A norm that follows no convolution, in a network that goes through PyTorch's exporter."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        kinds = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))[rank - 1]
+        self.conv, self.norm, self.dense = kinds[0](2, 4, 3), kinds[1](4), nn.Linear(4 * 6**rank, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(self.norm(torch.relu(self.conv(x))).reshape(-1, self.dense.in_features))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_no_batch_norm_is_left_after_pytorchs_exporter_either(rank: int) -> None:
+    module, x = settled(NormAfterActivation(rank)), inputs(2, *[8] * rank)
+    with pytest.raises(NotTraceable):
+        trace_onnx(module, torch.tensor(x[:2]))
+    model = export_onnx(module, x[:8])
+    assert "BatchNormalization" not in kinds(model)
+    np.testing.assert_allclose(run_onnx(model, x)[0], outputs(module, x), atol=1e-4)
+    _, onnx_int8 = quantise(module, x)
+    assert np.abs(run_onnx(onnx_int8, x)[0] - outputs(module, x)).max() < 0.1
+
+
 class InPlace(nn.Module):
     """The traced graph reads the value before the in-place activation, PyTorch the one after."""
 
