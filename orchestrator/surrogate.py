@@ -25,9 +25,9 @@ from torch import Tensor
 from orchestrator.arrays import FloatArray, check_shape
 
 # Normal priors on the logarithms: (centre, width). The length scale is 0.5 in one dimension and grows with the square
-# root of the dimension (Hvarfner et al., ICML 2024). BoTorch's default centre is eight times larger: with few trials the
-# surrogate was then a plane, its improvement lay in the corners, and ARS lost to random search on interior optima. The
-# noise is centred lower than BoTorch's (-4) because most objectives here are counted, not measured.
+# root of the dimension (Hvarfner et al., ICML 2024). BoTorch's default centre is eight times larger: with few trials
+# the surrogate is then a plane, its improvement lies in the corners, and ARS loses to random search on interior optima.
+# The noise is centred lower than BoTorch's (-4) because most objectives here are counted, not measured.
 _LENGTH_PRIOR = (math.log(0.5), 1.0)
 _NOISE_PRIOR = (-6.0, 1.5)
 _SCALE_PRIOR = (1.0, 1.0)

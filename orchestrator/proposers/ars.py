@@ -6,6 +6,8 @@ What the publication leaves open (pending, infeasible and repeated trials) is se
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,6 +56,10 @@ class ArsProposer:
         tried = Tried(self.space, history.points, pending)
         if not len(history):
             return np.asarray(tried.draw(1, rng)[0])
+        with _one_thread():
+            return self._search(history, pending, tried, rng)
+
+    def _search(self, history: History, pending: FloatArray, tried: Tried, rng: np.random.Generator) -> FloatArray:
         # 2. fit the surrogate on all trials, then condition on the pending ones
         reward = self._snapped(self._reward(history, pending, rng))
         # 3. the Pareto set's clusters are the start points
@@ -96,6 +102,18 @@ class ArsProposer:
             return reward(torch.as_tensor(self.space.snap(points.numpy())))
 
         return of_candidates
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep PyTorch to one thread: the tensors are small, more threads wait for each other and for the workers' cores,
+    and the order of a sum, and with it the proposal, would depend on how many there are."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _surrogate(points: FloatArray, outcomes: FloatArray, pending: FloatArray) -> Surrogate:
