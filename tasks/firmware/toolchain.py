@@ -35,6 +35,7 @@ _COMMON = (
 )
 # Unrolled loops of byte loads cost kilobytes a layer and save little on these cores.
 _ZIG_CODE = ("-O2", "-fno-unroll-loops", "-fno-sanitize=undefined", "-fno-stack-protector")
+HOST_CODE = ("-O2", "-fno-sanitize=undefined")
 _GCC_CODE = ("-O2",)
 _LINK = ("-nostdlib", "-Wl,--gc-sections", "-Wl,-e,Reset_Handler", "-Wl,--build-id=none")
 
@@ -87,7 +88,7 @@ def link_firmware(folder: Path, sources: Sequence[str], kind: BoardKind, compile
 
 def link_shared(folder: Path, sources: Sequence[str], target: str = "network.so") -> Path:
     """Compile ``sources`` in ``folder`` into a shared library for this machine."""
-    command = [*_zig(), "-std=c11", *WARNINGS, "-O2", "-fno-sanitize=undefined", "-fPIC", "-shared", "-I."]
+    command = [*_zig(), "-std=c11", *WARNINGS, *HOST_CODE, "-fPIC", "-shared", "-I."]
     _execute([*command, *sources, "-o", target], folder)
     return folder / target
 

@@ -1,0 +1,59 @@
+"""What holds for every memory plan."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.firmware.ir import Graph
+from tasks.firmware.planner import ALIGNMENT, Buffer, live_buffers, lower_bound, pack, plan_memory
+from tests.support.networks import graphs
+
+
+@st.composite
+def buffers(draw: st.DrawFn) -> Buffer:
+    first = draw(st.integers(0, 20))
+    n_bytes = 4 * draw(st.integers(1, 500))
+    return Buffer(tensors=("t",), n_bytes=n_bytes, first=first, last=first + draw(st.integers(0, 6)))
+
+
+@given(st.lists(buffers(), min_size=1, max_size=16))
+@settings(max_examples=60, deadline=None)
+def test_live_buffers_never_overlap_and_no_plan_beats_the_bound(items: list[Buffer]) -> None:
+    bound = lower_bound(items)
+    places, size = pack(items, bound)
+    assert bound <= size <= sum(item.n_bytes for item in items)
+    for (place, item), (other_place, other) in itertools.combinations(list(zip(places, items, strict=True)), 2):
+        if item.lives_with(other):
+            assert place + item.n_bytes <= other_place or other_place + other.n_bytes <= place
+    assert max(place + item.n_bytes for place, item in zip(places, items, strict=True)) == size
+
+
+@given(graphs())
+@settings(max_examples=60, deadline=None)
+def test_every_tensor_has_room_apart_from_all_that_is_still_needed(graph: Graph) -> None:
+    plan = plan_memory(graph)
+    last_use = {name: index for index, layer in enumerate(graph.layers) for name in (*layer.inputs, layer.output)}
+    last_use[graph.output] = len(graph.layers)
+    written = {graph.input: -1} | {layer.output: index for index, layer in enumerate(graph.layers)}
+    for name in written:
+        assert plan.offsets[name] % ALIGNMENT == 0
+        assert plan.offsets[name] + graph.tensors[name].n_bytes <= plan.arena_bytes
+    for index, layer in enumerate(graph.layers):
+        # While layer `index` writes, nothing that is read later may lie under its output.
+        start, end = plan.offsets[layer.output], plan.offsets[layer.output] + graph.tensors[layer.output].n_bytes
+        for name in written:
+            if name != layer.output and written[name] < index < last_use.get(name, -1):
+                assert plan.offsets[name] + graph.tensors[name].n_bytes <= start or end <= plan.offsets[name]
+
+
+@given(graphs())
+@settings(max_examples=30, deadline=None)
+def test_in_place_layers_share_only_what_dies(graph: Graph) -> None:
+    for shared in live_buffers(graph):
+        for earlier, later in itertools.pairwise(shared.tensors):
+            writer = next(index for index, layer in enumerate(graph.layers) if layer.output == later)
+            readers = [index for index, layer in enumerate(graph.layers) if earlier in layer.inputs]
+            assert max(readers) == writer

@@ -1,0 +1,83 @@
+"""The generated C as text."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tasks.firmware.emit import emit_network
+from tasks.firmware.ir import Add, Clamp, Graph, Rescale, Tensor
+from tasks.firmware.planner import plan_memory
+
+
+def small_graph(name: str = "relu") -> Graph:
+    tensors = {
+        "x": Tensor(name="x", shape=(1, 2, 3), scale=0.5, zero_point=-1),
+        "y": Tensor(name="y", shape=(1, 2, 3), scale=0.25, zero_point=2),
+        "z": Tensor(name="z", shape=(1, 2, 3), scale=1.0, zero_point=0),
+    }
+    layers = (
+        Rescale(name=name, inputs=("x",), output="y", clamp=Clamp(low=2), multiplier=2**30, left_shift=3),
+        Add(name="sum", inputs=("y", "y"), output="z", multipliers=(5, 6), left_shift=0),
+    )
+    return Graph(tensors=tensors, layers=layers, input="x", output="z", digest="ab" * 32)
+
+
+def emitted(graph: Graph, prefix: str = "edgefront") -> dict[str, str]:
+    return emit_network(graph, plan_memory(graph), prefix)
+
+
+def test_the_same_graph_gives_the_same_bytes() -> None:
+    assert emitted(small_graph()) == emitted(small_graph())
+
+
+def test_every_generated_file_names_its_maker_and_its_model() -> None:
+    for path, text in emitted(small_graph()).items():
+        if not path.startswith("kernels/"):
+            assert "edgefront 0.1.0" in text.splitlines()[0]
+            assert "ab" * 32 in text.splitlines()[0]
+
+
+def test_the_header_offers_three_functions() -> None:
+    header = emitted(small_graph())["edgefront.h"]
+    functions = [line for line in header.splitlines() if line.endswith(");")]
+    assert functions == [
+        "int edgefront_init(void);",
+        "int edgefront_run(const int8_t *input, int8_t *output);",
+        "const edgefront_sizes_t *edgefront_sizes(void);",
+    ]
+
+
+def test_a_prefix_of_ones_own_replaces_ours_everywhere() -> None:
+    files = emitted(small_graph(), "kws")
+    assert {"kws.h", "kws.c", "kws_weights.c", "kws_weights.h"} <= set(files)
+    for path in ("kws.h", "kws.c", "kws_weights.c", "kws_weights.h"):
+        assert "edgefront_" not in files[path].lower()
+    assert "void kws_layer_00_rescale(void)" in files["kws.c"]
+
+
+@pytest.mark.parametrize("prefix", ["", "Net", "1net", "a-b", "a b", "ä"])
+def test_a_prefix_that_is_no_c_name_is_refused(prefix: str) -> None:
+    with pytest.raises(ValueError, match="lower-case letters"):
+        emitted(small_graph(), prefix)
+
+
+def test_trained_values_stand_in_the_weights_file_only() -> None:
+    graph = small_graph()
+    tensors = {**graph.tensors, "y": dataclasses.replace(graph.tensors["y"], zero_point=77)}
+    layers = (dataclasses.replace(graph.layers[0], multiplier=123, left_shift=1, clamp=Clamp(low=77)), graph.layers[1])
+    before, after = emitted(graph), emitted(dataclasses.replace(graph, tensors=tensors, layers=layers))
+    assert [path for path in before if before[path] != after[path]] == ["edgefront_weights.c"]
+
+
+def test_a_node_name_cannot_leave_its_comment() -> None:
+    text = emitted(small_graph('a*/ int x; /*\n#error "no" \\'))["edgefront.c"]
+    line = next(line for line in text.splitlines() if "int x;" in line)
+    assert line.startswith("/** ") and line.endswith(" */")
+    assert line.count("*/") == 1 and line.count("/*") == 1 and "\\" not in line
+
+
+def test_only_the_kernels_in_use_are_shipped() -> None:
+    kernels = {path for path in emitted(small_graph()) if path.startswith("kernels/")}
+    assert kernels == {"kernels/ef_common.h", "kernels/ef_add_s8.h", "kernels/ef_rescale_s8.h"}

@@ -1,0 +1,248 @@
+"""Models as ONNX Runtime understands them, against the integer network that the importer and the lowering make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tasks.firmware.errors import FirmwareError, Unsupported
+from tasks.firmware.ir import Graph, op_name
+from tasks.firmware.lower import lower
+from tasks.firmware.onnx_import import import_onnx
+from tasks.quant import reference
+from tests.support.qdq import QdqModel, run_float
+
+RNG = np.random.default_rng(5)
+
+
+def weights_of(*shape: int) -> np.ndarray:
+    return RNG.integers(-127, 128, size=shape).astype(np.int8)
+
+
+def convolution(model: QdqModel, source: str, shape: tuple[int, ...], **attributes: object) -> str:
+    scales = RNG.uniform(0.001, 0.01, size=shape[0])
+    bias = model.constant(RNG.normal(size=shape[0]).astype(np.float32))
+    return model.node("Conv", [source, model.weights(weights_of(*shape), scales), bias], **attributes)
+
+
+def compiled(model: bytes) -> Graph:
+    return lower(import_onnx(model))
+
+
+def assert_agrees_with_onnxruntime(model: bytes, dims: tuple[int, ...]) -> Graph:
+    """Equal but for ties (half up here, half to even there) and float32 noise: one step at most, and that seldom."""
+    graph = compiled(model)
+    x = RNG.normal(size=(8, *dims)).astype(np.float32) * 3
+    q = reference.output_of(graph, reference.quantise_input(x, graph.input_tensor))
+    reals = run_float(model, x)
+    if reals.ndim == 4:
+        reals = reals.transpose(0, 2, 3, 1)
+    elif reals.ndim == 3:
+        reals = reals.transpose(0, 2, 1)
+    steps = np.abs(q - (reals.reshape(len(x), -1) / graph.output_tensor.scale + graph.output_tensor.zero_point))
+    assert steps.max() < 1.01
+    assert (steps > 0.5).mean() < 0.01
+    return graph
+
+
+def conv_2d(model: QdqModel) -> None:
+    model.quantised(convolution(model, model.last, (6, 3, 3, 3), pads=[1, 1, 1, 1]), 0.2)
+
+
+def conv_asymmetric(model: QdqModel) -> None:
+    out = convolution(model, model.last, (5, 3, 3, 2), pads=[0, 1, 2, 0], strides=[2, 1], dilations=[2, 1])
+    model.quantised(out, 0.2, -10)
+
+
+def conv_same_upper(model: QdqModel) -> None:
+    model.quantised(convolution(model, model.last, (4, 3, 3, 3), auto_pad="SAME_UPPER", strides=[2, 2]), 0.2)
+
+
+def conv_grouped(model: QdqModel) -> None:
+    model.quantised(convolution(model, model.last, (6, 1, 3, 3), group=3, pads=[1, 1, 1, 1]), 0.1)
+
+
+def conv_relu6(model: QdqModel) -> None:
+    out = convolution(model, model.last, (4, 3, 1, 1))
+    bounds = [model.constant(np.array(value, np.float32)) for value in (0, 6)]
+    model.quantised(model.node("Clip", [out, *bounds]), 6 / 255, -128)
+
+
+def padded_by_a_node(model: QdqModel) -> None:
+    amounts = model.constant(np.array([0, 0, 1, 2, 0, 0, 0, 1], np.int64))
+    model.quantised(convolution(model, model.node("Pad", [model.last, amounts]), (4, 3, 3, 3)), 0.2)
+
+
+def residual(model: QdqModel) -> None:
+    source = model.last
+    branch = model.quantised(convolution(model, source, (3, 3, 3, 3), pads=[1, 1, 1, 1]), 0.13, 7)
+    model.quantised(model.node("Relu", [model.node("Add", [branch, source])]), 0.09, -128)
+
+
+def pools(model: QdqModel) -> None:
+    first = model.node("MaxPool", [model.last], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    pooled = model.quantised(first, 0.05, 3)
+    model.quantised(model.node("AveragePool", [pooled], kernel_shape=[2, 2], pads=[1, 0, 0, 1]), 0.0437, 1)
+
+
+def average_counting_padding(model: QdqModel) -> None:
+    out = model.node("AveragePool", [model.last], kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1)
+    model.quantised(out, 0.03)
+
+
+def max_pool_to_another_scale(model: QdqModel) -> None:
+    model.quantised(model.node("MaxPool", [model.last], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1), 0.0831, 9)
+
+
+def relu_alone(model: QdqModel) -> None:
+    model.quantised(model.node("Relu", [model.last]), 0.0437, -100)
+
+
+def flattened_into_dense(model: QdqModel) -> None:
+    flat = model.quantised(model.node("Flatten", [model.last]), 0.05, 3)
+    matrix = model.weights(weights_of(10, 3 * 7 * 6), RNG.uniform(0.001, 0.01, size=10))
+    model.quantised(model.node("Gemm", [flat, matrix], transB=1), 0.8)
+
+
+def averaged_into_matmul(model: QdqModel) -> None:
+    axes = model.constant(np.array([2, 3], np.int64))
+    mean = model.quantised(model.node("ReduceMean", [model.last, axes], keepdims=0), 0.02)
+    matrix = model.weights(weights_of(3, 5), RNG.uniform(0.001, 0.01, size=5), axis=1)
+    model.quantised(model.node("MatMul", [mean, matrix]), 0.02)
+
+
+MODELS = [
+    conv_2d, conv_asymmetric, conv_same_upper, conv_grouped, conv_relu6, padded_by_a_node, residual, pools,
+    average_counting_padding, max_pool_to_another_scale, relu_alone, flattened_into_dense, averaged_into_matmul,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
+def test_a_model_computes_what_onnxruntime_computes(build: Callable[[QdqModel], None]) -> None:
+    model = QdqModel((3, 7, 6))
+    build(model)
+    assert_agrees_with_onnxruntime(model.serialised(), (3, 7, 6))
+
+
+def test_one_dimensional_convolutions_run_along_the_width() -> None:
+    model = QdqModel((4, 20))
+    out = model.quantised(convolution(model, model.last, (8, 4, 5), pads=[2, 2], strides=[2]), 0.3)
+    mean = model.quantised(model.node("GlobalAveragePool", [out]), 0.1)
+    shape = model.constant(np.array([1, -1], np.int64))
+    flat = model.node("Reshape", [mean, shape])
+    model.quantised(model.node("Gemm", [flat, model.weights(weights_of(3, 8), 0.01)], transB=1), 0.3)
+    graph = assert_agrees_with_onnxruntime(model.serialised(), (4, 20))
+    assert graph.input_tensor.shape == (1, 20, 4)
+    assert [op_name(layer) for layer in graph.layers] == ["conv2d", "avgpool", "dense"]
+
+
+def test_uint8_activations_are_int8_ones_moved_by_128() -> None:
+    model = QdqModel((3, 7, 6), zero_point=131, dtype=np.uint8)
+    model.quantised(convolution(model, model.last, (4, 3, 3, 3)), 0.2, 128)
+    graph = compiled(model.serialised())
+    assert (graph.input_tensor.zero_point, graph.output_tensor.zero_point) == (3, 0)
+
+
+def test_an_int32_bias_in_the_accumulators_scale_is_taken_to_the_bit() -> None:
+    model = QdqModel((3,), scale=0.05)
+    bias = np.array([123_456_789, -987_654_321], np.int32)
+    scales = np.array([0.01, 0.02], np.float32)
+    bias_scales = model.constant(np.float32(0.05) * scales)
+    real_bias = model.node("DequantizeLinear", [model.constant(bias), bias_scales], axis=0)
+    gemm = model.node("Gemm", [model.last, model.weights(weights_of(2, 3), scales), real_bias], transB=1)
+    model.quantised(gemm, 1.0)
+    assert compiled(model.serialised()).layers[0].bias.tolist() == bias.tolist()
+
+
+def test_relu_between_equal_scales_stays_one_layer_of_clamping() -> None:
+    model = QdqModel((3, 7, 6))
+    model.quantised(model.node("Relu", [convolution(model, model.last, (4, 3, 3, 3))]), 0.2, -5)
+    graph = compiled(model.serialised())
+    assert len(graph.layers) == 1
+    assert (graph.layers[0].clamp.low, graph.layers[0].clamp.high) == (-5, 127)
+
+
+def test_pairs_listed_after_their_users_are_put_in_order() -> None:
+    model = QdqModel((3, 7, 6))
+    residual(model)
+    model.nodes = model.nodes[::-1]
+    assert [op_name(layer) for layer in compiled(model.serialised()).layers] == ["conv2d", "add"]
+
+
+def test_nodes_that_lead_nowhere_are_left_out() -> None:
+    model = QdqModel((3, 7, 6))
+    kept = model.quantised(convolution(model, model.last, (4, 3, 3, 3)), 0.2)
+    model.quantised(model.node("Relu", [kept]), 0.5)
+    assert len(compiled(model.serialised(kept)).layers) == 1
+
+
+def sigmoid(model: QdqModel) -> None:
+    model.quantised(model.node("Sigmoid", [model.last]))
+
+
+def softmax(model: QdqModel) -> None:
+    model.quantised(model.node("Softmax", [model.last]))
+
+
+def unquantised_between(model: QdqModel) -> None:
+    hidden = convolution(model, model.last, (4, 3, 1, 1))
+    model.quantised(convolution(model, hidden, (4, 4, 1, 1)))
+
+
+def added_constant(model: QdqModel) -> None:
+    model.quantised(model.node("Add", [model.last, model.constant(np.ones((1, 3, 1, 1), np.float32))]))
+
+
+def broadcast_addition(model: QdqModel) -> None:
+    source = model.last
+    mean = model.quantised(model.node("GlobalAveragePool", [source]))
+    model.quantised(model.node("Add", [source, mean]))
+
+
+def float_weights(model: QdqModel) -> None:
+    model.quantised(model.node("Conv", [model.last, model.constant(np.ones((2, 3, 1, 1), np.float32))]))
+
+
+def partial_mean(model: QdqModel) -> None:
+    model.quantised(model.node("ReduceMean", [model.last, model.constant(np.array([3], np.int64))]))
+
+
+def too_large_a_window(model: QdqModel) -> None:
+    model.quantised(convolution(model, model.last, (2, 3, 9, 9)))
+
+
+def float_output(model: QdqModel) -> None:
+    model.last = convolution(model, model.last, (2, 3, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("build", "operator", "remedy"),
+    [
+        (sigmoid, "Sigmoid", "use relu"),
+        (softmax, "Softmax", "leave it out"),
+        (unquantised_between, "Conv", "put a QuantizeLinear"),
+        (added_constant, "Add", "fold the constant into the bias"),
+        (broadcast_addition, "Add", "make them equal"),
+        (float_weights, "Conv", "quantise the weights"),
+        (partial_mean, "ReduceMean", "mean over all spatial axes"),
+        (too_large_a_window, "Conv", "use a smaller kernel"),
+        (float_output, "graph", "end it with QuantizeLinear"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_cannot_be_compiled_is_named_with_a_remedy(
+    build: Callable[[QdqModel], None], operator: str, remedy: str
+) -> None:
+    model = QdqModel((3, 7, 6))
+    build(model)
+    with pytest.raises(Unsupported, match=remedy) as caught:
+        compiled(model.serialised())
+    assert caught.value.operator == operator
+    assert caught.value.node in str(caught.value)
+
+
+def test_bytes_that_are_no_model_are_refused() -> None:
+    with pytest.raises(FirmwareError, match="no ONNX model"):
+        import_onnx(b"not a model")
