@@ -496,7 +496,10 @@ def schema() -> None:
 
 def _load_file(file: Path) -> StudyFile:
     from orchestrator.studycheck import load_study
+    from tasks.nn.usercode import add_search_folder
 
+    # The user's own data and networks lie beside the study file; worker processes inherit the variable.
+    add_search_folder(file.parent)
     return load_study(file, vocabulary())
 
 

@@ -32,6 +32,13 @@ def search_folders() -> list[Path]:
     return [Path(part) for part in listed.split(os.pathsep) if part] + [Path.cwd()]
 
 
+def add_search_folder(folder: Path) -> None:
+    """Look in ``folder`` too, first of all, in this process and in those it starts."""
+    listed = [part for part in os.environ.get(IMPORT_PATH_VARIABLE, "").split(os.pathsep) if part]
+    first = str(folder.resolve())
+    os.environ[IMPORT_PATH_VARIABLE] = os.pathsep.join([first, *(part for part in listed if part != first)])
+
+
 def find_file(text: str) -> Path:
     """The file meant by ``text``: absolute, or relative to one of :func:`search_folders`.
 

@@ -15,6 +15,7 @@ from tasks.errors import Defect
 from tasks.nn import umafall
 from tasks.nn.datasets import dataset_names, dataset_options, describe, load_dataset, raw_from_arrays
 from tasks.nn.samples import RawData, split_data
+from tasks.nn.usercode import add_search_folder
 
 
 def save(folder: Path, **arrays: object) -> Dataset:
@@ -225,6 +226,17 @@ def test_a_missing_file_is_named_with_every_place_looked_at(tmp_path: Path, monk
 def test_a_relative_path_is_found_beside_the_study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, **two_classes())
     monkeypatch.setenv("EDGEFRONT_IMPORT_PATH", str(tmp_path))
+    assert load_dataset(Dataset(source="own.npz"), 0).n_classes == 2
+
+
+def test_a_folder_that_is_added_is_looked_at_first_and_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFRONT_IMPORT_PATH", "/elsewhere")
+    save(tmp_path, **two_classes())
+    add_search_folder(tmp_path)
+    add_search_folder(tmp_path)
+    assert os.environ["EDGEFRONT_IMPORT_PATH"].split(os.pathsep) == [str(tmp_path.resolve()), "/elsewhere"]
     assert load_dataset(Dataset(source="own.npz"), 0).n_classes == 2
 
 
