@@ -149,7 +149,7 @@ class StudyScreen:
         table.add_column(ratio=1)
         table.add_column(justify="right")
         table.add_row(
-            ProgressBar(total=max(progress.budget, 1), completed=progress.told),
+            ProgressBar(total=max(progress.budget, 1), completed=progress.told, complete_style="cyan"),
             Text(f"{progress.told}/{progress.budget} trials · {show(progress.elapsed_s(), 's')}", style="bold").append(
                 f" · {show(left, 's')} left" if left is not None else "", style="not bold"
             ),
@@ -238,10 +238,13 @@ def values_text(values: Mapping[str, float], objectives: Mapping[str, str]) -> s
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The last values as a bar of block characters, scaled between 0 and the largest; empty for no values."""
+    """The values as at most ``width`` block characters, from the lowest to the highest; empty for no values."""
     if not values:
         return ""
-    step = max(1, math.ceil(len(values) / width))
+    step = math.ceil(len(values) / width)
     kept = values[::-1][::step][::-1]
-    top = max(kept) or 1.0
-    return "".join(_BLOCKS[min(len(_BLOCKS) - 1, int(len(_BLOCKS) * max(value, 0.0) / top))] for value in kept)
+    low, high = min(kept), max(kept)
+    if high == low:
+        return (_BLOCKS[-1] if high > 0 else _BLOCKS[0]) * len(kept)
+    scale = len(_BLOCKS) / (high - low)
+    return "".join(_BLOCKS[min(len(_BLOCKS) - 1, int(scale * (value - low)))] for value in kept)

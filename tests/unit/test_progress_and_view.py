@@ -120,9 +120,9 @@ def test_json_lines_hold_the_event_with_its_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"), [([], ""), ([0.0, 0.0], "▁▁"), ([0.0, 0.5, 1.0], "▁▅█"), ([1.0] * 100, "█" * 25)]
+    ("values", "expected"), [([], ""), ([0.0, 0.0], "▁▁"), ([0.5, 0.75, 1.0], "▁▅█"), ([1.0] * 100, "█" * 25)]
 )
-def test_a_sparkline_is_scaled_to_its_largest_value(values: list[float], expected: str) -> None:
+def test_a_sparkline_reaches_from_its_lowest_to_its_highest_value(values: list[float], expected: str) -> None:
     assert sparkline(values, 30) == expected
 
 
