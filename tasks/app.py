@@ -47,8 +47,9 @@ def soft_limit_s(stage: str, profile_timeout_s: float) -> float:
     return _SOFT_LIMITS_S.get(stage, profile_timeout_s + 30.0)
 
 
-class _Presence(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """The worker's parent says every few seconds that it is there and which queues it serves."""
+class _Upkeep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+    """The worker's parent says every few seconds that it is there and which queues it serves, and replaces dead
+    children every second instead of every fifth."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -56,11 +57,13 @@ class _Presence(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships 
         queues = ",".join(sorted(queue.name for queue in parent.task_consumer.queues))
         announce = functools.partial(_announce, connect(worker_url(), retries=0), str(parent.hostname), queues)
         announce()
-        self._timer = parent.timer.call_repeatedly(5.0, announce)
+        self._timers = [
+            parent.timer.call_repeatedly(5.0, announce),
+            parent.timer.call_repeatedly(1.0, parent.pool.maintain_pool),
+        ]
 
     def stop(self, parent: Any) -> None:
-        timer = getattr(self, "_timer", None)
-        if timer is not None:
+        for timer in getattr(self, "_timers", ()):
             timer.cancel()
 
 
@@ -97,7 +100,8 @@ def make_app(broker_url: str | None) -> Celery:
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_soft_shutdown_timeout=60.0,
-        worker_max_tasks_per_child=200,  # replacing a child takes up to 5 s, so seldom
+        worker_max_tasks_per_child=200,
+        worker_lost_wait=1.0,  # until then the dead child's message keeps the worker from fetching the next
         worker_proc_alive_timeout=180.0,  # a child loads PyTorch before it reports itself alive
         worker_enable_remote_control=False,
         worker_send_task_events=False,
@@ -112,7 +116,7 @@ def make_app(broker_url: str | None) -> Celery:
         result_backend_transport_options={"visibility_timeout": VISIBILITY_TIMEOUT_S},
         visibility_timeout=VISIBILITY_TIMEOUT_S,
     )
-    app.steps["consumer"].add(_Presence)
+    app.steps["consumer"].add(_Upkeep)
     for stage in (*STAGES, FINAL_STAGE):
         app.task(execute, name=messages.TASK_PREFIX + stage)
     return app
