@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,19 +59,18 @@ class Pool:
             LeaseLost: from any use of the board after ``duration_s`` (transient).
         """
         lock, lease = self._take(kind, owner, duration_s, wait_s)
-        board = self._make(next(entry for entry in self.rack.boards if entry.board_id == lease.board_id))
         fault = ""
         try:
-            yield LeasedBoard(board, lease, lock.read, self._now)
+            with closing(self._make(self._entry(lease.board_id))) as board:
+                yield LeasedBoard(board, lease, lock.read, self._now)
         except AgentError as error:
             if error.is_transient and not isinstance(error, FirmwareError):
                 fault = str(error)
             raise
         finally:
             try:
-                board.close()
-            finally:
                 lock.write(give_back(lock.read(), fault=fault))
+            finally:
                 lock.release()
 
     def statuses(self) -> list[BoardStatus]:
@@ -101,6 +100,9 @@ class Pool:
         finally:
             lock.release()
 
+    def _entry(self, board_id: str) -> RackBoard:
+        return next(entry for entry in self.rack.boards if entry.board_id == board_id)
+
     def _take(self, kind: str, owner: str, duration_s: float, wait_s: float) -> tuple[BoardLock, Lease]:
         entries = self.rack.of_kind(kind)
         if not entries:
@@ -122,12 +124,16 @@ class Pool:
     def _try(self, lock: BoardLock, owner: str, duration_s: float) -> Lease | None:
         if not lock.acquire():
             return None
-        record = lock.read()
-        if record.quarantine:
-            lock.release()
-            return None
-        record, lease = grant(record, owner, self._now(), duration_s)
-        lock.write(record)
+        lease = None
+        try:
+            record = lock.read()
+            if not record.quarantine:
+                record, granted = grant(record, owner, self._now(), duration_s)
+                lock.write(record)
+                lease = granted
+        finally:
+            if lease is None:  # quarantined, or the record could not be written
+                lock.release()
         return lease
 
     def _status(self, entry: RackBoard) -> BoardStatus:

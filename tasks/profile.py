@@ -28,15 +28,16 @@ from mcu_agent.kinds import BoardKind, load_kind
 from mcu_agent.pool import Pool, lock_folder
 from mcu_agent.rack import load_rack, virtual_rack
 from mcu_agent.session import Job, Layer, Profile, profile
-from orchestrator.records import Event, Json, Source, StageRequest, Value, Violation
-from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile
+from orchestrator.errors import UsageError
+from orchestrator.objectives import Objectives
+from orchestrator.records import Event, Json, Source, StageRequest, Value
+from orchestrator.studyfile import StudyFile
 from tasks.errors import Defect, Infeasible, TransientFault
 from tasks.firmware.image import measure
 from tasks.stage import StageContext, StageOutput
 
 RACK_VARIABLE = "EDGEFRONT_RACK"
 _LEASE_MARGIN_S = 20.0  # for programming the board; the first virtual one of a machine compiles its counter
-_LIMITED = ("ram", "latency", "energy")
 
 
 def run(request: StageRequest, context: StageContext) -> StageOutput:
@@ -108,7 +109,7 @@ def _job(request: StageRequest, context: StageContext, study: StudyFile) -> Job:
 
 def _arrays(data: bytes) -> dict[str, npt.NDArray[np.int8]]:
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return {name: archive[name].astype(np.int8) for name in archive.files}
+        return {name: archive[name].astype(np.int8) for name in archive.files if name != "labels"}
 
 
 def _layer_outputs(arrays: Mapping[str, npt.NDArray[np.int8]]) -> dict[int, npt.NDArray[np.int8]]:
@@ -156,17 +157,11 @@ def _values(result: Profile, job: Job, kind: BoardKind) -> dict[str, Value]:
 
 
 def _check_limits(study: StudyFile, kind: BoardKind, values: Mapping[str, Value]) -> None:
-    violations = []
-    for name in _LIMITED:
-        objective = study.objectives.get(name)  # type: ignore[call-overload]  # the keys are literals
-        limit = objective.limit if objective is not None else None
-        if name == "ram":
-            limit = min(limit or kind.ram_bytes, kind.ram_bytes)
-        amount = values[name].amount
-        if limit is not None and amount > limit:
-            message = f"{name} {amount:g} is over the limit of {limit:g} {OBJECTIVE_UNITS[name]} ({values[name].note})"
-            unit = OBJECTIVE_UNITS[name]
-            violations.append(Violation(quantity=name, amount=amount, limit=limit, unit=unit, message=message))
+    try:
+        objectives = Objectives.from_study(study, kind.flash_bytes, kind.ram_bytes)
+    except UsageError as error:
+        raise Defect("bad_study", str(error)) from error
+    violations = objectives.violations(values)
     if violations:
         raise Infeasible(*violations)
 

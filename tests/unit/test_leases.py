@@ -215,3 +215,13 @@ def test_a_kind_the_rack_does_not_have_is_told(tmp_path: Path) -> None:
         pool.lease("nucleo-h743zi", "me", duration_s=1.0),
     ):
         pass
+
+
+def test_a_board_that_cannot_be_made_is_given_back(tmp_path: Path) -> None:
+    def fail(entry: RackBoard) -> FakeBoard:
+        raise InventoryError("no emulator")
+
+    pool = Pool(virtual_rack(KIND, 1), tmp_path, make=fail)
+    with pytest.raises(InventoryError, match="no emulator"), pool.lease(KIND, "me", duration_s=1.0):
+        pass
+    assert pool.counts()["idle"] == 1

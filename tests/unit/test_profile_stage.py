@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from dataclasses import replace
@@ -19,21 +18,7 @@ from tasks.firmware.image import measure
 from tasks.profile import run
 from tasks.stage import StageContext, run_stage
 from tests.support import boards
-
-
-class Memory:
-    """Artifacts in memory."""
-
-    def __init__(self) -> None:
-        self.data: dict[str, bytes] = {}
-
-    def put_bytes(self, data: bytes) -> str:
-        key = hashlib.sha256(data).hexdigest()
-        self.data[key] = data
-        return key
-
-    def get_bytes(self, sha256: str) -> bytes:
-        return self.data[sha256]
+from tests.support.artifacts import MemoryArtifacts
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +34,7 @@ def study(**changes: Any) -> dict[str, Any]:
         "network": {"family": "resnet2d"},
         "space": {"network.width": {"type": "int", "low": 1, "high": 8}},
         "board": "nrf52-dk",
-        "objectives": {"error": {}, "ram": {}, "latency": {}, "energy": {}},
+        "objectives": {"error": {}, "ram": {}, "latency": {"limit": "1 s"}, "energy": {"limit": "1 J"}},
         "budget": {"trials": 3},
         "profiling": {"samples": 32, "timeout": 5},
     }
@@ -67,7 +52,9 @@ def vectors(first_byte: int = 0, wrong: bool = False) -> bytes:
     return file.getvalue()
 
 
-def ask(store: Memory, *, vector_file: bytes | None = None, elf: bytes | None = None, **changes: Any) -> StageRequest:
+def ask(
+    store: MemoryArtifacts, *, vector_file: bytes | None = None, elf: bytes | None = None, **changes: Any
+) -> StageRequest:
     inputs = {
         "elf": store.put_bytes(elf if elf is not None else boards.firmware()),
         "layers": store.put_bytes(json.dumps(boards.LAYERS).encode()),
@@ -85,13 +72,13 @@ def ask(store: Memory, *, vector_file: bytes | None = None, elf: bytes | None = 
     )
 
 
-def answer(request: StageRequest, store: Memory, events: list[Event] | None = None) -> StageResult:
+def answer(request: StageRequest, store: MemoryArtifacts, events: list[Event] | None = None) -> StageResult:
     sink = events if events is not None else []
     return run_stage(run, request, StageContext(artifacts=store, progress=sink.append))
 
 
 def test_a_profile_gives_every_value_with_its_source() -> None:
-    store, events = Memory(), []
+    store, events = MemoryArtifacts(), []
     result = answer(ask(store), store, events)
     assert result.ending is Ending.COMPLETE
     sources = {name: (value.unit, value.source) for name, value in result.values.items()}
@@ -109,7 +96,7 @@ def test_a_profile_gives_every_value_with_its_source() -> None:
 
 
 def test_ram_is_static_data_and_the_deepest_stack() -> None:
-    store = Memory()
+    store = MemoryArtifacts()
     values = answer(ask(store), store).values
     static = measure(boards.firmware(), load_kind("nrf52-dk"))[1].static_bytes
     assert values["ram"].amount == static + values["stack"].amount
@@ -117,7 +104,7 @@ def test_ram_is_static_data_and_the_deepest_stack() -> None:
 
 
 def test_the_notes_hold_a_table_of_layers_that_adds_up() -> None:
-    store = Memory()
+    store = MemoryArtifacts()
     result = answer(ask(store), store)
     notes = json.loads(json.dumps(result.notes))
     assert [layer["name"] for layer in notes["layers"]] == ["double", "add"]
@@ -128,7 +115,7 @@ def test_the_notes_hold_a_table_of_layers_that_adds_up() -> None:
 
 @pytest.mark.parametrize(("objective", "limit"), [("ram", "0.1 KiB"), ("latency", "1 us"), ("energy", "0.001 uJ")])
 def test_what_is_over_a_limit_is_infeasible_by_how_much(objective: str, limit: str) -> None:
-    store = Memory()
+    store = MemoryArtifacts()
     result = answer(ask(store, objectives={"error": {}, objective: {"limit": limit}}), store)
     assert result.ending is Ending.INFEASIBLE
     assert [violation.quantity for violation in result.violations] == [objective]
@@ -136,7 +123,7 @@ def test_what_is_over_a_limit_is_infeasible_by_how_much(objective: str, limit: s
 
 
 def test_a_mismatch_is_a_defect_that_names_the_layer() -> None:
-    store = Memory()
+    store = MemoryArtifacts()
     result = answer(ask(store, vector_file=vectors(106)), store)
     assert result.fault is not None
     assert (result.fault.kind, result.fault.reason) == (FaultKind.DEFECT, "bit_mismatch")
@@ -156,7 +143,7 @@ def test_a_mismatch_is_a_defect_that_names_the_layer() -> None:
     ],
 )
 def test_misbehaving_firmware_is_a_fault_of_the_right_kind(first_byte: int, kind: FaultKind, reason: str) -> None:
-    store = Memory()
+    store = MemoryArtifacts()
     request = ask(store, vector_file=vectors(first_byte), profiling={"samples": 32, "timeout": 0.3})
     fault = answer(request, store).fault
     assert fault is not None
@@ -172,14 +159,14 @@ def test_misbehaving_firmware_is_a_fault_of_the_right_kind(first_byte: int, kind
     ],
 )
 def test_unusable_input_is_a_defect(change: dict[str, Any], reason: str) -> None:
-    store = Memory()
+    store = MemoryArtifacts()
     fault = answer(ask(store, **change), store).fault
     assert fault is not None
     assert (fault.kind, fault.reason) == (FaultKind.DEFECT, reason)
 
 
 def test_a_missing_artifact_is_a_defect_that_names_it() -> None:
-    store = Memory()
+    store = MemoryArtifacts()
     request = ask(store)
     fault = answer(replace(request, inputs={"elf": request.inputs["elf"]}), store).fault
     assert fault is not None
@@ -191,7 +178,7 @@ def test_boards_come_from_the_rack_file_where_there_is_one(tmp_path: Path, monke
     rack = tmp_path / "rack.toml"
     rack.write_text('[[board]]\nid = "bench"\nkind = "nrf52-dk"\ndriver = "virtual"\n')
     monkeypatch.setenv("EDGEFRONT_RACK", str(rack))
-    store = Memory()
+    store = MemoryArtifacts()
     assert answer(ask(store), store).notes["board_id"] == "bench"
     fault = answer(ask(store, board="nucleo-h743zi"), store).fault
     assert fault is not None
