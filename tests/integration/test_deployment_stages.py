@@ -1,0 +1,223 @@
+"""The stages gate, build and final on real digits, with an untrained network where training would only take time."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mcu_agent.kinds import load_kind
+from orchestrator.records import Source, StageRequest
+from orchestrator.studyfile import StudyFile
+from tasks import build, deployment, final, gate
+from tasks.errors import Defect, Infeasible, TransientFault
+from tasks.firmware import toolchain
+from tasks.firmware.host import HostNetwork
+from tasks.nn.candidate import pruned_untrained
+from tasks.nn.datasets import load_dataset
+from tasks.nn.fit import calibration_inputs, reproducible
+from tasks.quant import reference
+from tasks.quant.quantise import quantise
+from tasks.stage import StageContext, StageOutput
+from tests.support.artifacts import MemoryArtifacts
+
+PARAMS = {"compression.sparsity": 0.25}
+
+
+def study_of(**changes: Any) -> StudyFile:
+    fields: dict[str, Any] = {
+        "name": "digits",
+        "dataset": {"source": "digits"},
+        "network": {"family": "resnet2d"},
+        "space": {"compression.sparsity": {"type": "float", "low": 0.0, "high": 0.5}},
+        "board": "nrf52840-dk",
+        "objectives": {"error": {}, "rom": {}, "ram": {}, "flops": {}},
+        "budget": {"trials": 1},
+    }
+    return StudyFile.model_validate(fields | changes)
+
+
+def request(stage: str, study: StudyFile, inputs: Mapping[str, str] | None = None) -> StageRequest:
+    return StageRequest(
+        study_id="study", trial=0, stage=stage, attempt=0, params=PARAMS, seed=7, inputs=inputs or {}, study=study.to_json()
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def artifacts() -> MemoryArtifacts:
+    return MemoryArtifacts()
+
+
+@pytest.fixture(scope="module")
+def context(artifacts: MemoryArtifacts) -> StageContext:
+    return StageContext(artifacts=artifacts)
+
+
+@pytest.fixture(scope="module")
+def onnx(artifacts: MemoryArtifacts) -> str:
+    """An int8 model with other weights and other ranges than the gate's."""
+    study = study_of()
+    data = load_dataset(study.dataset, study.seed)
+    with reproducible(99, 1):
+        module = pruned_untrained(study, PARAMS, 99, data)
+        return artifacts.put_bytes(quantise(module, calibration_inputs(data, 64, 1))[1])
+
+
+@pytest.fixture(scope="module")
+def built(context: StageContext, onnx: str) -> StageOutput:
+    return build.run(request("build", study_of(), {"onnx": onnx}), context)
+
+
+@pytest.fixture(scope="module")
+def gated(context: StageContext) -> StageOutput:
+    return gate.run(request("gate", study_of()), context)
+
+
+def test_the_gate_foretells_what_the_build_finds(gated: StageOutput, built: StageOutput) -> None:
+    assert set(gated.values) == {"rom", "ram", "flops", "macs"}
+    for name, value in gated.values.items():
+        assert value == built.values[name]
+        assert value.source is Source.EXACT and value.amount > 0
+
+
+def test_the_notes_hold_a_memory_map_that_adds_up(gated: StageOutput) -> None:
+    memory = json.loads(json.dumps(gated.notes))["memory"]
+    rom = memory["rom"]
+    assert rom["total"] == rom["weights"] + rom["code"] + rom["runtime"] == gated.values["rom"].amount
+    assert max(item["offset"] + item["bytes"] for item in memory["arena"]) == memory["ram"]["arena"]
+    assert memory["arena_lower_bound"] <= memory["ram"]["arena"]
+
+
+def test_the_examples_arena_is_within_5_percent_of_the_bound(gated: StageOutput) -> None:
+    memory = gated.notes["memory"]
+    assert memory["ram"]["arena"] <= 1.05 * memory["arena_lower_bound"]
+
+
+def test_the_gate_lists_every_broken_limit_with_its_excess(context: StageContext, gated: StageOutput) -> None:
+    rom, flops = gated.values["rom"].amount, gated.values["flops"].amount
+    limits = {"error": {}, "rom": {"limit": rom - 3}, "flops": {"limit": flops / 2}, "ram": {}}
+    with pytest.raises(Infeasible) as caught:
+        gate.run(request("gate", study_of(objectives=limits)), context)
+    found = {violation.quantity: violation.excess for violation in caught.value.violations}
+    assert found == {"rom": 3, "flops": flops / 2}
+
+
+def test_a_limit_that_is_just_met_is_kept(context: StageContext, gated: StageOutput) -> None:
+    limits = {name: {"limit": gated.values[name].amount} for name in ("rom", "ram", "flops")}
+    assert gate.run(request("gate", study_of(objectives=limits)), context).values == gated.values
+
+
+def test_what_does_not_fit_the_board_is_infeasible_to_the_byte(
+    context: StageContext, gated: StageOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = load_kind("nrf52840-dk")
+    rom, ram = int(gated.values["rom"].amount), int(gated.values["ram"].amount)
+    small = type(kind)(
+        **{name: getattr(kind, name) for name in kind.__slots__} | {"flash_bytes": rom - 1, "ram_bytes": ram - 2}
+    )
+    monkeypatch.setattr(deployment, "load_kind", lambda name: small)
+    # even where the study does not ask for ROM or RAM
+    with pytest.raises(Infeasible) as caught:
+        gate.run(request("gate", study_of(objectives={"error": {}})), context)
+    found = {violation.quantity: (violation.amount, violation.excess) for violation in caught.value.violations}
+    assert found == {"rom": (rom, 1), "ram": (ram, 2)}
+
+
+def test_an_unknown_board_is_named(context: StageContext) -> None:
+    with pytest.raises(Defect, match="known kinds: .*nrf52840-dk"):
+        gate.run(request("gate", study_of(board="toaster")), context)
+
+
+def test_the_build_measures_the_shipped_c_over_the_whole_validation_split(
+    built: StageOutput, artifacts: MemoryArtifacts, onnx: str
+) -> None:
+    graph = deployment.integer_graph(artifacts.get_bytes(onnx))
+    study = study_of()
+    validation = load_dataset(study.dataset, study.seed).validation
+    outputs = reference.output_of(graph, reference.quantise_input(validation.x, graph.input_tensor))
+    assert built.values["error"].amount == np.mean(outputs.argmax(axis=1) != validation.y)
+
+
+def test_the_vectors_hold_what_the_board_must_answer(built: StageOutput, artifacts: MemoryArtifacts) -> None:
+    with np.load(io.BytesIO(artifacts.get_bytes(built.artifacts["vectors"])), allow_pickle=False) as vectors:
+        layers = json.loads(artifacts.get_bytes(built.artifacts["layers"]))
+        assert vectors["inputs"].shape == (32, 8, 8, 1) and vectors["inputs"].dtype == np.int8
+        assert vectors["outputs"].shape == (32, 10) and vectors["labels"].shape == (32,)
+        for layer in layers:
+            assert list(vectors[f"layer_{layer['index']}"].shape) == layer["output_shape"]
+        last = vectors[f"layer_{len(layers) - 1}"]
+        assert np.array_equal(last.ravel(), vectors["outputs"][0])
+
+
+def test_building_twice_writes_the_same_artifacts(built: StageOutput, context: StageContext, onnx: str) -> None:
+    again = build.run(request("build", study_of(), {"onnx": onnx}), context)
+    assert (again.artifacts, again.values) == (built.artifacts, built.values)
+
+
+def test_more_vectors_than_samples_start_over(built: StageOutput, context: StageContext, onnx: str) -> None:
+    many = build.run(request("build", study_of(profiling={"samples": 400}), {"onnx": onnx}), context)
+    data = io.BytesIO(context.artifacts.get_bytes(many.artifacts["vectors"]))
+    with np.load(data, allow_pickle=False) as vectors:
+        n = len(load_dataset(study_of().dataset, 0).validation)
+        assert len(vectors["inputs"]) == 400 > n
+        assert np.array_equal(vectors["inputs"][n], vectors["inputs"][0])
+
+
+def test_an_error_beyond_its_limit_is_infeasible(context: StageContext, onnx: str, built: StageOutput) -> None:
+    limit = built.values["error"].amount / 2
+    with pytest.raises(Infeasible, match="error is"):
+        build.run(request("build", study_of(objectives={"error": {"limit": limit}}), {"onnx": onnx}), context)
+
+
+def test_c_that_disagrees_with_the_reference_is_a_defect_that_names_the_layer(
+    context: StageContext, onnx: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(HostNetwork):
+        def run(self, x: np.ndarray) -> np.ndarray:
+            return super().run(x) ^ 1
+
+        def layer_outputs(self, sample: np.ndarray) -> dict[str, np.ndarray]:
+            outputs = super().layer_outputs(sample)
+            third = list(outputs)[2]
+            return outputs | {third: outputs[third] + 1}
+
+    monkeypatch.setattr(deployment, "HostNetwork", Wrong)
+    with pytest.raises(Defect, match="differ first in layer 2 ") as caught:
+        build.run(request("build", study_of(), {"onnx": onnx}), context)
+    assert caught.value.reason == "host_mismatch"
+
+
+def test_the_final_stage_measures_the_shipped_sources_on_the_test_split(
+    built: StageOutput, context: StageContext, onnx: str
+) -> None:
+    inputs = {"onnx": onnx, "sources": built.artifacts["sources"]}
+    result = final.run(request("final", study_of(), inputs), context)
+    graph = deployment.integer_graph(context.artifacts.get_bytes(onnx))
+    test = load_dataset(study_of().dataset, 0).test
+    outputs = reference.output_of(graph, reference.quantise_input(test.x, graph.input_tensor))
+    assert result.values["test_error"].amount == np.mean(outputs.argmax(axis=1) != test.y)
+
+
+def test_a_missing_artifact_is_named(context: StageContext) -> None:
+    with pytest.raises(Defect, match="needs the artifact 'onnx'"):
+        build.run(request("build", study_of()), context)
+
+
+def test_a_slow_compiler_is_a_passing_fault(context: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "TIMEOUT_S", 0.001)
+    with pytest.raises(TransientFault):
+        gate.run(request("gate", study_of()), context)
+
+
+def test_the_packed_sources_come_back_and_open_anywhere() -> None:
+    sources = {"b.c": "int b;\n", "a/é.h": "/* ü */\n"}
+    packed = build.pack_sources(sources)
+    assert packed == build.pack_sources(dict(reversed(sources.items())))
+    assert build.unpack_sources(packed) == sources
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        assert archive.testzip() is None
