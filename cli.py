@@ -307,13 +307,16 @@ def _stopping(console: Console) -> Iterator[threading.Event]:
 
 
 def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -> None:
-    console.print(_summary_view(study))
+    from orchestrator.summary import summary_view
+
+    summary = _summary(study)
+    console.print(summary_view(summary))
     name, studies = study.file.name, study.folder.parent
     where = "" if studies == Path(_STUDIES) else f" --studies {studies}"
-    front = study.front()
     lines = [f"\n{end.text}", f"report   {report_path}"]
-    if front and end.reason != "interrupted":
-        lines.append(f"export   edgefront export {name}{where} --trial {front[0].number} --to {name}-{front[0].number}")
+    if summary["front"] and end.reason != "interrupted":
+        best = summary["front"][0]["trial"]
+        lines.append(f"export   edgefront export {name}{where} --trial {best} --to {name}-{best}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 

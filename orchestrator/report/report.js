@@ -152,10 +152,10 @@ function drawFront() {
     stairs(x, y),
     pointTrace("front", kind("front"), x, y, frontMarker(kind("front"), colour)),
   ];
-  const untrained = trials.filter((trial) => trial.state === "infeasible" && scaled(trial, x) !== null && scaled(trial, y) === null);
+  const unknown = trials.filter((trial) => trial.state === "infeasible" && scaled(trial, x) !== null && scaled(trial, y) === null);
   traces.push({
-    ...pointTrace("infeasible, never trained", untrained, x, x, { color: css("infeasible"), symbol: "line-ns-open", size: 9, line: { width: 1.5 } }),
-    y: untrained.map(() => 0.985), yaxis: "y2",
+    ...pointTrace(`infeasible, ${y.name.replaceAll("_", " ")} not known`, unknown, x, x, { color: css("infeasible"), symbol: "line-ns-open", size: 9, line: { width: 1.5 } }),
+    y: unknown.map(() => 0.985), yaxis: "y2",
   });
   const mark = byNumber.get(chosen);
   if (mark && scaled(mark, x) !== null && scaled(mark, y) !== null) {
@@ -322,8 +322,10 @@ function parallelDimension(members, name, values, isLog, unit) {
   }
   const logs = values.map((value) => Math.log10(value));
   const low = Math.min(...logs), high = Math.max(...logs);
-  const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => low + share * (high - low));
-  return { label: `${label} (log)`, values: logs, tickvals: ticks, ticktext: ticks.map((tick) => (10 ** tick).toPrecision(2)) };
+  const evenly = [0, 0.25, 0.5, 0.75, 1].map((share) => low + share * (high - low));
+  const isWhole = values.every(Number.isInteger);
+  const ticks = isWhole ? [...new Set(evenly.map((tick) => Math.round(10 ** tick)))].map(Math.log10) : evenly;
+  return { label: `${label} (log)`, values: logs, tickvals: ticks, ticktext: ticks.map((tick) => (isWhole ? String(Math.round(10 ** tick)) : (10 ** tick).toPrecision(2))) };
 }
 
 function shortLabels(names) {
