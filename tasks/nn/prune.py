@@ -8,6 +8,7 @@ trained, which is what lets the gate reject a candidate in seconds.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -107,7 +108,9 @@ def prune(
 
 def _trace(module: nn.Module, example: Tensor) -> Any:
     module.eval()
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        # Parameters outside of layers are pruned with what they are multiplied by; the library says so each time.
+        warnings.filterwarnings("ignore", message="Unwrapped parameters detected")
         return torch_pruning.DependencyGraph().build_dependency(module, example_inputs=example)
 
 

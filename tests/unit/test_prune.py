@@ -113,6 +113,31 @@ def test_dense_layers_after_a_flatten_lose_the_inputs_of_the_channels_removed() 
     torch.testing.assert_close(module(x), expected)
 
 
+class Wired(nn.Module):
+    """A layer used twice, a concatenation and a free parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.side = nn.Conv2d(8, 4, 3, padding=1)
+        self.gain = nn.Parameter(torch.ones(1, 4, 1, 1))
+        self.dense = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(self.twice(torch.relu(self.twice(x))))
+        joined = torch.cat([x, torch.relu(self.side(x)) * self.gain], 1)
+        return self.dense(joined.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_shared_layers_concatenations_and_free_parameters_are_followed() -> None:
+    module = prune(Wired(), IMAGE, Sparsity(default=0.5))
+    assert channels(module) == {"first": 4, "twice": 4, "side": 2, "dense": 3}
+    assert module.gain.shape == (1, 2, 1, 1)
+    assert module.dense.in_features == 6  # type: ignore[union-attr]
+    assert module(IMAGE).shape == (2, 3)
+
+
 @pytest.mark.parametrize("criterion", ["l1", "l2"])
 def test_the_least_important_channels_go_and_what_is_left_computes_the_same(criterion: str) -> None:
     module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
