@@ -187,21 +187,31 @@ def _float(value: float) -> str:
 def _layer_function(graph: Graph, plan: Plan, prefix: str, index: int) -> str:
     layer = graph.layers[index]
     symbol = layer_symbol(prefix, index, layer)
-    shapes = " + ".join(_shape_text(graph, name) for name in layer.inputs)
-    comment = f"/** {layer.name}: {shapes} -> {_shape_text(graph, layer.output)} */".replace("*/ ", "")
     ins = [f"{prefix}_arena + {plan.offsets[name]}" for name in layer.inputs]
     out = f"{prefix}_arena + {plan.offsets[layer.output]}"
-    call = ", ".join(_arguments(graph, layer, symbol, ins, out))
+    shapes = " + ".join(_shape_text(graph, name) for name in layer.inputs)
+    call = _wrapped(f"    ef_{op_name(layer)}_s8(", _arguments(graph, layer, symbol, ins, out))
     return (
-        f"{_comment_safe(comment)}\nvoid {symbol}(void);\n__attribute__((noinline)) void {symbol}(void)\n{{\n"
-        f"    ef_{op_name(layer)}_s8({call});\n}}\n"
+        f"{_comment(f'{layer.name}: {shapes} -> {_shape_text(graph, layer.output)}')}\n"
+        f"void {symbol}(void);\n__attribute__((noinline)) void {symbol}(void)\n{{\n"
+        f"{_shape_declaration(graph, layer)}{call}\n}}\n"
     )
 
 
-def _comment_safe(comment: str) -> str:
+def _wrapped(start: str, arguments: list[str]) -> str:
+    """A call, its arguments in lines of at most 120 characters below each other."""
+    lines = [start]
+    for i, argument in enumerate(arguments):
+        text = argument + (");" if i == len(arguments) - 1 else ",")
+        if len(lines[-1]) + len(text) > 119 and lines[-1].strip():
+            lines.append(" " * (len(start) - 1))
+        lines[-1] += text if lines[-1] == start else " " + text
+    return "\n".join(lines)
+
+
+def _comment(text: str) -> str:
     """Node names come from the model file: they must not end the comment or start another line."""
-    body = comment.removeprefix("/** ").removesuffix(" */")
-    return "/** " + re.sub(r"[^ -~]|\*/|/\*|\\", "_", body) + " */"
+    return "/** " + re.sub(r"[^ -~]|\*/|/\*|\\", "_", text) + " */"
 
 
 def _shape_text(graph: Graph, name: str) -> str:
@@ -213,7 +223,7 @@ def _arguments(graph: Graph, layer: AnyLayer, symbol: str, ins: list[str], out: 
     tables = [f"{symbol}_weights", f"{symbol}_bias", factors]
     n_bytes = str(graph.tensors[layer.output].n_bytes)
     if isinstance(layer, Conv2d):
-        return [_window(graph, layer, layer.window, layer.groups), quant, *ins, *tables, out]
+        return ["shape", quant, *ins, *tables, out]
     if isinstance(layer, Dense):
         n_outputs, n_inputs = layer.weights.shape
         return [str(n_inputs), str(n_outputs), quant, *ins, *tables, out]
@@ -223,30 +233,31 @@ def _arguments(graph: Graph, layer: AnyLayer, symbol: str, ins: list[str], out: 
         return [n_bytes, quant, factors, *ins, out]
     if isinstance(layer, AvgPool):
         by_count = "true" if len(layer.multipliers) > 1 else "false"
-        return [_window(graph, layer, layer.window, 1), quant, by_count, *ins, factors, out]
-    return [_window(graph, layer, layer.window, 1), quant, *ins, out]
+        return ["shape", quant, by_count, *ins, factors, out]
+    return ["shape", quant, *ins, out]
 
 
-def _window(graph: Graph, layer: AnyLayer, window: Window, groups: int) -> str:
+def _shape_declaration(graph: Graph, layer: AnyLayer) -> str:
+    """The window of a layer that has one, as a constant the compiler folds into the kernel."""
+    if isinstance(layer, (Dense, Add, Rescale)):
+        return ""
+    groups = layer.groups if isinstance(layer, Conv2d) else 1
+    return "    const ef_window_t shape = {\n" + _window_fields(graph, layer, layer.window, groups) + "    };\n"
+
+
+def _window_fields(graph: Graph, layer: AnyLayer, window: Window, groups: int) -> str:
     source, target = graph.tensors[layer.inputs[0]].shape, graph.tensors[layer.output].shape
-    fields = {
-        "input_height": source[0],
-        "input_width": source[1],
-        "input_channels": source[2],
-        "output_height": target[0],
-        "output_width": target[1],
-        "output_channels": target[2],
-        "kernel_height": window.kernel[0],
-        "kernel_width": window.kernel[1],
-        "stride_y": window.stride[0],
-        "stride_x": window.stride[1],
-        "dilation_y": window.dilation[0],
-        "dilation_x": window.dilation[1],
-        "pad_top": window.pads.top,
-        "pad_left": window.pads.left,
-        "groups": groups,
-    }
-    return "(ef_window_t){" + ", ".join(f".{name} = {value}" for name, value in fields.items()) + "}"
+    lines = (
+        {"input_height": source[0], "input_width": source[1], "input_channels": source[2]},
+        {"output_height": target[0], "output_width": target[1], "output_channels": target[2]},
+        {"kernel_height": window.kernel[0], "kernel_width": window.kernel[1]},
+        {"stride_y": window.stride[0], "stride_x": window.stride[1]},
+        {"dilation_y": window.dilation[0], "dilation_x": window.dilation[1]},
+        {"pad_top": window.pads.top, "pad_left": window.pads.left, "groups": groups},
+    )
+    return "".join(
+        "        " + " ".join(f".{name} = {value}," for name, value in fields.items()) + "\n" for fields in lines
+    )
 
 
 # Trained values

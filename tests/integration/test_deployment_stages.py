@@ -43,9 +43,10 @@ def study_of(**changes: Any) -> StudyFile:
 
 
 def request(stage: str, study: StudyFile, inputs: Mapping[str, str] | None = None) -> StageRequest:
+    given = dict(inputs or {})
     return StageRequest(
-        study_id="study", trial=0, stage=stage, attempt=0, params=PARAMS, seed=7, inputs=inputs or {}, study=study.to_json()
-    )  # fmt: skip
+        study_id="study", trial=0, stage=stage, attempt=0, params=PARAMS, seed=7, inputs=given, study=study.to_json()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_what_does_not_fit_the_board_is_infeasible_to_the_byte(
 
 
 def test_an_unknown_board_is_named(context: StageContext) -> None:
-    with pytest.raises(Defect, match="known kinds: .*nrf52840-dk"):
+    with pytest.raises(Defect, match=r"known kinds: .*nrf52840-dk"):
         gate.run(request("gate", study_of(board="toaster")), context)
 
 

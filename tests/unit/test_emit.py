@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
+from pathlib import Path
 
 import pytest
 
-from tasks.firmware.emit import emit_network
+from tasks.firmware.emit import GENERATOR, emit_network
 from tasks.firmware.ir import Add, Clamp, Graph, Rescale, Tensor
 from tasks.firmware.planner import plan_memory
 
@@ -32,10 +34,15 @@ def test_the_same_graph_gives_the_same_bytes() -> None:
     assert emitted(small_graph()) == emitted(small_graph())
 
 
+def test_the_maker_is_this_version_of_the_project() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert f"{project['name']} {project['version']}" == GENERATOR
+
+
 def test_every_generated_file_names_its_maker_and_its_model() -> None:
     for path, text in emitted(small_graph()).items():
         if not path.startswith("kernels/"):
-            assert "edgefront 0.1.0" in text.splitlines()[0]
+            assert GENERATOR in text.splitlines()[0]
             assert "ab" * 32 in text.splitlines()[0]
 
 
