@@ -147,9 +147,11 @@ def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
     others = [p for p in module.parameters() if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
+    # One call for all parameters: a tenth of the time of a small network's step.
+    is_fused = all(p.device.type in ("cpu", "cuda") for p in module.parameters())
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=training.learning_rate)
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=is_fused)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=is_fused)
 
 
 def _learning_rate_factor(n_steps: int, *, has_warm_up: bool) -> Callable[[int], float]:
