@@ -94,7 +94,10 @@ FAMILIES = (
         name="edgefront_queue_depth", kind="gauge", labels=("queue",), help="Messages waiting in a queue of the broker."
     ),
     MetricFamily(
-        name="edgefront_boards", kind="gauge", labels=("state",), help="Boards by state: free, leased, quarantined."
+        name="edgefront_boards",
+        kind="gauge",
+        labels=("state",),
+        help="Boards that serve this study, by state: busy, free.",
     ),
     MetricFamily(name="edgefront_epochs", kind="counter", labels=(), help="Training epochs finished."),
     MetricFamily(

@@ -139,21 +139,21 @@ def test_an_interrupted_run_serves_metrics_stops_cleanly_and_goes_on(tmp_path: P
     file = tmp_path / "small.yaml"
     file.write_text(STUDY)
     command = [sys.executable, "-u", "-m", "cli", "run", str(file), "--studies", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:  # until the first trial has ended
-        lines.append(line)
-        if line.startswith("[1/5]"):
-            break
-    url = lines[0].split()[-1]
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        assert 'edgefront_trials_budget{study="small"} 5.0' in answer.read().decode()
-    process.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    rest = process.stdout.read()
-    assert process.wait(60) == 130, rest
-    assert time.monotonic() - started < 30
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:  # until the first trial has ended
+            lines.append(line)
+            if line.startswith("[1/5]"):
+                break
+        url = lines[0].split()[-1]
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert 'edgefront_trials_budget{study="small"} 5.0' in answer.read().decode()
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        rest = process.stdout.read()
+        assert process.wait(60) == 130, rest
+        assert time.monotonic() - started < 30
     assert "the same command goes on" in rest
     done = edgefront("run", str(file), "--studies", str(tmp_path))
     assert done.returncode == 0, done.stderr
