@@ -22,7 +22,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
 
     Inputs: ``weights``. Artifacts: ``onnx`` (int8, QDQ) and ``onnx_float``. Values: ``pruned_float_error``, the share
     of validation samples that the pruned network classifies wrongly before quantisation. Notes: fine-tuning curve,
-    layer shapes after pruning, operators of the int8 model.
+    layer shapes after pruning, shape and normalisation of the inputs, operators of the int8 model.
 
     Raises:
         Infeasible: fine-tuning diverged.
@@ -52,6 +52,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
         notes={
             "curve": curve,
             "layers": _layer_shapes(module),
+            "inputs": _input_facts(data),
             "quantisation": {
                 "calibration_samples": len(calibration),
                 "nodes": dict(quantisation_summary(onnx_int8)),
@@ -97,6 +98,16 @@ def _prune_and_tune(
         on_round=tune,
     )
     return curve
+
+
+def _input_facts(data: DataSplit) -> Json:
+    """What a program must do before it feeds the deployed network, and what the outputs mean."""
+    return {
+        "shape": list(data.input_shape),
+        "mean": [float(value) for value in data.mean],
+        "std": [float(value) for value in data.std],
+        "class_names": list(data.class_names),
+    }
 
 
 def _layer_shapes(module: nn.Module) -> Json:

@@ -121,6 +121,15 @@ def test_the_shapes_are_those_the_gate_saw_before_training(finished: Finished) -
     assert sizes["head"] == 10
 
 
+def test_the_notes_say_how_to_normalise_inputs_and_what_the_outputs_mean(finished: Finished) -> None:
+    data = load_dataset(study().dataset, 0)
+    facts = finished[3].notes["inputs"]
+    pixels = data.train.x[0] * facts["std"][0] + facts["mean"][0]
+    np.testing.assert_allclose(pixels * 16.0, np.round(pixels * 16.0), atol=1e-4)
+    assert facts["shape"] == [1, 8, 8]
+    assert facts["class_names"][3] == "3"
+
+
 def test_progress_counts_training_and_fine_tuning_epochs(finished: Finished) -> None:
     _, events, trained, compressed = finished
     assert {event.name for event in events} == {"epoch_finished"}
