@@ -243,7 +243,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """One thing that happened: a stable ``name`` (``trial_proposed``, ``stage_started``, ``epoch_finished`` …) and fields."""
+    """One thing that happened: a stable ``name`` (``trial_proposed``, ``stage_started`` …) and fields."""
 
     name: str
     fields: Json = field(default_factory=dict)

@@ -166,7 +166,7 @@ class Dataset(_Model):
 
 
 class Network(_Model):
-    """``family``: a built-in name or ``module:function`` returning a PyTorch module; ``options`` are fixed arguments."""
+    """``family``: built-in name or ``module:function`` returning a PyTorch module; ``options`` are fixed arguments."""
 
     family: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -231,8 +231,8 @@ class Parallelism(_Model):
 
 
 class Profiling(_Model):
-    """``samples`` validation samples are run on the board and compared with the host bit for bit; ``timeout`` bounds one
-    whole profile."""
+    """``samples`` validation samples are run on the board and compared with the host bit for bit; ``timeout`` bounds
+    one whole profile."""
 
     samples: Annotated[int, Field(ge=32)] = 32
     timeout: Quantity = 120.0
