@@ -13,8 +13,8 @@ class Evaluator(Protocol):
 
     Delivery is at least once: ``submit`` may be called again with the same request, and ``collect`` may return the same
     result twice; the ledger takes the first. ``lost`` names the task ids among those given whose worker is known to be
-    gone, so that the loop can ask again with the next attempt. None of the calls raises for a stage that fails: a failure
-    is a ``StageResult`` with a fault.
+    gone, so that the loop can ask again with the next attempt. None of the calls raises for a stage that fails: a
+    failure is a ``StageResult`` with a fault.
 
     Raises:
         OrchestratorError: the evaluator itself cannot be reached; nothing was submitted.
