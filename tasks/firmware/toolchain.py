@@ -33,8 +33,10 @@ _COMMON = (
     "-fno-unwind-tables",
     "-fno-asynchronous-unwind-tables",
 )
-# Unrolled loops of byte loads cost kilobytes a layer and save little on these cores.
-_ZIG_CODE = ("-O2", "-fno-unroll-loops", "-fno-sanitize=undefined", "-fno-stack-protector")
+# Plain -O2 unrolls loops of byte loads: a quarter fewer instructions for twice the code. With -Os the code is even
+# smaller and faster than -O2 without unrolling (a small residual network: 3244 bytes and 532,000 cycles against 3322
+# and 552,000). zig takes its own -Os as a wish to strip the symbols, so clang is told behind its back.
+_ZIG_CODE = ("-O2", "-Xclang", "-Os", "-fno-sanitize=undefined", "-fno-stack-protector")
 HOST_CODE = ("-O2", "-fno-sanitize=undefined")
 _GCC_CODE = ("-O2",)
 _LINK = ("-nostdlib", "-Wl,--gc-sections", "-Wl,-e,Reset_Handler", "-Wl,--build-id=none")
