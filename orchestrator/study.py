@@ -102,7 +102,9 @@ class Study:
                 raise StudyError(f"{folder} holds a study already; open it, or choose another name")
             _write_copy(folder / STUDY_COPY, file, source)
             directions = [StudyDirection.MINIMIZE] * len(objectives.names)
-            optuna.create_study(study_name=file.name, storage=storage, directions=directions, load_if_exists=True)
+            study = optuna.create_study(
+                study_name=file.name, storage=storage, directions=directions, load_if_exists=True
+            )
             ledger.create(
                 StudyRow(
                     study_id=str(uuid.uuid4()),
@@ -113,8 +115,7 @@ class Study:
                     active_seconds=0.0,
                 )
             )
-            storage.engine.dispose()
-        return Study.open(folder)
+            return _assemble(folder, ledger, study, storage)
 
     @staticmethod
     def open(folder: Path) -> Study:
@@ -133,16 +134,7 @@ class Study:
                     "Delete it, or move it away, and run the study file again."
                 )
             study = optuna.load_study(study_name=row.name, storage=storage)
-        return Study(
-            folder=folder,
-            file=StudyFile.from_json(row.file),
-            study_id=row.study_id,
-            objectives=_objectives_from_json(row.objectives),
-            optuna=study,
-            ledger=ledger,
-            created_at=row.created_at,
-            _storage=storage,
-        )
+            return _assemble(folder, ledger, study, storage)
 
     @staticmethod
     def open_or_create(folder: Path, file: StudyFile, objectives: Objectives, *, source: Path | None = None) -> Study:
@@ -275,6 +267,21 @@ class Study:
         return _Recording(self, sink, now_iso)
 
 
+def _assemble(folder: Path, ledger: Ledger, study: optuna.Study, storage: RDBStorage) -> Study:
+    row = ledger.study()
+    assert row is not None
+    return Study(
+        folder=folder,
+        file=StudyFile.from_json(row.file),
+        study_id=row.study_id,
+        objectives=_objectives_from_json(row.objectives),
+        optuna=study,
+        ledger=ledger,
+        created_at=row.created_at,
+        _storage=storage,
+    )
+
+
 @dataclass
 class _Recording:
     study: Study
@@ -298,10 +305,12 @@ def check_update(old: StudyFile, new: StudyFile) -> None:
         UsageError: names each field with its old and new value.
     """
     before, after = _flat(old.to_json()), _flat(new.to_json())
-    changed = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    absent = "absent"
+    names = sorted(before.keys() | after.keys())
+    changed = [name for name in names if before.get(name, absent) != after.get(name, absent)]
     refused = [name for name in changed if not name.startswith(("parallelism.", "budget."))]
     shrunk = [name for name in changed if name.startswith("budget.") and not _is_raised(before[name], after[name])]
-    lines = [f"  {name}: was {before.get(name, 'absent')!r}, now {after.get(name, 'absent')!r}" for name in refused]
+    lines = [f"  {name}: was {before.get(name, absent)!r}, now {after.get(name, absent)!r}" for name in refused]
     lines += [f"  {name}: was {before[name]!r}, now {after[name]!r}; it may only be raised" for name in shrunk]
     if lines:
         raise UsageError(
