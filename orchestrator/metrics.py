@@ -14,6 +14,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from orchestrator.errors import UsageError
 from orchestrator.progress import amount_of
 from orchestrator.records import Ending, Event
 
@@ -201,11 +202,17 @@ class MetricsServer:
     """Serves ``/metrics`` of a registry until closed; use as a context manager. ``port`` is the one it listens on.
 
     Raises:
-        OSError: the port is taken.
+        UsageError: the port is taken, or the address is not one of this machine.
     """
 
     def __init__(self, registry: CollectorRegistry, *, port: int = 0, address: str = "127.0.0.1") -> None:
-        self._server, self._thread = start_http_server(port, addr=address, registry=registry)
+        try:
+            self._server, self._thread = start_http_server(port, addr=address, registry=registry)
+        except OSError as error:
+            raise UsageError(
+                f"cannot serve metrics at {address}:{port}: {error.strerror}; choose another --metrics-port "
+                "(0: any free one) or --metrics-address"
+            ) from error
         self.port: int = self._server.server_port
         self.url = f"http://{address}:{self.port}/metrics"
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from orchestrator.errors import UsageError
 from orchestrator.metrics import FAMILIES, MetricsServer, PrometheusSink, describe
 from orchestrator.records import Event
 
@@ -77,6 +79,11 @@ def test_a_study_is_served_over_http_until_the_server_is_closed() -> None:
         text = answer.read().decode()
     assert 'edgefront_hypervolume{study="digits"} 0.25' in text
     assert text == generate_latest(registry).decode()
+
+
+def test_a_port_that_is_taken_is_a_usage_error_that_says_what_to_choose() -> None:
+    with MetricsServer(CollectorRegistry()) as server, pytest.raises(UsageError, match="another --metrics-port"):
+        MetricsServer(CollectorRegistry(), port=server.port)
 
 
 def test_no_metric_is_labelled_by_trial_and_names_follow_the_conventions() -> None:
