@@ -10,8 +10,9 @@ import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 import orchestrator.proposers.ars as ars_module
+from orchestrator.acquisition import Reward
 from orchestrator.arrays import FloatArray
-from orchestrator.ars import ArsSettings, Search
+from orchestrator.ars import Search
 from orchestrator.errors import ShapeError, UsageError
 from orchestrator.proposers.ars import ArsProposer
 from orchestrator.proposers.protocol import History
@@ -160,15 +161,63 @@ def test_ars_proposes_near_the_optimum_of_an_easy_objective() -> None:
     assert np.linalg.norm(point - [0.7, 0.2]) < 0.1
 
 
-def test_ars_keeps_away_from_pending_points() -> None:
-    space = space_of({"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)})
-    points = np.random.default_rng(0).random((12, 2))
-    history = history_of(points, np.abs(np.sin(4 * points)) * 0.9)
-    settings = ArsSettings(iterations=5)
-    proposer = ArsProposer(space=space, settings=settings)
-    alone = proposer.propose(history, np.zeros((0, 2)), np.random.default_rng(0))
-    beside = proposer.propose(history, alone[None, :], np.random.default_rng(0))
-    assert np.linalg.norm(beside - alone) > 0.05
+class Captured:
+    """Stands in for the search: keeps the reward and the starts it was given, and finds the middle of the cube."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ars_module, "search", self)
+
+    def __call__(self, reward: Reward, starts: torch.Tensor, *_: object) -> Search:
+        self.reward, self.starts = reward, starts
+        points = torch.full((1, 1, starts.shape[1]), 0.5, dtype=torch.float64)
+        return Search(points=points, rewards=torch.ones(1, 1))
+
+    def worth(self, points: FloatArray) -> list[float]:
+        return self.reward(torch.as_tensor(points)).tolist()
+
+
+def plane() -> SearchSpace:
+    return space_of({"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)})
+
+
+def test_a_pending_point_is_worth_little_to_ars(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, space = Captured(monkeypatch), plane()
+    points = np.random.default_rng(0).random((6, 2))
+    history = history_of(points, np.sin(3 * points).sum(axis=1, keepdims=True) / 2.1)
+    pool = np.random.default_rng(1).random((200, 2))
+    propose("ars", space, history)
+    before = captured.worth(pool)
+    best = pool[[int(np.argmax(before))]]
+    propose("ars", space, history, best)
+    assert captured.worth(best)[0] < 0.5 * max(before)
+
+
+def test_points_that_decode_to_the_same_candidate_are_worth_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, space = Captured(monkeypatch), space_of({"depth": IntDistribution(1, 3), "x": FloatDistribution(0, 1)})
+    points = space.snap(np.random.default_rng(0).random((6, 2)))
+    propose("ars", space, history_of(points, np.sin(3 * points).sum(axis=1, keepdims=True) / 2.1))
+    # Half-way between the levels 1 and 2 of three, at 0 and 0.5, is 0.25.
+    low, high, other = captured.worth(np.array([[0.3, 0.05], [0.7, 0.05], [0.2, 0.05]]))
+    assert low == high != other
+
+
+def test_policies_start_on_the_pareto_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, space = Captured(monkeypatch), plane()
+    points = np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6], [0.7, 0.8]])
+    outcomes = np.array([[0.1, 0.9], [0.9, 0.1], [0.95, 0.95], [0.05, 1.5]])
+    # The third is dominated and the fourth infeasible; three policies share the two starts.
+    propose("ars", space, history_of(points, outcomes))
+    assert captured.starts.tolist() == [[0.1, 0.2], [0.3, 0.4], [0.1, 0.2]]
+
+
+def test_every_proposal_weighs_the_objectives_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, space = Captured(monkeypatch), plane()
+    history, pool = random_history(space, 15), np.random.default_rng(1).random((100, 2))
+    favourites = set()
+    for seed in range(6):
+        propose("ars", space, history, seed=seed)
+        favourites.add(int(np.argmax(captured.worth(pool))))
+    assert len(favourites) > 1
 
 
 def test_ars_goes_on_with_a_warning_when_a_fit_fails(
