@@ -15,7 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from orchestrator.errors import UsageError
-from orchestrator.progress import amount_of
+from orchestrator.progress import FINAL_STAGE, amount_of
 from orchestrator.records import Ending, Event
 
 _STAGE_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
@@ -141,9 +141,12 @@ class PrometheusSink:
     def _on_study_resumed(self, fields: Mapping[str, Any]) -> None:
         self._of_study("edgefront_trials_told").set(float(fields.get("told", 0)))
 
+    def _on_stage_queued(self, fields: Mapping[str, Any]) -> None:
+        if fields["stage"] != FINAL_STAGE:  # a resumed trial is not proposed again, but queued
+            self._running.add(int(fields["trial"]))
+            self._metrics["edgefront_trials_running"].set(len(self._running))
+
     def _on_trial_proposed(self, fields: Mapping[str, Any]) -> None:
-        self._running.add(int(fields["trial"]))
-        self._metrics["edgefront_trials_running"].set(len(self._running))
         self._metrics["edgefront_proposal_duration_seconds"].observe(float(fields.get("seconds", 0.0)))
 
     def _on_stage_finished(self, fields: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.records import Event
 
+FINAL_STAGE = "final"
 _KEPT_ENDED = 200  # more than any terminal shows
 
 
@@ -103,6 +104,10 @@ class Progress:
         trial.attempt, trial.worker = int(fields.get("attempt", 1)), str(fields.get("worker", ""))
         trial.epoch = trial.epochs = 0
         trial.accuracy = None
+
+    def _on_stage_finished(self, fields: Mapping[str, Any]) -> None:
+        if fields["stage"] == FINAL_STAGE:  # comes after the trial's end, so nothing else takes it off the screen
+            self.running.pop(fields["trial"], None)
 
     def _on_epoch_finished(self, fields: Mapping[str, Any]) -> None:
         trial = self.running.get(fields["trial"])

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.ports import EventSink
-from orchestrator.progress import Progress, TrialProgress
+from orchestrator.progress import FINAL_STAGE, Progress, TrialProgress
 from orchestrator.quantities import show
 from orchestrator.records import Event
 
@@ -193,10 +193,9 @@ class StudyScreen:
         return table
 
     def _way(self, trial: TrialProgress) -> str:
-        try:
-            at = self._stages.index(trial.stage)
-        except ValueError:
-            at = -1
+        at = self._stages.index(trial.stage) if trial.stage in self._stages else -1
+        if trial.stage == FINAL_STAGE:
+            at = len(self._stages)
         marks = []
         for index in range(len(self._stages)):
             if index == at:

@@ -32,6 +32,9 @@ def test_trials_are_counted_by_how_they_ended() -> None:
         event("study_started", name="digits", budget=40),
         event("trial_proposed", trial=0, params={}, seconds=0.2),
         event("trial_proposed", trial=1, params={}, seconds=0.3),
+        event("stage_queued", trial=0, stage="gate", attempt=1),
+        event("stage_queued", trial=1, stage="gate", attempt=1),
+        event("stage_queued", trial=9, stage="final", attempt=1),
         event("trial_ended", trial=0, ending="complete", values={"error": 0.25}, reason=""),
         event("trial_ended", trial=2, ending="fault", values={}, reason="x"),
     )

@@ -77,6 +77,13 @@ def test_a_trial_is_shown_at_its_stage_until_it_has_ended() -> None:
     assert "2.0 KiB" in text
 
 
+def test_the_test_split_is_the_last_thing_a_trial_is_shown_at() -> None:
+    progress = after(ended(4, error=0.25), event("stage_started", trial=4, stage="final", attempt=1, worker="build-1"))
+    assert "● ● ● ● ●" in draw(progress)
+    progress.emit(event("stage_finished", trial=4, stage="final", ending="complete", seconds=1.0, wait_seconds=0.0))
+    assert "nothing under way" in draw(progress)
+
+
 def draw(progress: Progress) -> str:
     console = Console(file=io.StringIO(), width=110, height=40, force_terminal=False)
     console.print(StudyScreen(progress, OBJECTIVES, STAGES, lambda: 100.0))
