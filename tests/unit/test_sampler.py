@@ -15,16 +15,10 @@ from optuna.trial import TrialState
 from orchestrator.errors import UsageError
 from orchestrator.objectives import Objectives
 from orchestrator.records import Ending, Fault, FaultKind, Outcome, Source, Value, Violation
-from orchestrator.sampler import (
-    VIOLATIONS_ATTR,
-    ProposerSampler,
-    make_sampler,
-    read_history,
-    read_pending,
-    tell_outcome,
-)
+from orchestrator.sampler import ProposerSampler, make_sampler, read_history, read_pending
 from orchestrator.space import SearchSpace
 from orchestrator.studyfile import StudyFile
+from orchestrator.telling import VIOLATIONS_ATTR, tell_outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
