@@ -22,6 +22,7 @@ import redis
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from billiard.process import current_process
 from celery import Celery, Task, bootsteps, signals
+from celery.worker import state
 
 from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult
 from tasks import messages
@@ -48,8 +49,12 @@ def soft_limit_s(stage: str, profile_timeout_s: float) -> float:
 
 
 class _Upkeep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """The worker's parent says every few seconds that it is there and which queues it serves, and replaces dead
-    children every second instead of every fifth."""
+    """What the worker's parent does from time to time: say that it is there and which queues it serves, replace dead
+    children (every second instead of every fifth), and reconnect when it is stuck.
+
+    Stuck: the broker went away just as a message was to be acknowledged. The message stays on the list of those under
+    way, which is then full for ever, so that nothing is fetched and the dead connection never noticed.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -60,7 +65,17 @@ class _Upkeep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no
         self._timers = [
             parent.timer.call_repeatedly(5.0, announce),
             parent.timer.call_repeatedly(1.0, parent.pool.maintain_pool),
+            parent.timer.call_repeatedly(2.0, functools.partial(self._reconnect_if_stuck, parent)),
         ]
+        self._seemed_stuck = False
+
+    def _reconnect_if_stuck(self, parent: Any) -> None:
+        is_idle = not state.reserved_requests and not state.active_requests
+        is_stuck = is_idle and not parent.task_consumer.channel.qos.can_consume()
+        if is_stuck and self._seemed_stuck:
+            self._seemed_stuck = False
+            raise redis.ConnectionError("a message could not be acknowledged")  # the event loop reconnects on these
+        self._seemed_stuck = is_stuck
 
     def stop(self, parent: Any) -> None:
         for timer in getattr(self, "_timers", ()):
@@ -267,13 +282,13 @@ def this_process() -> Holder:
 
 
 @functools.cache
-def _client_of(pid: int) -> redis.Redis:
-    return connect(worker_url(), retries=20)
+def _client_of(pid: int, url: str) -> redis.Redis:
+    return connect(url, retries=20)
 
 
 def process_client() -> redis.Redis:
     """One connection a process: a forked child must not share its parent's."""
-    return _client_of(os.getpid())
+    return _client_of(os.getpid(), worker_url())
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]  # Celery ships no types
