@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,13 +36,15 @@ void {prefix}_host_run(const int8_t *inputs, int8_t *outputs, int32_t n)
 class HostNetwork:
     """A network built for the host from its generated sources (``board/`` left out).
 
-    The library holds one static arena: one owner, not thread-safe.
+    The library holds one static arena: one owner, not thread-safe. It is unloaded when the object goes: a worker that
+    builds thousands of networks must not keep them all.
     """
 
     def __init__(self, sources: Mapping[str, str], graph: Graph, plan: Plan, prefix: str = PREFIX) -> None:
         self._graph, self._plan, self._prefix = graph, plan, prefix
         with tempfile.TemporaryDirectory(prefix="edgefront-host-", ignore_cleanup_errors=True) as name:
             self._library = build_library([(prefix, sources)], Path(name))
+        weakref.finalize(self, _unload, self._library)
 
     def run(self, x: Int8Array) -> Int8Array:
         """Output bytes (n, k) of input bytes (n, …) in NHWC order.
@@ -67,6 +71,13 @@ class HostNetwork:
     def _place(self, arena: Int8Array, name: str, sample: Int8Array) -> None:
         start = self._plan.offsets[name]
         arena[start : start + self._graph.tensors[name].n_bytes] = sample.ravel()
+
+
+def _unload(library: ctypes.CDLL) -> None:
+    # ctypes has no public way to unload; where the private one is missing the library stays until the process ends.
+    close = getattr(_ctypes, "dlclose", None)
+    if close is not None:
+        close(library._handle)
 
 
 def build_library(networks: Sequence[tuple[str, Mapping[str, str]]], folder: Path) -> ctypes.CDLL:

@@ -12,6 +12,7 @@ extern uint32_t __edgefront_data_end[];
 extern uint32_t __edgefront_bss_start[];
 extern uint32_t __edgefront_bss_end[];
 
+#define VTOR (*(volatile const void *volatile *)0xE000ED08u)
 #define CPACR (*(volatile uint32_t *)0xE000ED88u)
 
 void Reset_Handler(void);
@@ -29,6 +30,7 @@ __attribute__((section(".vectors"), used)) const edgefront_vector_t edgefront_ve
 
 __attribute__((noreturn, used)) void Reset_Handler(void)
 {
+    VTOR = edgefront_vectors; /* a boot loader may have left its own table there */
     const uint32_t *load = __edgefront_data_load;
     for (volatile uint32_t *word = __edgefront_data_start; word < __edgefront_data_end; ++word) {
         *word = *load++;
