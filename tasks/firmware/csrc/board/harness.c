@@ -110,6 +110,7 @@ int edgefront_main(void)
         edgefront_ready();
         const uint32_t command = edgefront_mailbox.command;
         edgefront_mailbox.command = 0;
+        edgefront_mailbox.error_code = 0;
         edgefront_mailbox.status = EDGEFRONT_RUNNING;
         if (command == EDGEFRONT_COMMAND_RUN) {
             run_once(sizes);
