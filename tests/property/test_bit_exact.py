@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ BATCH, BATCHES = 20, 10  # 200 networks, 20 behind one start of the compiler
 SAMPLES = 6
 
 
+@pytest.mark.slow
 @settings(
     max_examples=BATCHES,
     deadline=None,
