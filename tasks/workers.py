@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
+from typing import Any
 
 import psutil
 import redis
@@ -238,6 +239,20 @@ class EmbeddedLab:
     def check(self) -> None:
         if self._supervisor is not None and self._supervisor.failure:
             raise WorkersError(self._supervisor.failure)
+
+    def unserved_queues(self) -> tuple[str, ...]:
+        """The queues of the study that no worker has announced to serve, a second or two after its start at the latest.
+
+        Raises:
+            redis.RedisError: the broker does not answer.
+        """
+        client = connect(self.url)
+        try:
+            announced: Any = [client.get(key) for key in client.scan_iter(messages.WORKER_KEYS)]
+        finally:
+            client.close()
+        served = {queue for text in announced if text for queue in text.decode().split(",")}
+        return tuple(spec.queue for spec in self._specs if spec.queue not in served)
 
     def worker_pids(self) -> dict[str, int]:
         """The workers' parent processes by name; empty where the workers are the lab's."""

@@ -72,6 +72,33 @@ def test_a_stage_costs_milliseconds_between_submit_and_result(tmp_path: Path) ->
     assert median(spans) < 0.1
 
 
+@pytest.mark.parametrize(("trouble", "detail"), [("hang", "took longer"), ("freeze", "was killed")])
+def test_a_stage_that_takes_too_long_is_a_transient_fault_and_its_worker_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str, detail: str
+) -> None:
+    monkeypatch.setenv("EDGEFRONT_TEST_TROUBLE", f"{trouble}:gate:1")
+    monkeypatch.setattr("tasks.evaluator.soft_limit_s", lambda stage, profile_timeout_s: 1.0)
+    monkeypatch.setattr("tasks.evaluator.HARD_LIMIT_MARGIN_S", 1.0)
+    with EmbeddedLab(tmp_path, board_kind=BOARD) as lab, evaluator(lab.url, tmp_path) as one:
+        one.submit(request(trial=1))
+        fault = collect_one(one).fault
+        assert fault is not None
+        assert (fault.kind, fault.reason) == (FaultKind.TRANSIENT, "time_limit")
+        assert detail in fault.detail
+        one.submit(request(trial=2, seed=2))
+        wait_for(lambda: any(result.trial == 2 for result in one.collect(0.5)))
+
+
+def test_queues_that_nobody_serves_are_known(
+    tmp_path: Path, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedLab(tmp_path / "a", board_kind=BOARD) as lab:
+        wait_for(lambda: lab.unserved_queues() == ())
+    monkeypatch.setenv("EDGEFRONT_BROKER_URL", broker.url)
+    with EmbeddedLab(tmp_path / "b", board_kind=BOARD) as lab:
+        assert lab.unserved_queues() == ("build", "train", f"board.{BOARD}")
+
+
 def test_a_lab_leaves_no_process_and_no_broker_folder(tmp_path: Path) -> None:
     with EmbeddedLab(tmp_path, board_kind=BOARD) as lab:
         pids = list(lab.worker_pids().values())

@@ -68,6 +68,11 @@ def _make(kind: str, stage: str) -> None:
     if kind == "killparent":
         os.kill(os.getppid(), signal.SIGKILL)
         sleep(60)
+    if kind == "hang":
+        sleep(60)
+    if kind == "freeze":  # deaf to being interrupted
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        sleep(60)
     if kind == "transient":
         raise TransientFault("board_lost", f"{stage}: no answer")
     if kind == "defect":
