@@ -1,0 +1,17 @@
+"""Settings for every test."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says something about the machine and what else runs on it, nothing about the code. Where every
+# change is checked, the same examples are tried each time: a new counter-example must not fail somebody else's change.
+settings.register_profile(
+    "edgefront",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+)
+settings.load_profile("edgefront")
