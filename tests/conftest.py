@@ -6,8 +6,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-# How long an example takes says something about the machine and what else runs on it, nothing about the code. Where every
-# change is checked, the same examples are tried each time: a new counter-example must not fail somebody else's change.
+# How long an example takes says something about the machine and what else runs on it, nothing about the code. Where
+# every change is checked, the same examples are tried each time: a new counter-example must not fail another's change.
 settings.register_profile(
     "edgefront",
     deadline=None,
