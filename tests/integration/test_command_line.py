@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tasks.broker import BROKER_VARIABLE, EmbeddedBroker
+
+ROOT = Path(__file__).parents[2]
+
 pytestmark = pytest.mark.xdist_group("command line")  # one after the other: each uses every core
 
 STUDY = """\
@@ -160,3 +164,38 @@ def test_an_interrupted_run_serves_metrics_stops_cleanly_and_goes_on(tmp_path: P
     status = json.loads(edgefront("status", "small", "--studies", str(tmp_path), "--json").stdout)
     assert status["told"] == 5
     assert sum(status["states"].values()) == 5
+
+
+def test_a_lab_of_workers_and_an_agent_serves_a_run_over_a_broker_of_its_own(tmp_path: Path) -> None:
+    file, rack = tmp_path / "small.yaml", tmp_path / "rack.toml"
+    file.write_text(STUDY.replace("trials: 5", "trials: 3").replace("4 KiB", "64 KiB"))
+    rack.write_text('[[board]]\nid = "bench"\nkind = "nrf52-dk"\ndriver = "virtual"\ncount = 2\n')
+    broker = EmbeddedBroker(tmp_path / "broker", tmp_path / "broker.log")
+    broker.start()
+    environment = {BROKER_VARIABLE: broker.url, "EDGEFRONT_LOCKS": str(tmp_path / "locks")}
+    services = (
+        ("worker", "--queues", "build", "--name", "lab-build"),
+        ("worker", "--queues", "train", "--name", "lab-train"),
+        ("agent", "--rack", str(rack), "--name", "lab-agent"),
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "cli", *service], cwd=ROOT, env={**os.environ, **environment})
+        for service in services
+    ]
+    try:
+        done = edgefront("run", str(file), "--studies", str(tmp_path), "--json", **environment)
+    finally:
+        for process in processes:
+            process.terminate()
+        statuses = [process.wait(30) for process in processes]
+        broker.stop()
+    assert done.returncode == 0, done.stderr
+    assert statuses == [0, 0, 0]
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["ending"] for event in events if event["event"] == "trial_ended"] == ["complete"] * 3
+    served = {event["stage"]: event["worker"] for event in events if event["event"] == "stage_started"}
+    assert served["train"].startswith("lab-train")
+    assert served["gate"].startswith("lab-build")
+    assert served["profile"].startswith("lab-agent")
+    status = json.loads(edgefront("status", "small", "--studies", str(tmp_path), "--json").stdout)
+    assert "bench-" in status["front"][0]["values"]["latency"]["note"]
