@@ -2,17 +2,17 @@
 
 ``study.yaml``  the study file as it was given
 ``study.db``    Optuna's tables and the ledger's (SQLite, write-ahead log, every commit flushed to the disk)
-``artifacts/``  weights, networks, firmware, by content
+``artifacts/``  weights, networks, firmware, by content (``artifacts.url`` where they are elsewhere)
 ``logs/``, ``broker/``  what a run needs beside itself
 """
 
 from __future__ import annotations
 
 import fcntl
-import sqlite3
+import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,13 +20,11 @@ from typing import Any
 
 import numpy as np
 import optuna
-import sqlalchemy as sa
 import yaml
-from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from sqlalchemy.exc import DBAPIError
 
+from orchestrator.database import check_database, explained, is_complete, open_storage
 from orchestrator.errors import StudyError, UsageError
 from orchestrator.ledger import CandidateRow, Ledger, StageAttempt, StudyRow
 from orchestrator.objectives import Objectives
@@ -38,9 +36,10 @@ from orchestrator.studyfile import StudyFile
 DATABASE_FILE = "study.db"
 STUDY_COPY = "study.yaml"
 LOCK_FILE = "study.lock"
+ARTIFACTS_URL_FILE = "artifacts.url"
+ARTIFACTS_VARIABLE = "EDGEFRONT_ARTIFACTS"
 FINAL_STAGE = "final"
 FINAL_VALUE = "test_error"
-_BUSY_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,9 +93,9 @@ class Study:
         """
         folder.mkdir(parents=True, exist_ok=True)
         database = folder / DATABASE_FILE
-        with _explained(database):
-            _check_database(database, is_new=True)
-            storage = _open_storage(database)
+        with explained(database):
+            check_database(database, is_new=True)
+            storage = open_storage(database)
             ledger = Ledger(storage.engine)
             if ledger.study() is not None:
                 raise StudyError(f"{folder} holds a study already; open it, or choose another name")
@@ -105,9 +104,11 @@ class Study:
             study = optuna.create_study(
                 study_name=file.name, storage=storage, directions=directions, load_if_exists=True
             )
+            study_id = str(uuid.uuid4())
+            _choose_artifacts(folder, f"{file.name}-{study_id[:8]}")
             ledger.create(
                 StudyRow(
-                    study_id=str(uuid.uuid4()),
+                    study_id=study_id,
                     name=file.name,
                     created_at=datetime.now(UTC).isoformat(timespec="seconds"),
                     file=file.to_json(),
@@ -123,9 +124,9 @@ class Study:
         database = folder / DATABASE_FILE
         if not database.exists():
             raise StudyError(f"there is no study in {folder}: {DATABASE_FILE} is missing")
-        with _explained(database):
-            _check_database(database, is_new=False)
-            storage = _open_storage(database)
+        with explained(database):
+            check_database(database, is_new=False)
+            storage = open_storage(database)
             ledger = Ledger(storage.engine)
             row = ledger.study()
             if row is None:
@@ -143,7 +144,7 @@ class Study:
         Raises:
             UsageError: ``file`` differs from the study in anything else; the text names the fields.
         """
-        if not Study.exists(folder) or not _is_complete(folder / DATABASE_FILE):
+        if not Study.exists(folder) or not is_complete(folder / DATABASE_FILE):
             return Study.create(folder, file, objectives, source=source)
         study = Study.open(folder)
         study.update(file, source=source)
@@ -164,8 +165,12 @@ class Study:
         self.file = file
 
     @property
-    def artifacts(self) -> Path:
-        return self.folder / "artifacts"
+    def artifacts(self) -> str:
+        """Where its artifacts are: a folder by its whole path, or the URL chosen when the study began."""
+        chosen = self.folder / ARTIFACTS_URL_FILE
+        if chosen.exists():
+            return chosen.read_text(encoding="utf-8").strip()
+        return str((self.folder / "artifacts").absolute())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -193,7 +198,7 @@ class Study:
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Turn the database's errors into ``StudyError``."""
-        with _explained(self.folder / DATABASE_FILE):
+        with explained(self.folder / DATABASE_FILE):
             yield
 
     def close(self) -> None:
@@ -361,75 +366,15 @@ def _objectives_from_json(data: Json) -> Objectives:
     return Objectives(names=tuple(data["names"]), units=tuple(data["units"]), limits=tuple(data["limits"]))
 
 
+def _choose_artifacts(folder: Path, name: str) -> None:
+    """Fix for good where the study's artifacts go, if not into its folder: below ``EDGEFRONT_ARTIFACTS``."""
+    base = os.environ.get(ARTIFACTS_VARIABLE)
+    if base:
+        (folder / ARTIFACTS_URL_FILE).write_text(f"{base.rstrip('/')}/{name}\n", encoding="utf-8")
+
+
 def _write_copy(path: Path, file: StudyFile, source: Path | None) -> None:
     if source is not None:
         path.write_bytes(source.read_bytes())
     else:
         path.write_text(yaml.safe_dump(file.to_json(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def _open_storage(database: Path) -> RDBStorage:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # its own chatter about each trial
-    with closing(sqlite3.connect(database, timeout=_BUSY_TIMEOUT_S)) as connection:
-        connection.execute(
-            "PRAGMA journal_mode=WAL"
-        )  # kept in the file; readers and the writer do not block each other
-    storage = RDBStorage(f"sqlite:///{database}", engine_kwargs={"connect_args": {"timeout": _BUSY_TIMEOUT_S}})
-    sa.event.listen(storage.engine, "connect", _flush_every_commit)
-    storage.engine.dispose()  # connections made before the listener
-    return storage
-
-
-def _flush_every_commit(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def _is_complete(database: Path) -> bool:
-    """Whether the ledger's row exists; anything unreadable counts as complete, so that opening it explains."""
-    try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            return bool(connection.execute("SELECT count(*) FROM edgefront_study").fetchone()[0])
-    except sqlite3.OperationalError as error:
-        return "no such table" not in str(error)
-    except sqlite3.DatabaseError:
-        return True
-
-
-def _check_database(database: Path, *, is_new: bool) -> None:
-    """
-    Raises:
-        StudyError: not a database, damaged, or another program's.
-    """
-    if not database.exists():
-        return
-    with closing(sqlite3.connect(database, timeout=_BUSY_TIMEOUT_S)) as connection:
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    known = {"studies", "trials", "edgefront_study"}
-    if tables and not tables & known:
-        raise StudyError(
-            f"{database} is the database of another program (tables {', '.join(sorted(tables)[:5])}); "
-            "choose another folder or study name"
-        )
-    if not is_new and "edgefront_study" not in tables:
-        raise StudyError(
-            f"{database} holds no Edgefront study: its creation was interrupted, or Optuna alone wrote it. "
-            "Delete it, or move it away, and run the study file again."
-        )
-
-
-@contextmanager
-def _explained(database: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.DatabaseError, DBAPIError, StorageInternalError) as error:
-        cause = str(getattr(error, "orig", None) or error.__cause__ or error).splitlines()[0]
-        if "disk is full" in cause or "disk I/O" in cause:
-            advice = "Free some space and run the same command again; nothing that was recorded is lost."
-        elif "locked" in cause:
-            advice = "Another program holds it; end that one and run the same command again."
-        else:
-            advice = "It is damaged or no database: restore it from a copy, or move it away to begin the study anew."
-        raise StudyError(f"{database}: {cause}. {advice}") from error

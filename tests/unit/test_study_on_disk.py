@@ -63,6 +63,17 @@ def test_the_file_is_copied_as_it_was_written(tmp_path: Path) -> None:
     assert (tmp_path / "small" / "study.yaml").read_text(encoding="utf-8") == "# with a comment\n"
 
 
+def test_artifacts_go_where_they_were_sent_when_the_study_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFRONT_ARTIFACTS", "s3://lab/studies/")
+    there = make_study(tmp_path / "there")
+    monkeypatch.delenv("EDGEFRONT_ARTIFACTS")
+    here = make_study(tmp_path / "here")
+    assert there.artifacts == f"s3://lab/studies/small-{there.study_id[:8]}"
+    assert here.artifacts == str(tmp_path / "here" / "artifacts")
+
+
 def test_a_larger_budget_and_other_workers_are_taken_over(tmp_path: Path, study: Study) -> None:
     study.close()
     again = make_study(tmp_path / "small", budget={"trials": 9}, parallelism={"train_workers": 3})
