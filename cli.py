@@ -261,7 +261,7 @@ def _make_evaluator(study: Study, lab: Any, sink: EventSink) -> Evaluator:
     return CeleryEvaluator(
         url=lab.url,
         study_id=study.study_id,
-        artifacts=study.artifacts.absolute(),  # workers of a lab run in other folders
+        artifacts=study.artifacts,
         sink=sink,
         check=lab.check,
         boards=lab.boards if lab.is_embedded else 0,

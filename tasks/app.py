@@ -140,9 +140,13 @@ def make_app(broker_url: str | None) -> Celery:
 def execute(message: Json) -> None:
     """Run one stage and publish its result, once: a task that lives elsewhere is left alone, one whose process died is
     answered as a fault, so that the retry is counted and waits its turn."""
-    task = TaskMessage.from_json(message)
-    request = task.request
     client = process_client()
+    try:
+        task = TaskMessage.from_json(message)
+    except (ValueError, KeyError, TypeError) as error:
+        publish(client, _refusal(message, error))
+        return
+    request = task.request
     holder = this_process()
     claim = _claim(client, request.task_id, holder)
     if claim == "elsewhere":
@@ -157,6 +161,22 @@ def execute(message: Json) -> None:
     with _beating(request.task_id, holder):
         result = _perform(task, progress, holder.worker)
     publish(client, result)
+
+
+def _refusal(message: Json, error: Exception) -> StageResult:
+    """The answer to a message of another version of this program, as far as it can be read at all."""
+    request = message["request"]
+    detail = f"this worker cannot read the message ({error}); install the same version everywhere"
+    return StageResult(
+        study_id=request["study_id"],
+        trial=request["trial"],
+        stage=request["stage"],
+        attempt=request["attempt"],
+        ending=Ending.FAULT,
+        seconds=0.0,
+        fault=Fault(kind=FaultKind.DEFECT, reason="bad_message", detail=detail),
+        worker=worker_name(),
+    )
 
 
 def _perform(task: TaskMessage, progress: Any, worker: str) -> StageResult:

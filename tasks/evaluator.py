@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 _NOT_TAKEN_S = 12.0
 _WATCH_EVERY_S = 2.0
+_IDLE_S = 0.05
 _LONGEST_BLOCK_S = 1.0
 _DEFAULT_PROFILE_TIMEOUT_S = 120.0
 
@@ -52,6 +53,7 @@ class InlineEvaluator:
 
     def collect(self, timeout_s: float) -> Sequence[StageResult]:
         if not self._queue:
+            time.sleep(min(timeout_s, _IDLE_S))
             return ()
         request = self._queue.popleft()
         about = {"trial": request.trial, "stage": request.stage, "attempt": request.attempt, "worker": "inline"}
@@ -183,7 +185,12 @@ class CeleryEvaluator:
     def _take(self, entry_id: bytes, entry: dict[bytes, bytes]) -> StageResult:
         self._last_result = entry_id
         self._returned.append(entry_id)
-        result = messages.decode_result(entry)
+        try:
+            result = messages.decode_result(entry)
+        except (ValueError, KeyError, TypeError) as error:
+            raise OrchestratorError(
+                f"a worker answered in a form this program does not read ({error}); install the same version everywhere"
+            ) from error
         self._waiting.pop(messages.task_id_of(result), None)
         if result.stage == "profile":
             self._board_task(result.trial, result.attempt, is_running=False)

@@ -265,8 +265,11 @@ class EmbeddedLab:
             self._supervisor.stop(grace_s if self._is_busy() else 0.0)
             self._supervisor = None
         if self._broker is not None:
+            process = self._broker.process
             self._broker.stop()
             self._broker = None
+            if process is not None and self._guardian is not None:
+                self._guardian.remove(process.pid)
         if self._guardian is not None:
             self._guardian.stop()
             self._guardian = None

@@ -293,6 +293,27 @@ def test_a_message_delivered_again_after_its_process_died_is_a_transient_fault(
     assert (fault.kind, fault.reason) == (FaultKind.TRANSIENT, "worker_lost")
 
 
+def test_a_message_of_another_version_is_answered_as_a_defect(
+    tmp_path: Path, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFRONT_BROKER_URL", broker.url)
+    message = messages.TaskMessage(request=request(), artifacts=str(tmp_path)).to_json()
+    with evaluator(broker.url, tmp_path) as one:
+        app.execute({**message, "version": 99})
+        fault = collect_one(one).fault
+    assert fault is not None
+    assert (fault.kind, fault.reason) == (FaultKind.DEFECT, "bad_message")
+    assert "version 99" in fault.detail
+
+
+def test_an_answer_of_another_version_stops_the_run_with_a_message(tmp_path: Path, broker: EmbeddedBroker) -> None:
+    client = connect(broker.url)
+    client.xadd(messages.results_key("study"), {"result": '{"version": 99}'})
+    client.close()
+    with evaluator(broker.url, tmp_path) as one, pytest.raises(OrchestratorError, match=r"version 99.*same version"):
+        one.collect(1.0)
+
+
 def test_a_message_that_vanished_is_published_again(
     tmp_path: Path, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,10 +95,3 @@ def check_whole(study: Study, budget: int) -> None:
             ]
     assert not [attempt for attempt in study.stage_attempts() if attempt.is_open]
     assert set(study.test_results()) == {trial.number for trial in study.front()}
-
-
-def without_broker_variable(monkeypatch: Any) -> None:
-    """An embedded broker whatever the environment says."""
-    monkeypatch.delenv("EDGEFRONT_BROKER_URL", raising=False)
-    monkeypatch.setenv("EDGEFRONT_STAGES", FAKE_STAGES)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
