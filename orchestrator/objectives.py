@@ -14,6 +14,7 @@ import numpy as np
 
 from orchestrator.arrays import FloatArray, check_shape
 from orchestrator.errors import UsageError
+from orchestrator.quantities import exact
 from orchestrator.records import Value, Violation
 from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile
 
@@ -118,8 +119,8 @@ def relative_excess(violation: Violation) -> float:
 
 
 def _violation(name: str, amount: float, limit: float, unit: str) -> Violation:
-    suffix = "" if unit == "1" else f" {unit}"
-    message = f"{name} is {amount:.10g}{suffix}, {amount - limit:.10g} over the limit of {limit:.10g}"
+    over, of = exact(amount - limit, unit, name), exact(limit, unit, name)
+    message = f"{name} is {exact(amount, unit, name)}, {over} over the limit of {of}"
     return Violation(quantity=name, amount=amount, limit=limit, unit=unit, message=message)
 
 

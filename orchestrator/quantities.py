@@ -29,6 +29,14 @@ def show(amount: float, unit: str, name: str = "") -> str:
     return _count(amount) if unit == "1" else f"{amount:.4g} {unit}"
 
 
+def exact(amount: float, unit: str, name: str = "") -> str:
+    """As :func:`show`, but bytes and counts to the last one: ``61,720 bytes``, ``2,814,900``."""
+    is_share = any(share in name for share in _SHARES)
+    if unit not in ("byte", "1") or is_share or not float(amount).is_integer():
+        return show(amount, unit, name)
+    return f"{amount:,.0f}" + {"byte": " byte" if amount == 1 else " bytes", "1": ""}[unit]
+
+
 def _bytes(amount: float) -> str:
     if abs(amount) < 1024:
         return f"{amount:.0f} B"

@@ -88,7 +88,7 @@ def test_a_value_at_its_limit_keeps_it_and_one_beyond_is_a_violation_with_its_si
     objectives = from_study({"error": {}, "rom": {"limit": 1000}, "ram": {"limit": 500}})
     violations = objectives.violations({"rom": value(1001, "byte"), "ram": value(500, "byte")})
     assert [(item.quantity, item.excess, item.unit) for item in violations] == [("rom", 1.0, "byte")]
-    assert violations[0].message == "rom is 1001 byte, 1 over the limit of 1000"
+    assert violations[0].message == "rom is 1,001 bytes, 1 byte over the limit of 1,000 bytes"
 
 
 def test_margins_tell_how_far_each_known_objective_is_beyond_its_limit() -> None:

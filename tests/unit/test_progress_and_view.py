@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.progress import Progress
-from orchestrator.quantities import show
+from orchestrator.quantities import exact, show
 from orchestrator.records import Event
 from orchestrator.view import FanOut, JsonLines, LiveView, PlainLines, StudyScreen, sparkline
 
@@ -151,3 +151,17 @@ def test_a_sparkline_reaches_from_its_lowest_to_its_highest_value(values: list[f
 )
 def test_numbers_read_as_a_person_would_write_them(amount: float, unit: str, name: str, expected: str) -> None:
     assert show(amount, unit, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("amount", "unit", "name", "expected"),
+    [
+        (61720, "byte", "rom", "61,720 bytes"),
+        (1, "byte", "rom", "1 byte"),
+        (2814900.0, "1", "flops", "2,814,900"),
+        (0.2987465181, "1", "error", "29.87 %"),
+        (0.0053, "s", "latency", "5.3 ms"),
+    ],
+)
+def test_bytes_and_counts_can_be_had_to_the_last_one(amount: float, unit: str, name: str, expected: str) -> None:
+    assert exact(amount, unit, name) == expected
