@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -25,7 +26,8 @@ def call(*arguments: str) -> Result:
 
 
 @pytest.fixture
-def study_file(tmp_path: Path) -> Path:
+def study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEFRONT_IMPORT_PATH", "")  # the command line adds to it
     path = tmp_path / "quick.yaml"
     path.write_text(
         """\
@@ -75,6 +77,14 @@ def test_options_that_only_show_when_tried_are_mistakes_in_the_study_file(study_
     assert result.exit_code == 2
     assert ":9: sampler.options" in result.stderr
     assert ":3: network" in result.stderr
+
+
+def test_data_is_found_beside_the_study_file(study_file: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(study_file.parent / "mine.npz", x=rng.random((60, 1, 4, 4), np.float32), y=np.arange(60) % 3)
+    study_file.write_text(study_file.read_text().replace("source: digits", "source: mine.npz"))
+    result = call("study", "check", str(study_file))
+    assert "3 classes" in result.output, result.stderr
 
 
 def test_a_missing_study_file_is_a_usage_error() -> None:

@@ -19,6 +19,11 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
+@pytest.fixture(autouse=True)
+def own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFRONT_IMPORT_PATH", "")  # the command line adds to it
+
+
 def check(file: Path) -> str:
     result = CliRunner().invoke(cli.main, ["study", "check", str(file)])
     assert result.exit_code == 0, result.output
