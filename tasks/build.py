@@ -42,8 +42,8 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
 
     Inputs: ``onnx``. Artifacts: ``sources`` (zip of the C), ``elf``, ``layers`` (JSON), ``vectors`` (npz: ``inputs``,
     ``outputs``, ``labels`` and the layers' outputs for the first sample). Values: ``error`` of the deployed integer
-    network over the whole validation split, ``rom`` and its parts, ``ram`` (static and reserved stack), ``ram_static``,
-    ``arena``, ``flops``, ``macs``; all exact. Notes: the memory map, the image id.
+    network over the whole validation split, ``rom`` and its parts, ``ram`` (static), ``arena``, ``flops``, ``macs``;
+    all exact. Notes: the memory map, the image id.
 
     Raises:
         Infeasible: it does not fit the board, or breaks a limit on error, ROM, RAM or FLOPs.
@@ -109,7 +109,6 @@ def _check_bits(compiled: Compiled, network: HostNetwork, inputs: Int8Array, out
 def _parts(compiled: Compiled) -> dict[str, Value]:
     rom, ram = compiled.image.rom, compiled.image.ram
     return {
-        "ram_static": exact(ram.static_bytes, "byte", ".data and .bss, the arena included, without the stack"),
         "arena": exact(ram.arena_bytes, "byte"),
         "stack_reserved": exact(ram.stack_reserved_bytes, "byte"),
         "weights_bytes": exact(rom.weights_bytes, "byte", "weights, biases, multipliers and zero points"),

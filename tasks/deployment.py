@@ -92,14 +92,12 @@ def compile_within(graph: Graph, kind: BoardKind, objectives: Objectives) -> Com
     try:
         compiled = compile_graph(graph, kind)
     except DoesNotFit as error:
-        flops = sum(count_flops(graph, layer) for layer in graph.layers)
-        known = {_QUANTITY_OF[region]: float(needed) for region, (needed, _) in error.sizes.items()}
-        broken = {
-            violation.quantity: violation for violation in objectives.violations({**known, "flops": float(flops)})
-        }
+        known = {_QUANTITY_OF[region]: exact(needed, "byte") for region, (needed, _) in error.sizes.items()}
+        known["flops"] = exact(sum(count_flops(graph, layer) for layer in graph.layers))
+        broken = {violation.quantity: violation for violation in objectives.violations(known)}
         over_board = {_QUANTITY_OF[region]: sizes for region, sizes in error.overflows.items()}
         merged = {name: _over_board(name, sizes, kind) for name, sizes in over_board.items()} | broken
-        raise Infeasible(*merged.values()) from error
+        raise Infeasible(*merged.values(), values=known) from error
     except ToolchainInterrupted as error:
         raise TransientFault("compiler_interrupted", str(error)) from error
     except ToolchainError as error:
@@ -112,14 +110,19 @@ def refuse_beyond(objectives: Objectives, values: dict[str, Value]) -> None:
     """Raise Infeasible with every limit that ``values`` break."""
     violations = objectives.violations(values)
     if violations:
-        raise Infeasible(*violations)
+        raise Infeasible(*violations, values=values)
 
 
 def size_values(compiled: Compiled) -> dict[str, Value]:
-    """``rom``, ``ram`` (static with the whole reserved stack), ``flops`` and ``macs``."""
+    """``rom``, ``ram``, ``flops`` and ``macs``.
+
+    ``ram`` is the static part alone: how much stack is used is known only once the image has run, and a candidate
+    must not be refused for stack that is reserved but never touched. The linker still places the whole reserved stack
+    on the board.
+    """
     return {
         "rom": exact(compiled.image.rom.total_bytes, "byte"),
-        "ram": exact(compiled.image.ram.total_bytes, "byte", "static and reserved stack"),
+        "ram": exact(compiled.image.ram.static_bytes, "byte", "static, without the stack"),
         "flops": exact(compiled.flops),
         "macs": exact(compiled.macs),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.records import Violation
+from collections.abc import Mapping
+
+from orchestrator.records import Value, Violation
 
 
 class PipelineError(Exception):
@@ -10,11 +12,15 @@ class PipelineError(Exception):
 
 
 class Infeasible(PipelineError):
-    """The candidate's own fault: it does not fit, or its training diverged. A result, never retried."""
+    """The candidate's own fault: it does not fit, or its training diverged. A result, never retried.
 
-    def __init__(self, *violations: Violation) -> None:
+    ``values`` are what became known before it was refused; reports show them and the proposer learns from them.
+    """
+
+    def __init__(self, *violations: Violation, values: Mapping[str, Value] | None = None) -> None:
         super().__init__("; ".join(violation.message for violation in violations))
         self.violations = violations
+        self.values = dict(values or {})
 
 
 class TransientFault(PipelineError):

@@ -18,7 +18,7 @@ CALIBRATION_SAMPLES = 8
 def run(request: StageRequest, context: StageContext) -> StageOutput:
     """Size up one candidate: built untrained, pruned to its final shapes, quantised, compiled and linked.
 
-    Values: ``rom``, ``ram`` (static and reserved stack), ``flops``, ``macs``, all exact: they are those of the trained
+    Values: ``rom``, ``ram`` (static), ``flops``, ``macs``, all exact: they are those of the trained
     network. Notes: the memory map. Writes no artifact.
 
     Raises:

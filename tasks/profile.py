@@ -163,7 +163,7 @@ def _check_limits(study: StudyFile, kind: BoardKind, values: Mapping[str, Value]
         raise Defect("bad_study", str(error)) from error
     violations = objectives.violations(values)
     if violations:
-        raise Infeasible(*violations)
+        raise Infeasible(*violations, values=values)
 
 
 def _notes(result: Profile) -> Json:

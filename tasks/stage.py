@@ -49,7 +49,7 @@ def run_stage(function: StageFunction, request: StageRequest, context: StageCont
     try:
         output = function(request, context)
     except Infeasible as error:
-        ending, violations = Ending.INFEASIBLE, error.violations
+        ending, violations, output = Ending.INFEASIBLE, error.violations, StageOutput(values=error.values)
     except TransientFault as error:
         ending, fault = Ending.FAULT, Fault(kind=FaultKind.TRANSIENT, reason=error.reason, detail=error.detail)
     except Defect as error:
