@@ -453,6 +453,7 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
         outcome=record.outcome,
         test_error=opened.test_results().get(trial),
         kind=load_kind(opened.file.board),
+        inputs=record.notes.get("compress", {}).get("inputs", {}),
     )
     export_trial(exported, ArtifactStore(opened.artifacts), folder)
     opened.close()

@@ -10,9 +10,11 @@ import json
 import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -20,8 +22,8 @@ from numpy.typing import NDArray
 
 from mcu_agent.kinds import BoardKind
 from orchestrator.errors import UsageError
-from orchestrator.quantities import show
-from orchestrator.records import Json, Outcome, Params, Value
+from orchestrator.quantities import exact, show, title
+from orchestrator.records import Json, Outcome, Params, ParamValue, Value
 from orchestrator.studyfile import StudyFile
 from tasks.errors import Defect
 from tasks.firmware.toolchain import gcc_flags
@@ -37,7 +39,11 @@ _BOARD_FILES = ("board/", "link.ld")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """The trial to export and what it is shown with; ``test_error`` is None where the test split was not used."""
+    """The trial to export and what it is shown with; ``test_error`` is None where the test split was not used.
+
+    ``inputs`` is what the stage ``compress`` noted of the data (``shape``, ``mean``, ``std``, ``class_names``), empty
+    where it noted nothing.
+    """
 
     study: StudyFile
     trial: int
@@ -45,6 +51,7 @@ class Exported:
     outcome: Outcome
     kind: BoardKind
     test_error: Value | None = None
+    inputs: Json = field(default_factory=dict)
 
 
 def export_trial(exported: Exported, artifacts: Artifacts, folder: Path) -> list[str]:
@@ -87,8 +94,9 @@ def project_files(exported: Exported, artifacts: Artifacts) -> dict[str, bytes]:
     if "onnx_float" in parts:
         files["network-float.onnx"] = parts["onnx_float"]
     environment = Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    for name in ("Makefile", "CMakeLists.txt", "README.md"):
-        files[name] = environment.from_string(_template(f"{name}.j2")).render(facts).encode()
+    for name in ("Makefile", "CMakeLists.txt", "README.md", *(["edgefront_io.h"] if facts["io"] else [])):
+        path = f"src/{name}" if name.endswith(".h") else name
+        files[path] = environment.from_string(_template(f"{name}.j2")).render(facts).encode()
     return files
 
 
@@ -128,15 +136,70 @@ def _facts(
         "study": exported.study,
         "trial": exported.trial,
         "kind": exported.kind,
-        "params": dict(exported.params),
+        "params": {name: _short(value) for name, value in exported.params.items()},
         "figures": _figures(exported),
+        "memory": _memory(exported.outcome.values),
+        "io": _io(exported.inputs, inputs.shape[1], outputs.shape[1]),
         "c_files": c_files,
         "python": sys.executable,
+        "core_flags": " ".join(gcc_flags(exported.kind)),
         "arm_flags": " ".join((*gcc_flags(exported.kind), "-std=c11 -O2 -ffreestanding -ffunction-sections")),
         "input_bytes": inputs.shape[1],
         "output_bytes": outputs.shape[1],
         "n_vectors": _n_vectors(inputs),
     }
+
+
+def _short(value: ParamValue) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _memory(values: Mapping[str, Value]) -> str:
+    """What the network takes in somebody else's firmware, without our start-up code and harness."""
+    parts = [
+        exact(values[name].amount, "byte") + what
+        for name, what in (
+            ("weights_bytes", " of flash for weights"),
+            ("code_bytes", " of flash for the layers' code"),
+            ("arena", " of static RAM"),
+            ("stack", " of stack"),
+        )
+        if name in values
+    ]
+    return (
+        ", ".join(parts) + ", no heap." if parts else "no heap."
+    ) + " ROM and RAM below are those of the test image."
+
+
+def _io(inputs: Json, input_bytes: int, output_bytes: int) -> dict[str, Any] | None:
+    """What ``edgefront_io.h`` and the README say of inputs and classes; None where the trial's notes do not have it or
+    speak of other sizes."""
+    if not all(name in inputs for name in ("shape", "mean", "std", "class_names")):
+        return None
+    if prod(inputs["shape"]) != input_bytes or len(inputs["class_names"]) != output_bytes:
+        return None
+    mean, std = ([float(np.float32(value)) for value in inputs[name]] for name in ("mean", "std"))
+    classes = [str(name) for name in inputs["class_names"]]
+    return {
+        "shape": list(inputs["shape"]),
+        "mean": mean,
+        "rows": [(f"{m:.6g}", f"{s:.6g}") for m, s in zip(mean, std, strict=True)],
+        "mean_c": [_c_float(value) for value in mean],
+        "std_c": [_c_float(value) for value in std],
+        "classes": classes,
+        "classes_c": [_c_string(name) for name in classes],
+    }
+
+
+def _c_float(value: float) -> str:
+    """Nine digits give back the very float32."""
+    text = f"{value:.9g}"
+    return f"{text}f" if any(mark in text for mark in ".e") else f"{text}.0f"
+
+
+def _c_string(text: str) -> str:
+    plain = set(range(0x20, 0x7F)) - set(b'"\\?')
+    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'
 
 
 def _all_values(exported: Exported) -> dict[str, Value]:
@@ -151,7 +214,7 @@ def _all_values(exported: Exported) -> dict[str, Value]:
 def _figures(exported: Exported) -> list[dict[str, str]]:
     return [
         {
-            "name": name.replace("_", " "),
+            "name": title(name),
             "text": show(value.amount, value.unit, name),
             "source": value.source.value,
             "note": value.note.replace("|", "/"),
@@ -166,6 +229,7 @@ def _figures_json(exported: Exported) -> str:
         "trial": exported.trial,
         "board": exported.kind.name,
         "params": dict(exported.params),
+        "inputs": dict(exported.inputs),
         "values": {name: value.to_json() for name, value in _all_values(exported).items()},
         "artifacts": dict(exported.outcome.artifacts),
     }

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from tasks.export import Exported, export_trial, project_files
 from tasks.firmware.compiler import compile_graph
 from tasks.firmware.host import HostNetwork
 from tasks.firmware.ir import Clamp, Dense, Graph, Tensor
+from tasks.nn.samples import normalise
+from tasks.quant.reference import quantise_input
 
 BOARD = "nrf52-dk"
 N_INPUTS, N_OUTPUTS, N_VECTORS = 6, 3, 40
@@ -171,9 +174,9 @@ def test_its_cmake_project_builds_and_passes(project: Path, tmp_path: Path) -> N
 
 def test_the_readme_gives_each_figure_with_its_source(project: Path) -> None:
     text = (project / "README.md").read_text(encoding="utf-8")
-    assert "| error | 3.12 % | exact |" in text
+    assert "| error (validation) | 3.12 % | exact |" in text
     assert "| latency | 4.2 ms | emulated | zero wait states |" in text
-    assert "| test error | 4.00 % | exact |" in text
+    assert "| error (test) | 4.00 % | exact |" in text
     assert "| `network.width` | 8 |" in text
 
 
@@ -210,3 +213,52 @@ def test_a_damaged_source_archive_is_a_defect_with_its_reason() -> None:
 def test_the_same_trial_gives_the_same_files() -> None:
     artifacts = MemoryArtifacts()
     assert project_files(exported(artifacts), artifacts) == project_files(exported(artifacts), artifacts)
+
+
+def c_rows(rows: np.ndarray) -> str:
+    return "{" + ",".join("{" + ",".join(map(str, row.tolist())) + "}" for row in rows) + "}"
+
+
+def test_the_io_header_feeds_raw_samples_as_the_training_did(tmp_path: Path) -> None:
+    mean, std = np.array([3.0, -0.7], np.float32), np.array([1.7, 0.31], np.float32)
+    inputs = {"shape": [2, 3], "mean": mean.tolist(), "std": std.tolist(), "class_names": ["a", 'b"\\', "ü?"]}
+    artifacts = MemoryArtifacts()
+    export_trial(replace(exported(artifacts), inputs=inputs), artifacts, tmp_path / "network")
+    raw = (np.random.default_rng(3).normal(size=(N_VECTORS, 2, 3)) * 30).astype(np.float32)
+    raw[0, 0, 0] = 3.0 + 1.7 * 0.5 * 2.5  # exactly between two steps
+    tensor = Tensor(name="x", shape=(1, 3, 2), scale=0.5, zero_point=3)
+    expected = quantise_input(normalise(raw, mean, std), tensor).reshape(N_VECTORS, -1)
+    raw_c, expected_c = (c_rows(rows) for rows in (raw.transpose(0, 2, 1).reshape(N_VECTORS, -1), expected))
+    (tmp_path / "main.c").write_text(
+        '#include "edgefront_io.h"\n#include <stdio.h>\n#include <string.h>\n'
+        f"static const float raw[][6] = {raw_c};\nstatic const int8_t q[][6] = {expected_c};\n"
+        "int main(void) {\n  int8_t input[6], answer[3] = {-5, 7, 7};\n  int wrong = 0;\n"
+        f"  for (int i = 0; i < {N_VECTORS}; ++i) {{\n"
+        "    edgefront_quantise_input(raw[i], input);\n    wrong += memcmp(input, q[i], 6) != 0;\n  }\n"
+        '  printf("%d wrong, %s, %s\\n", wrong, edgefront_class_names[edgefront_class(answer)],\n'
+        "         edgefront_class_names[2]);\n}\n"
+    )
+    source = tmp_path / "network" / "src"
+    files = [str(tmp_path / "main.c"), str(source / "edgefront.c"), str(source / "edgefront_weights.c")]
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-fno-sanitize=undefined", f"-I{source}"]
+    program = str(tmp_path / "main")
+    subprocess.run([sys.executable, "-m", "ziglang", "cc", *flags, *files, "-o", program], check=True, timeout=120)
+    assert subprocess.run([program], capture_output=True, check=True).stdout.decode() == '0 wrong, b"\\, ü?\n'
+
+
+def test_the_readme_says_how_inputs_are_normalised_and_what_the_outputs_mean() -> None:
+    artifacts = MemoryArtifacts()
+    inputs = {"shape": [1, 6], "mean": [4.884], "std": [6.0169], "class_names": ["rest", "walk", "fall"]}
+    files = project_files(replace(exported(artifacts), inputs=inputs), artifacts)
+    text = files["README.md"].decode()
+    assert "| 0 | 4.884 | 6.0169 |" in text
+    assert "Classes in their order: rest, walk, fall." in text
+    assert json.loads(files["figures.json"])["inputs"] == inputs
+
+
+def test_notes_that_speak_of_another_network_give_no_io_header() -> None:
+    artifacts = MemoryArtifacts()
+    inputs = {"shape": [1, 7], "mean": [0.0], "std": [1.0], "class_names": ["a", "b", "c"]}
+    files = project_files(replace(exported(artifacts), inputs=inputs), artifacts)
+    assert "src/edgefront_io.h" not in files
+    assert "edgefront_io.h" not in files["README.md"].decode()
