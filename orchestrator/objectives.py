@@ -14,7 +14,7 @@ import numpy as np
 
 from orchestrator.arrays import FloatArray, check_shape
 from orchestrator.errors import UsageError
-from orchestrator.quantities import exact
+from orchestrator.quantities import exact, rounded
 from orchestrator.records import Value, Violation
 from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile
 
@@ -120,6 +120,9 @@ def relative_excess(violation: Violation) -> float:
 
 def _violation(name: str, amount: float, limit: float, unit: str) -> Violation:
     over, of = exact(amount - limit, unit, name), exact(limit, unit, name)
+    if over.endswith("%"):
+        # 30 % is 5 points over 25 %, but 20 per cent more; limits are round numbers.
+        over, of = over.replace("%", "points"), rounded(limit, unit, name)
     message = f"{name} is {exact(amount, unit, name)}, {over} over the limit of {of}"
     return Violation(quantity=name, amount=amount, limit=limit, unit=unit, message=message)
 

@@ -9,6 +9,27 @@ _SHARES = ("error", "accuracy", "sparsity")
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _JOULES = ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"), (1e-9, "nJ"))
 _COUNTS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_TITLES = {
+    "error": "error (validation)",
+    "test_error": "error (test)",
+    "float_error": "error before int8",
+    "pruned_float_error": "error pruned, before int8",
+    "rom": "ROM",
+    "ram": "RAM",
+    "ram_static": "RAM, static",
+    "flops": "FLOPs",
+    "macs": "MACs",
+    "arena": "arena",
+    "stack_reserved": "stack reserved",
+    "weights_bytes": "ROM of the weights",
+    "code_bytes": "ROM of the layers' code",
+    "runtime_bytes": "ROM of start-up and harness",
+}
+
+
+def title(name: str) -> str:
+    """What a quantity is called where there is room: ``ram_static`` → ``RAM, static``."""
+    return _TITLES.get(name, name.replace("_", " "))
 
 
 def show(amount: float, unit: str, name: str = "") -> str:
@@ -27,6 +48,12 @@ def show(amount: float, unit: str, name: str = "") -> str:
     if unit == "J":
         return _scaled(amount, _JOULES)
     return _count(amount) if unit == "1" else f"{amount:.4g} {unit}"
+
+
+def rounded(amount: float, unit: str, name: str = "") -> str:
+    """As :func:`show`, without zeros that say nothing: ``25 %``, ``64 KiB``; for limits, which people write round."""
+    number, space, rest = show(amount, unit, name).partition(" ")
+    return (number.rstrip("0").rstrip(".") if "." in number else number) + space + rest
 
 
 def exact(amount: float, unit: str, name: str = "") -> str:

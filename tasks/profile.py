@@ -128,7 +128,8 @@ def _values(result: Profile, job: Job, kind: BoardKind) -> dict[str, Value]:
     found = Source(result.cycles_source)
     static = measure(job.elf, kind)[1].static_bytes
     cycles = result.cycles
-    runs = f"median of {result.n_runs} inputs, {cycles.minimum:.0f} to {cycles.maximum:.0f} cycles"
+    spread = f"median of {result.n_runs} inputs, {cycles.minimum:,.0f} to {cycles.maximum:,.0f} cycles"
+    runs = spread if cycles.spread else f"{cycles.minimum:,.0f} cycles for each of {result.n_runs} inputs"
     where = f"{result.board_id}, {result.clock_hz / 1e6:g} MHz"
     bound = " at zero wait states, a lower bound" if found is Source.EMULATED else ""
     values = {
@@ -136,7 +137,7 @@ def _values(result: Profile, job: Job, kind: BoardKind) -> dict[str, Value]:
             amount=static + result.stack_used_bytes,
             unit="byte",
             source=found,
-            note=f"{static} bytes static and at most {result.stack_used_bytes} bytes of stack, {where}",
+            note=f"{static:,} bytes static and at most {result.stack_used_bytes:,} bytes of stack, {where}",
         ),
         "stack": Value(
             amount=result.stack_used_bytes,

@@ -21,5 +21,5 @@ class ModelMeter:
         return EnergyReading(
             energy_j=estimate_energy_j(cycles, kind),
             is_measured=False,
-            basis=f"{cycles:.0f} cycles x {kind.nj_per_cycle} nJ at {kind.supply_v} V; {kind.nj_per_cycle_source}",
+            basis=f"{cycles:,.0f} cycles x {kind.nj_per_cycle} nJ at {kind.supply_v} V; {kind.nj_per_cycle_source}",
         )

@@ -7,21 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.quantities import show
+from orchestrator.quantities import rounded, show, title
 from orchestrator.records import Json, Outcome, ParamValue, Source, Value
 from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile
 
 # Axes want one unit for all points: factor from the base unit, and the unit's name.
 _AXES = {"byte": (1 / 1024, "KiB"), "s": (1e3, "ms"), "J": (1e6, "µJ")}
 _AXIS_BY_NAME = {"error": (100.0, "%"), "flops": (1e-6, "M"), "macs": (1e-6, "M"), "cycles": (1e-3, "k")}
-_TITLES = {
-    "error": "error (validation)",
-    "test_error": "error (test)",
-    "rom": "ROM",
-    "ram": "RAM",
-    "flops": "FLOPs",
-    "macs": "MACs",
-}
 # Worth an axis beside the objectives, where a trial has them.
 _EXTRA_QUANTITIES = ("error", "rom", "ram", "flops", "macs", "latency", "energy", "cycles", "arena", "stack")
 
@@ -120,7 +112,7 @@ def _best_figure(name: str, trial: Trial, source: ReportInput) -> Json:
         about = f"trial {trial.number}; on the test split {show(tested.amount, '1', 'error')}"
     words = {"error": "lowest error", "latency": "fastest", "energy": "least energy"}
     return {
-        "title": words.get(name, f"smallest {_TITLES.get(name, name)}"),
+        "title": words.get(name, f"smallest {title(name)}"),
         "figure": show(value.amount, value.unit, name),
         "about": about,
     }
@@ -150,12 +142,12 @@ def _quantity(name: str, limit: float | None) -> Json:
     factor, axis_unit = _AXIS_BY_NAME.get("error" if name.endswith("error") else name) or _AXES.get(unit, (1.0, ""))
     return {
         "name": name,
-        "title": _TITLES.get(name, name),
+        "title": title(name),
         "unit": unit,
         "factor": factor,
         "axis_unit": axis_unit,
         "limit": limit if limit is not None and math.isfinite(limit) else None,
-        "limit_text": show(limit, unit, name) if limit is not None else "",
+        "limit_text": rounded(limit, unit, name) if limit is not None else "",
     }
 
 
@@ -184,6 +176,7 @@ def _trial(trial: Trial, front: set[int], source: ReportInput) -> Json:
 
 def _value(name: str, value: Value) -> Json:
     return {
+        "title": title(name),
         "amount": value.amount,
         "text": show(value.amount, value.unit, name),
         "source": value.source.value,

@@ -154,7 +154,7 @@ function drawFront() {
   ];
   const unknown = trials.filter((trial) => trial.state === "infeasible" && scaled(trial, x) !== null && scaled(trial, y) === null);
   traces.push({
-    ...pointTrace(`infeasible, ${y.name.replaceAll("_", " ")} not known`, unknown, x, x, { color: css("infeasible"), symbol: "line-ns-open", size: 9, line: { width: 1.5 } }),
+    ...pointTrace(`infeasible, ${y.title} not known`, unknown, x, x, { color: css("infeasible"), symbol: "line-ns-open", size: 9, line: { width: 1.5 } }),
     y: unknown.map(() => 0.985), yaxis: "y2",
   });
   const mark = byNumber.get(chosen);
@@ -255,7 +255,7 @@ function drawDetail() {
   }
   if (names.length) {
     parts.push(element("h4", {}, "Outcome"), pairs(names.map((name) =>
-      [quantities.get(name)?.title ?? name.replaceAll("_", " "), trial.values[name].text, sourceMark(trial.values[name])])));
+      [trial.values[name].title, trial.values[name].text, sourceMark(trial.values[name])])));
   }
   parts.push(element("h4", {}, "Parameters"), pairs(Object.entries(trial.params).map(([name, value]) => [name, paramText(value)])));
   const stages = Object.entries(trial.seconds);

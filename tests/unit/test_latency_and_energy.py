@@ -48,4 +48,4 @@ def test_the_model_says_that_it_is_one() -> None:
     reading = ModelMeter(load_kind("nrf52840-dk")).read(1000)
     assert not reading.is_measured
     assert reading.energy_j == pytest.approx(1000 * 0.155e-9)
-    assert reading.basis.startswith("1000 cycles x 0.155 nJ at 3.0 V; estimate: 3.3 mA")
+    assert reading.basis.startswith("1,000 cycles x 0.155 nJ at 3.0 V; estimate: 3.3 mA")

@@ -42,6 +42,7 @@ def test_each_value_carries_its_source_and_each_infeasible_trial_its_reason() ->
     trials = {trial["number"]: trial for trial in page["trials"]}
     assert trials[0]["values"]["energy"] == {
         "amount": pytest.approx(trials[0]["values"]["cycles"]["amount"] * 0.35e-9, rel=1e-3),
+        "title": "energy",
         "text": trials[0]["values"]["energy"]["text"],
         "source": "estimated",
         "note": "nJ per cycle of the board",
