@@ -13,7 +13,6 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from orchestrator.errors import UsageError
 from orchestrator.quantities import show
-from orchestrator.records import ParamValue
 from orchestrator.space import SearchSpace
 from orchestrator.studyfile import (
     OBJECTIVE_UNITS,
@@ -28,6 +27,15 @@ from orchestrator.studyfile import (
     StudyFile,
 )
 from orchestrator.studyschema import SECTIONS, json_schema
+from orchestrator.studyvalues import (
+    Mistake,
+    allowed,
+    readable,
+    short,
+    wrong_objectives,
+    wrong_parameters,
+    wrong_space,
+)
 from orchestrator.studyyaml import Lines, read_yaml
 
 __all__ = [
@@ -40,10 +48,6 @@ __all__ = [
     "notes",
 ]
 
-# Less than this no firmware needs: the vector table, the start-up code and the kernels of one layer; the stack and the
-# mailbox.
-SMALLEST_ROM_BYTES = 1024
-SMALLEST_RAM_BYTES = 256
 _REFERENCE = re.compile(r"^[\w.]+:\w+$")
 _SECTIONS: Mapping[str, type[BaseModel]] = SECTIONS
 _PARAMETERS: Mapping[str, type[BaseModel]] = {
@@ -61,14 +65,6 @@ class BoardFacts:
     flash_bytes: float
     ram_bytes: float
     description: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mistake:
-    """``field`` is the path in the file (``space.network.width.low``), ``text`` what was found and what is allowed."""
-
-    field: str
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,19 +92,30 @@ def load_study(path: Path, vocabulary: Vocabulary) -> StudyFile:
     try:
         study = StudyFile.model_validate(data)
     except ValidationError as error:
-        mistakes += [_mistake(dict(item), data, lines) for item in error.errors()]
-    mistakes += _wrong_parameters(_readable(data, "space", TypeAdapter(SpaceEntry)))
-    mistakes += _wrong_objectives(_readable(data, "objectives", TypeAdapter(Objective)))
-    if study is not None and SearchSpace.from_parameters(study.space).size() <= 1:
-        text = (
-            "nothing to search: every parameter is fixed. Give at least one a range (type: float, int or categorical)"
-        )
-        mistakes.append(Mistake(field="space", text=text))
+        mistakes += _once_a_value(_mistake(dict(item), data, lines) for item in error.errors())
+    mistakes += wrong_parameters(readable(data, "space", TypeAdapter(SpaceEntry)))
+    mistakes += wrong_objectives(readable(data, "objectives", TypeAdapter(Objective)), data.get("objectives"))
+    mistakes += wrong_space(study) if study is not None else []
     if study is not None and not mistakes:
         mistakes += vocabulary.extra(study)
     if study is None or mistakes:
         raise UsageError(_listed(path, lines, mistakes))
     return study
+
+
+def _once_a_value(mistakes: Iterable[Mistake]) -> list[Mistake]:
+    """One complaint about an element of a list, where each kind that it might be of has its own."""
+    kept: dict[str, Mistake] = {}
+    others = []
+    for item in mistakes:
+        if not item.field.rpartition(".")[2].isdigit():
+            others.append(item)
+        elif item.field in kept:
+            found = item.text.partition(";")[0]
+            kept[item.field] = Mistake(field=item.field, text=f"{found}; allowed: a number, text, true or false")
+        else:
+            kept[item.field] = item
+    return others + list(kept.values())
 
 
 def _listed(path: Path, lines: Lines, mistakes: Iterable[Mistake]) -> str:
@@ -212,20 +219,8 @@ def _mistake(item: dict[str, Any], data: Mapping[str, Any], lines: Lines) -> Mis
             f"no objective is called {found!r}{_meant(str(found), OBJECTIVE_UNITS)}; allowed: {_names(OBJECTIVE_UNITS)}"
         )
         return Mistake(field=path, text=text)
-    allowed = _allowed(item)
-    if path == "name" and kind == "string_pattern_mismatch":
-        allowed = "allowed: letters, digits, '.', '_' and '-', the first a letter or digit"
-    shown = "" if isinstance(found, dict) else f"found {found!r}; "
-    return Mistake(field=path, text=f"{shown}{allowed}")
-
-
-def _allowed(item: Mapping[str, Any]) -> str:
-    message = str(item["msg"])
-    for prefix in ("Value error, ", "Input should be "):
-        if message.startswith(prefix):
-            message = message[len(prefix) :]
-            return message if prefix.startswith("Value") else f"allowed: {message}"
-    return message
+    shown = "" if isinstance(found, dict) or "found " in item["msg"] else f"found {short(found)}; "
+    return Mistake(field=path, text=f"{shown}{allowed(item)}")
 
 
 def _fields_at(path: str, data: Mapping[str, Any], loc: Sequence[Any]) -> Iterable[str]:
@@ -239,76 +234,6 @@ def _fields_at(path: str, data: Mapping[str, Any], loc: Sequence[Any]) -> Iterab
     if first == "objectives":
         return Objective.model_fields
     return _SECTIONS[first].model_fields if first in _SECTIONS else ()
-
-
-# ------------------------------------------------------------------------------------------- what the values must be
-
-
-def _readable(data: Mapping[str, Any], section: str, entry: TypeAdapter[Any]) -> dict[str, Any]:
-    """Those entries of a section that are right in themselves, so that others' mistakes do not hide theirs."""
-    found = data.get(section)
-    readable = {}
-    for name, value in found.items() if isinstance(found, dict) else ():
-        try:
-            readable[str(name)] = entry.validate_python(value)
-        except ValidationError:
-            continue
-    return readable
-
-
-def _wrong_parameters(space: Mapping[str, Parameter]) -> list[Mistake]:
-    """Values of searched or fixed training and compression options that those would refuse."""
-    mistakes: list[Mistake] = []
-    for name, parameter in space.items():
-        first, _, option = name.partition(".")
-        if first not in ("training", "compression"):
-            continue
-        if first == "compression" and option.startswith("sparsity."):
-            option = "sparsity"
-        model = _SECTIONS[first]
-        if option not in model.model_fields:
-            continue
-        if isinstance(parameter, FloatParameter) and model.model_fields[option].annotation is int:
-            mistakes.append(Mistake(field=f"space.{name}", text=f"{option} is a whole number; use type: int"))
-            continue
-        for key, value in _values(parameter):
-            mistakes += _refused(model, option, value, f"space.{name}.{key}" if key else f"space.{name}")
-    return mistakes
-
-
-def _values(parameter: Parameter) -> list[tuple[str, ParamValue]]:
-    """The values that decide whether all are allowed, each with its field."""
-    if isinstance(parameter, (FloatParameter, IntParameter)):
-        return [("low", parameter.low), ("high", parameter.high)]
-    if isinstance(parameter, CategoricalParameter):
-        return [("choices", choice) for choice in parameter.choices]
-    return [("value", parameter.value)]
-
-
-def _refused(model: type[BaseModel], option: str, value: ParamValue, where: str) -> list[Mistake]:
-    try:
-        model.model_validate({option: value})
-    except ValidationError as error:
-        return [Mistake(field=where, text=f"found {value!r}; {_allowed(dict(item))}") for item in error.errors()]
-    return []
-
-
-def _wrong_objectives(objectives: Mapping[str, Objective]) -> list[Mistake]:
-    """Limits that are missing, and those that no candidate can meet."""
-    mistakes = [
-        Mistake(
-            field=f"objectives.{name}",
-            text=f"has no limit; {name} has no natural one, so set one, for example limit: {example}",
-        )
-        for name, example in (("latency", "20 ms"), ("energy", "1 mJ"))
-        if name in objectives and objectives[name].limit is None
-    ]
-    for name, smallest in (("rom", SMALLEST_ROM_BYTES), ("ram", SMALLEST_RAM_BYTES)):
-        limit = objectives[name].limit if name in objectives else None
-        if limit is not None and limit < smallest:
-            text = f"found {limit:g}; no firmware needs less than {smallest} bytes, so no candidate could meet it"
-            mistakes.append(Mistake(field=f"objectives.{name}.limit", text=text))
-    return mistakes
 
 
 # -------------------------------------------------------------------------------------------------------- in words

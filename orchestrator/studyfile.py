@@ -26,54 +26,49 @@ from orchestrator.records import Json, ParamValue
 OBJECTIVE_UNITS = {"error": "1", "rom": "byte", "ram": "byte", "flops": "1", "latency": "s", "energy": "J"}
 SPACE_SECTIONS = ("network", "training", "compression")
 
-_QUANTITY = re.compile(r"^\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ]*)\s*$")
-_FACTORS = {
-    "": 1.0,
-    "B": 1.0,
-    "kB": 1e3,
-    "KB": 1e3,
-    "KiB": 1024.0,
-    "MB": 1e6,
-    "MiB": 1024.0**2,
-    "k": 1e3,
-    "K": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "s": 1.0,
-    "ms": 1e-3,
-    "us": 1e-6,
-    "µs": 1e-6,
-    "min": 60.0,
-    "h": 3600.0,
-    "d": 86400.0,
-    "J": 1.0,
-    "mJ": 1e-3,
-    "uJ": 1e-6,
-    "µJ": 1e-6,
+_QUANTITY = re.compile(r"^\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*$")
+# What each unit measures, in our base units; a bare number and one with k, M or G may be anything.
+_UNITS: dict[str, dict[str, float]] = {
+    "": {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9},
+    "1": {"%": 0.01},
+    "byte": {"B": 1.0, "kB": 1e3, "KB": 1e3, "KiB": 1024.0, "MB": 1e6, "MiB": 1024.0**2},
+    "s": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "h": 3600.0, "d": 86400.0},
+    "J": {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "µJ": 1e-6},
 }
+# Beyond this a whole number is no longer exact as a float, which the encoding to the unit cube needs.
+_LARGEST_INT = 2**53
 
 
-def parse_quantity(value: Any) -> Any:
+def parse_quantity(value: Any, unit: str | None = None) -> Any:
     """``"64 KiB"`` → 65536.0, ``"30 min"`` → 1800.0, ``"10 M"`` → 1e7; anything but text passes unchanged.
 
+    ``unit`` is what it must be in (``byte``, ``s``, ``J``, ``1``); without it all are allowed.
+
     Raises:
-        ValueError: the text is no number with a known unit.
+        ValueError: the text is no number with a known unit, or one of another kind.
     """
     if not isinstance(value, str):
         return value
+    kinds = _UNITS if unit is None else {kind: _UNITS[kind] for kind in ("", unit)}
+    factors = {name: factor for units in kinds.values() for name, factor in units.items()}
     match = _QUANTITY.match(value)
-    if match is None or match.group(2) not in _FACTORS:
-        units = ", ".join(unit for unit in _FACTORS if unit)
-        raise ValueError(f"{value!r} is not a number with one of the units {units}")
-    return float(match.group(1)) * _FACTORS[match.group(2)]
+    if match is None or match.group(2) not in factors:
+        raise ValueError(f"found {value!r}; allowed: a number, or one with a unit: {', '.join(filter(None, factors))}")
+    return float(match.group(1)) * factors[match.group(2)]
+
+
+def _parse_seconds(value: Any) -> Any:
+    return parse_quantity(value, "s")
 
 
 Quantity = Annotated[float, BeforeValidator(parse_quantity), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_parse_seconds), Field(gt=0)]
+WholeNumber = Annotated[int, Field(ge=-_LARGEST_INT, le=_LARGEST_INT)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FloatParameter(_Model):
@@ -94,8 +89,8 @@ class IntParameter(_Model):
     """A whole number in low, low + step, …, high."""
 
     type: Literal["int"]
-    low: int
-    high: int
+    low: WholeNumber
+    high: WholeNumber
     step: Annotated[int, Field(ge=1)] = 1
     log: bool = False
 
@@ -180,29 +175,29 @@ class Objective(_Model):
 
 
 class Budget(_Model):
-    trials: Annotated[int, Field(ge=1)]
-    wall_clock: Quantity | None = None
+    trials: Annotated[int, Field(ge=1, le=1_000_000)]
+    wall_clock: Seconds | None = None
 
 
 class Sampler(_Model):
     """``initial`` trials come from a Latin hypercube, the rest from the named proposer."""
 
     name: str = "ars"
-    initial: Annotated[int, Field(ge=1)] = 8
+    initial: Annotated[int, Field(ge=1, le=1_000_000)] = 8
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Training(_Model):
     """Each field may also be searched, as ``training.<field>`` in the space."""
 
-    epochs: Annotated[int, Field(ge=1)] = 20
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     optimizer: Literal["adamw", "sgd"] = "adamw"
     label_smoothing: Fraction = 0.0
-    threads: Annotated[int, Field(ge=1)] = 1
-    device: str = "cpu"
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|xpu|cuda(:[0-9]+)?)$")] = "cpu"
 
 
 class Compression(_Model):
@@ -210,20 +205,20 @@ class Compression(_Model):
     after each), then static int8 quantisation calibrated on ``calibration_samples`` training samples."""
 
     sparsity: Fraction = 0.0
-    steps: Annotated[int, Field(ge=1)] = 2
-    finetune_epochs: Annotated[int, Field(ge=0)] = 2
+    steps: Annotated[int, Field(ge=1, le=100)] = 2
+    finetune_epochs: Annotated[int, Field(ge=0, le=100_000)] = 2
     criterion: Literal["l1", "l2", "random"] = "l1"
-    calibration_samples: Annotated[int, Field(ge=1)] = 128
+    calibration_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 128
 
 
 class Parallelism(_Model):
     """Worker processes started by ``edgefront run`` in embedded mode. ``in_flight`` trials are under way at once
     (default: the number of train and build workers)."""
 
-    train_workers: Annotated[int, Field(ge=1)] = 1
-    build_workers: Annotated[int, Field(ge=1)] = 1
-    boards: Annotated[int, Field(ge=1)] = 1
-    in_flight: Annotated[int, Field(ge=1)] | None = None
+    train_workers: Annotated[int, Field(ge=1, le=256)] = 1
+    build_workers: Annotated[int, Field(ge=1, le=256)] = 1
+    boards: Annotated[int, Field(ge=1, le=256)] = 1
+    in_flight: Annotated[int, Field(ge=1, le=1024)] | None = None
 
     @property
     def trials_in_flight(self) -> int:
@@ -234,15 +229,15 @@ class Profiling(_Model):
     """``samples`` validation samples are run on the board and compared with the host bit for bit; ``timeout`` bounds
     one whole profile."""
 
-    samples: Annotated[int, Field(ge=32)] = 32
-    timeout: Quantity = 120.0
+    samples: Annotated[int, Field(ge=32, le=1_000_000)] = 32
+    timeout: Seconds = 120.0
 
 
 class StudyFile(_Model):
     """A whole study: dataset, network family with its space, board, objectives, budget, how to search and evaluate."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     dataset: Dataset
     network: Network
     space: Annotated[dict[str, SpaceEntry], Field(min_length=1)]

@@ -29,11 +29,16 @@ _Loader.add_implicit_resolver(
 )  # fmt: skip
 
 
+# A study file has some hundred values; aliases of aliases can make millions of a few lines.
+_MOST_VALUES = 20_000
+
+
 @dataclass
 class Lines:
     """Where the fields stand, by their path (``space.network.width.low``); ``duplicates`` are keys given twice."""
 
     known: dict[str, int] = field(default_factory=dict)
+    n_values: int = 0
     duplicates: list[tuple[str, str]] = field(default_factory=list)
 
     def of(self, path: str) -> int:
@@ -64,32 +69,56 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    loader = _Loader(text)
-    lines = Lines()
-    try:
-        node = loader.get_single_node()
-        data = _plain(loader, node, "", lines) if node is not None else None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{where}: is not YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: is not YAML: {error}") from error
-    finally:
-        loader.dispose()
+    data, lines = _parsed(path, text)
     if not isinstance(data, dict):
         found = "nothing" if data is None else f"a {type(data).__name__}"
         raise UsageError(f"{path}:1: a study file is a mapping of fields (name: …, dataset: …); found {found}")
     return data, lines
 
 
+def _parsed(path: Path, text: str) -> tuple[Any, Lines]:
+    lines = Lines()
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            return (_plain(loader, node, "", lines) if node is not None else None), lines
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f":{mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{where}: is not YAML: {error.problem or error.context}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UsageError(
+            f"{path}:{line}: is not YAML: the character U+{int(error.character):04X} may not stand there"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: is not YAML: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: is nested too deeply, or an alias (*name) contains itself; write it flat") from error
+
+
 def _plain(loader: _Loader, node: yaml.Node, path: str, lines: Lines) -> Any:
-    lines.known.setdefault(path, node.start_mark.line + 1)
+    line = node.start_mark.line + 1
+    lines.known.setdefault(path, line)
+    lines.n_values += 1
+    if lines.n_values > _MOST_VALUES:
+        problem = f"holds more than {_MOST_VALUES} values, aliases (*name) included; no study needs that many"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     if isinstance(node, yaml.MappingNode):
         return _mapping(loader, node, path, lines)
     if isinstance(node, yaml.SequenceNode):
         return [_plain(loader, item, f"{path}.{index}", lines) for index, item in enumerate(node.value)]
-    return loader.construct_object(node)
+    return _scalar(loader, node)
+
+
+def _scalar(loader: _Loader, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_object(node)
+    except ValueError as error:  # a date like 2026-13-45
+        raise yaml.MarkedYAMLError(problem=f"{node.value!r}: {error}", problem_mark=node.start_mark) from error
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode, path: str, lines: Lines) -> dict[str, Any]:
@@ -98,7 +127,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, path: str, lines: Lines) -
     data: dict[str, Any] = {}
     seen: dict[str, int] = {}
     for key_node, value_node in node.value:
-        key = str(loader.construct_object(key_node)) if isinstance(key_node, yaml.ScalarNode) else "?"
+        key = str(_scalar(loader, key_node)) if isinstance(key_node, yaml.ScalarNode) else "?"
         name = f"{path}.{key}" if path else key
         line = key_node.start_mark.line + 1
         if key in seen and id(key_node) in own:

@@ -82,6 +82,19 @@ def test_a_good_file_is_read_with_units_and_scientific_numbers(tmp_path: Path) -
         ("name: mine", "name: mine\nname: yours", 2, ["is given twice, in lines 1 and 2"]),
         ("name: mine\n", "", 1, ["name: is missing"]),
         ("board: nrf52840-dk", "board: 7", 8, ["board", "found 7"]),
+        ("64 KiB", "3 ms", 11, ["objectives.rom.limit", "found '3 ms'", "KiB"]),
+        ("error: {}", "error: {limit: 5}", 10, ["objectives.error.limit", "found 5", "0.05 or 5 %"]),
+        ("64 KiB", ".inf", 11, ["objectives.rom.limit", "a finite number"]),
+        ("trials: 30", "trials: 30, wall_clock: 3 KiB", 12, ["budget.wall_clock", "found '3 KiB'", "min, h, d"]),
+        ("trials: 30", f"trials: {10**12}", 12, ["budget.trials", "less than or equal to 1000000"]),
+        ("board:", f"seed: {10**30}\nboard:", 8, ["seed", "less than 4294967296"]),
+        ("board:", "parallelism: {train_workers: 1000000}\nboard:", 8, ["train_workers", "less than or equal to 256"]),
+        ("board:", "training: {device: gpu}\nboard:", 8, ["training.device", "found 'gpu'", "cpu, auto, cuda"]),
+        ("{type: int, low: 4, high: 32}", "{type: categorical, choices: []}", 5, ["choices", "is empty"]),
+        ("{type: int, low: 4, high: 32}", "{type: categorical, choices: [1, ~]}", 5, ["choices.1", "a number, text"]),
+        ("name: mine", "name: 2026-01-01", 1, ["name", "allowed: text", "quotes"]),
+        ("name: mine", "name: 2026-13-45", 1, ["is not YAML", "'2026-13-45'", "month"]),
+        ("name: mine", "name: mi\0ne", 1, ["is not YAML", "U+0000"]),
     ],
 )
 def test_a_mistake_is_named_with_line_value_and_what_is_allowed(
@@ -124,6 +137,32 @@ def test_what_is_no_study_at_all_is_said(tmp_path: Path, text: str, part: str) -
     assert part in complaint(tmp_path, text)
 
 
+def test_each_place_in_a_list_is_complained_of_once(tmp_path: Path) -> None:
+    text = complaint(tmp_path, GOOD.replace("{type: int, low: 4, high: 32}", "{type: categorical, choices: [1, ~]}"))
+    assert text.count("choices.1") == 1
+
+
+def test_the_error_may_be_limited_in_percent(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD.replace("error: {}", "error: {limit: 5 %}")).objectives["error"].limit == 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("name: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("name: x\nspace: &a\n  inner: *a\n", "an alias (*name) contains itself"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+            "holds more than 20000 values",
+        ),
+    ],
+    ids=["deep", "endless", "exploding"],
+)
+def test_yaml_made_to_overwhelm_is_refused_at_once(tmp_path: Path, text: str, part: str) -> None:
+    assert part in complaint(tmp_path, text)
+
+
 def test_a_missing_file_and_one_that_is_no_text_are_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.yaml: cannot be read"):
         load_study(tmp_path / "none.yaml", VOCABULARY)
@@ -135,6 +174,7 @@ def test_a_missing_file_and_one_that_is_no_text_are_said(tmp_path: Path) -> None
 def test_a_space_with_nothing_to_search_is_refused(tmp_path: Path) -> None:
     head, tail = GOOD.split("space:\n")
     fixed = head + "space:\n  network.width: 8\n" + tail[tail.index("board:") :]
+    assert "study.yaml:4: space: " in complaint(tmp_path, fixed)
     assert "nothing to search" in complaint(tmp_path, fixed)
 
 
