@@ -35,9 +35,18 @@ class BrokerError(OrchestratorError):
     """The broker cannot be reached or started; the text names it without its password."""
 
 
+class BrokerAddressError(BrokerError):
+    """``EDGEFRONT_BROKER_URL`` is not set where it must be, or no address of a Redis."""
+
+    exit_code = 2
+
+
 def without_password(url: str) -> str:
     """The address as it may be shown: ``redis://user:***@host:6379/0``."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # an address that cannot even be taken apart
+        return re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
     if "@" not in parts.netloc:
         return url
     account, host = parts.netloc.rsplit("@", 1)
@@ -54,7 +63,7 @@ def connect(url: str, *, retries: int = 5, timeout_s: float = 5.0) -> redis.Redi
     """A client of the Redis at ``url``, not connected yet; a lost connection is tried ``retries`` times again.
 
     Raises:
-        BrokerError: the address is none of Redis.
+        BrokerAddressError: the address is none of Redis.
     """
     try:
         return redis.Redis.from_url(
@@ -64,7 +73,7 @@ def connect(url: str, *, retries: int = 5, timeout_s: float = 5.0) -> redis.Redi
             retry_on_error=[redis.ConnectionError],
         )
     except ValueError as error:
-        raise BrokerError(
+        raise BrokerAddressError(
             f"{BROKER_VARIABLE}: {without_password(url)!r} is no address of a Redis ({error}); "
             "write redis://host:6379/0, rediss://… or redis+socket:///path"
         ) from error
@@ -79,10 +88,15 @@ def check_reachable(url: str) -> None:
     client = connect(url, retries=1)
     try:
         client.ping()
+    except redis.AuthenticationError as error:
+        raise BrokerError(
+            f"the Redis at {without_password(url)} refuses its password or wants one; write it into "
+            f"{BROKER_VARIABLE}: redis://:PASSWORD@host:6379/0"
+        ) from error
     except (redis.RedisError, OSError) as error:
         raise BrokerError(
-            f"no Redis answers at {without_password(url)}: {error}. Start it or correct {BROKER_VARIABLE}; "
-            "without that variable a broker is started by itself."
+            f"no Redis answers at {without_password(url)}: {str(error).rstrip('.')}. Start it or correct "
+            f"{BROKER_VARIABLE}; without that variable a broker is started by itself."
         ) from error
     finally:
         client.close()

@@ -26,7 +26,7 @@ import redis
 
 from orchestrator.errors import OrchestratorError
 from tasks import messages
-from tasks.broker import BROKER_VARIABLE, EmbeddedBroker, check_reachable, connect, tail
+from tasks.broker import BROKER_VARIABLE, BrokerAddressError, EmbeddedBroker, check_reachable, connect, tail
 from tasks.guardian import Guardian, kill_group
 from tasks.registry import stages_of_queues
 
@@ -47,8 +47,14 @@ def run_worker(queues: Sequence[str], concurrency: int, *, name: str = "", log_l
     SIGTERM finishes the tasks under way; a second signal, or SIGQUIT, hands them back after at most a minute.
 
     Raises:
-        BrokerError: no Redis answers at ``EDGEFRONT_BROKER_URL``.
+        BrokerAddressError: ``EDGEFRONT_BROKER_URL`` is not set.
+        BrokerError: no Redis answers there.
     """
+    if not os.environ.get(BROKER_VARIABLE):
+        raise BrokerAddressError(
+            f"{BROKER_VARIABLE} is not set; a worker needs the address of the Redis that the orchestrator uses too: "
+            f"{BROKER_VARIABLE}=redis://host:6379/0"
+        )
     from tasks.app import WARM_VARIABLE, WORKER_VARIABLE, app, worker_url  # Celery only where it is run
 
     check_reachable(worker_url())

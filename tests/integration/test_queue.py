@@ -19,7 +19,7 @@ from tasks import app, messages
 from tasks.broker import BrokerError, EmbeddedBroker, connect, server_executable, without_password
 from tasks.evaluator import CeleryEvaluator
 from tasks.messages import Holder
-from tasks.workers import EmbeddedLab, WorkersError
+from tasks.workers import EmbeddedLab, WorkersError, run_worker
 from tests.support.studies import BOARD, FAKE_STAGES, Recorder, request
 
 
@@ -164,11 +164,32 @@ def test_an_unreachable_broker_is_named_without_its_password(tmp_path: Path, mon
     assert caught.value.exit_code == 1
 
 
-@pytest.mark.parametrize("url", ["http://lab:6379", "lab:6379"])
+@pytest.mark.parametrize("url", ["http://lab:6379", "lab:6379", "redis://x:secret@[::1"])
 def test_an_address_that_is_none_of_redis_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("EDGEFRONT_BROKER_URL", url)
-    with pytest.raises(BrokerError, match="no address of a Redis"), EmbeddedLab(tmp_path, board_kind=BOARD):
+    with (
+        pytest.raises(BrokerError, match="no address of a Redis") as caught,
+        EmbeddedLab(tmp_path, board_kind=BOARD),
+    ):
         pass
+    assert "secret" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_broker_that_wants_a_password_is_told_from_one_that_is_away(
+    broker: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, _, path = broker.url.rpartition("@")
+    monkeypatch.setenv("EDGEFRONT_BROKER_URL", f"{head.rpartition(':')[0]}:wrong@{path}")
+    with pytest.raises(BrokerError, match="refuses its password"), EmbeddedLab(tmp_path, board_kind=BOARD):
+        pass
+
+
+def test_a_worker_without_a_broker_says_which_variable_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGEFRONT_BROKER_URL", raising=False)
+    with pytest.raises(BrokerError, match="EDGEFRONT_BROKER_URL is not set") as caught:
+        run_worker(["train"], 1)
+    assert caught.value.exit_code == 2
 
 
 def test_passwords_are_not_shown() -> None:
