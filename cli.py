@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import which
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ class _Edgefront(click.Group):
     """Turns the errors people cause or must know of into a message and an exit code; ``--debug`` lets them through."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from mcu_agent.errors import AgentError
+        from mcu_agent.errors import AgentError, InventoryError
         from tasks.errors import PipelineError
 
         if ctx.params.get("debug"):
@@ -60,6 +61,8 @@ class _Edgefront(click.Group):
             return super().invoke(ctx)
         except OrchestratorError as error:
             raise _Failure(str(error), error.exit_code) from error
+        except InventoryError as error:
+            raise _Failure(str(error), EXIT_USAGE) from error
         except (AgentError, PipelineError) as error:
             raise _Failure(str(error), EXIT_RUN) from error
         except OSError as error:
@@ -292,18 +295,33 @@ def _stopping(console: Console) -> Iterator[threading.Event]:
     """An event that the first Ctrl-C (or SIGTERM) sets; the second Ctrl-C interrupts at once."""
     stop = threading.Event()
 
+    over = threading.Event()
+
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
-        console.print("stopping; nothing is lost (Ctrl-C again: at once)", style="yellow")
 
+    def say() -> None:
+        # Not in the handler: it may have interrupted the console in the middle of a picture.
+        stop.wait()
+        if not over.is_set():
+            console.print("stopping; nothing is lost (Ctrl-C again: at once)", style="yellow")
+
+    threading.Thread(target=say, name="stopping", daemon=True).start()
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
+        over.set()
+        stop.set()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _program() -> str:
+    """How the user calls this program: by its name where that is on the PATH, else by its file (``make demo``)."""
+    return "edgefront" if which("edgefront") or not sys.argv[0].endswith("edgefront") else sys.argv[0]
 
 
 def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -> None:
@@ -316,7 +334,7 @@ def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -
     lines = [f"\n{end.text}", f"report   {report_path}"]
     if summary["front"] and end.reason != "interrupted":
         best = summary["front"][0]["trial"]
-        lines.append(f"export   edgefront export {name}{where} --trial {best} --to {name}-{best}")
+        lines.append(f"export   {_program()} export {name}{where} --trial {best} --to {name}-{best}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
@@ -336,13 +354,8 @@ def open_study(name: str, studies: Path) -> Study:
         if (folder / DATABASE_FILE).exists():
             return Study.open(folder)
     known = sorted(path.parent.name for path in studies.glob(f"*/{DATABASE_FILE}"))
-    raise UsageError(f"no study {name!r} in {studies}; there {_listed(known)}. Choose the folder with --studies.")
-
-
-def _listed(names: list[str]) -> str:
-    if not names:
-        return "is none"
-    return f"{'are' if len(names) > 1 else 'is'} {', '.join(names)}"
+    there = f"found there: {', '.join(known)}" if known else "no study is there"
+    raise UsageError(f"no study {name!r} in the folder {studies}; {there}. Choose another folder with --studies.")
 
 
 @main.command()
@@ -420,7 +433,7 @@ def _write_report(study: Study, studies: Path) -> Path:
         read,
         written_at=datetime.now(UTC).isoformat(timespec="seconds"),
         board_text=load_kind(study.file.board).description,
-        export_command=f"edgefront export {name}{where} --trial {{trial}} --to {name}-{{trial}}",
+        export_command=f"{_program()} export {name}{where} --trial {{trial}} --to {name}-{{trial}}",
     )
 
 
@@ -573,8 +586,16 @@ def boards(rack: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    for line in _aligned([list(rows[0]), *[[str(value) for value in row.values()] for row in _readable(rows)]]):
+    for line in _aligned(
+        [
+            [_HEADINGS.get(name, name) for name in rows[0]],
+            *[[str(value) for value in row.values()] for row in _readable(rows)],
+        ]
+    ):
         click.echo(line)
+
+
+_HEADINGS = {"clock_hz": "clock", "flash_bytes": "flash", "ram_bytes": "RAM", "nj_per_cycle": "nJ a cycle"}
 
 
 def _board_kinds() -> list[dict[str, Any]]:
@@ -601,11 +622,11 @@ def _rack_boards(rack: Path) -> list[dict[str, Any]]:
 
 
 def _readable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from orchestrator.quantities import show
+    from orchestrator.quantities import rounded
 
     def text(name: str, value: Any) -> Any:
         if name.endswith("_bytes"):
-            return show(value, "byte")
+            return rounded(value, "byte")
         return f"{value / 1e6:g} MHz" if name.endswith("_hz") else value
 
     return [{name: text(name, value) for name, value in row.items()} for row in rows]

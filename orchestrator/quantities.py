@@ -51,9 +51,15 @@ def show(amount: float, unit: str, name: str = "") -> str:
 
 
 def rounded(amount: float, unit: str, name: str = "") -> str:
-    """As :func:`show`, without zeros that say nothing: ``25 %``, ``64 KiB``; for limits, which people write round."""
-    number, space, rest = show(amount, unit, name).partition(" ")
+    """As :func:`show`, without zeros that say nothing: ``25 %``, ``64 KiB``, ``8 h``; for limits, which are round."""
+    text = show(amount, unit, name).removesuffix(" 00 s").removesuffix(" 00 min")
+    number, space, rest = text.partition(" ")
     return (number.rstrip("0").rstrip(".") if "." in number else number) + space + rest
+
+
+def elapsed(seconds: float) -> str:
+    """A span that is still growing: whole seconds, ``42 s`` or ``4 min 10 s``."""
+    return _span(seconds) if seconds >= 59.5 else f"{seconds:.0f} s"
 
 
 def exact(amount: float, unit: str, name: str = "") -> str:
@@ -72,7 +78,7 @@ def _bytes(amount: float) -> str:
 
 
 def _span(seconds: float) -> str:
-    if seconds < 60:
+    if seconds < 59.5:
         return _scaled(seconds, _SECONDS)
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

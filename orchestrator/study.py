@@ -316,7 +316,10 @@ def check_update(old: StudyFile, new: StudyFile) -> None:
     refused = [name for name in changed if not name.startswith(("parallelism.", "budget."))]
     shrunk = [name for name in changed if name.startswith("budget.") and not _is_raised(before[name], after[name])]
     lines = [f"  {name}: was {before.get(name, absent)!r}, now {after.get(name, absent)!r}" for name in refused]
-    lines += [f"  {name}: was {before[name]!r}, now {after[name]!r}; it may only be raised" for name in shrunk]
+    lines += [
+        f"  {name}: was {before[name]!r}, now {after[name]!r}; it may only be raised, in the file or by --trials"
+        for name in shrunk
+    ]
     if lines:
         raise UsageError(
             f"study {old.name} has begun, and its file has changed since:\n" + "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from orchestrator.errors import UsageError
-from orchestrator.quantities import show
+from orchestrator.quantities import rounded
 from orchestrator.space import SearchSpace
 from orchestrator.studyfile import (
     OBJECTIVE_UNITS,
@@ -247,8 +247,8 @@ def notes(study: StudyFile, vocabulary: Vocabulary) -> list[str]:
     for name, objective in study.objectives.items():
         if objective.limit is not None and objective.limit > memory.get(name, float("inf")):
             found.append(
-                f"the limit of {name} ({show(objective.limit, 'byte')}) is above what {study.board} has "
-                f"({show(memory[name], 'byte')}) and is lowered to that"
+                f"the limit of {name} ({rounded(objective.limit, 'byte')}) is above what {study.board} has "
+                f"({rounded(memory[name], 'byte')}) and is lowered to that"
             )
     size = SearchSpace.from_parameters(study.space).size()
     if size < study.budget.trials:
@@ -284,7 +284,7 @@ def explain(study: StudyFile, vocabulary: Vocabulary) -> str:
         *(f"  {name:<10} {_limit(study, name, board)}" for name in study.objectives),
         "",
         f"Budget: {study.budget.trials} trials"
-        + (f", at most {show(study.budget.wall_clock, 's')}" if study.budget.wall_clock else ""),
+        + (f", at most {rounded(study.budget.wall_clock, 's')}" if study.budget.wall_clock else ""),
         f"  the first {min(study.sampler.initial, study.budget.trials)} from a Latin hypercube, then "
         f"{study.sampler.name}" + _settings(study.sampler.options),
         f"  {study.parallelism.trials_in_flight} trials under way at once; worker processes: "
@@ -322,7 +322,7 @@ def _limit(study: StudyFile, name: str, board: BoardFacts | None) -> str:
     unit = OBJECTIVE_UNITS[name]
     memory = {"rom": board.flash_bytes, "ram": board.ram_bytes} if board else {}
     if name in memory and (limit is None or limit > memory[name]):
-        return f"up to {show(memory[name], unit, name)} (all the board has)"
+        return f"up to {rounded(memory[name], unit, name)} (all the board has)"
     if limit is None:
         limit = {"error": 1.0, "flops": 1e9}[name]
-    return f"up to {show(limit, unit, name)}"
+    return f"up to {rounded(limit, unit, name)}"

@@ -19,13 +19,14 @@ from rich.text import Text
 
 from orchestrator.ports import EventSink
 from orchestrator.progress import FINAL_STAGE, Progress, TrialProgress
-from orchestrator.quantities import show
+from orchestrator.quantities import elapsed, show
 from orchestrator.records import Event
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STAGE_MARKS = {"done": "[green]●[/]", "now": "[yellow]◉[/]", "queued": "[dim yellow]○[/]", "ahead": "[dim]·[/]"}
 _ENDING_STYLES = {"complete": "green", "infeasible": "yellow", "fault": "red"}
 _FRAMES_PER_SECOND = 4
+_WIDE = 100  # columns from which on there is room for why a trial is infeasible
 
 
 class FanOut:
@@ -84,7 +85,7 @@ class PlainLines:
         trial = progress.ended[-1]
         what = values_text(trial.values, self._objectives) if trial.state == "complete" else trial.reason
         left = progress.seconds_left()
-        ahead = f"  {show(left, 's')} left" if left else ""
+        ahead = f"  {elapsed(left)} left" if left else ""
         return f"[{progress.told}/{progress.budget}] trial {trial.number} {trial.state}: {what}{ahead}"
 
 
@@ -135,9 +136,10 @@ class StudyScreen:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._progress.lock:
+            width = options.max_width
             room = max(3, (options.height or console.height) - 14 - len(self._progress.running))
             yield Panel(
-                Group(self._headline(), Text(), self._running(), Text(), self._ended(min(room, 10), options.max_width)),
+                Group(self._headline(), Text(), self._running(width), Text(), self._ended(min(room, 10), width)),
                 title=f"[bold]edgefront[/] {self._progress.name}",
                 border_style="cyan",
             )
@@ -150,8 +152,8 @@ class StudyScreen:
         table.add_column(justify="right")
         table.add_row(
             ProgressBar(total=max(progress.budget, 1), completed=progress.told, complete_style="cyan"),
-            Text(f"{progress.told}/{progress.budget} trials · {show(progress.elapsed_s(), 's')}", style="bold").append(
-                f" · {show(left, 's')} left" if left is not None else "", style="not bold"
+            Text(f"{progress.told}/{progress.budget} trials · {elapsed(progress.elapsed_s())}", style="bold").append(
+                f" · {elapsed(left)} left" if left is not None else "", style="not bold"
             ),
         )
         best = show(progress.best_error, "1", "error") if progress.best_error is not None else "–"
@@ -175,9 +177,9 @@ class StudyScreen:
         boards = ", ".join(f"{count} {state}" for state, count in sorted(self._progress.boards.items()))
         return " · ".join(part for part in (queues and f"waiting: {queues}", boards and f"boards: {boards}") if part)
 
-    def _running(self) -> Table:
-        table = Table(box=None, padding=(0, 2), expand=True, header_style="dim")
-        for title in ("trial", "way", "stage", "doing", "for", "worker"):
+    def _running(self, width: int) -> Table:
+        table = Table(box=None, padding=_padding(width), expand=True, header_style="dim")
+        for title in ("trial", "stages", "now", "doing", "for", "worker"):
             table.add_column(title, no_wrap=True, ratio=2 if title == "doing" else None)
         for trial in self._progress.running.values():
             table.add_row(
@@ -185,7 +187,7 @@ class StudyScreen:
                 self._way(trial),
                 trial.stage or "proposed",
                 _doing(trial),
-                show(self._monotonic() - trial.since_s, "s"),
+                elapsed(self._monotonic() - trial.since_s),
                 trial.worker or "–",
             )
         if not self._progress.running:
@@ -205,20 +207,27 @@ class StudyScreen:
         return " ".join(marks)
 
     def _ended(self, room: int, width: int) -> Table:
-        table = Table(box=None, padding=(0, 2), expand=True, header_style="dim")
+        has_reasons = width >= _WIDE
+        table = Table(box=None, padding=_padding(width), expand=has_reasons, header_style="dim")
         table.add_column("ended", no_wrap=True)
         table.add_column("", no_wrap=True)
         for name in self._objectives:
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
+        if has_reasons:
+            table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
         for trial in list(self._progress.ended)[-room:][::-1]:
             cells = [
                 show(trial.values.get(name, math.nan), unit, name) if trial.values else ""
                 for name, unit in self._objectives.items()
             ]
             style = _ENDING_STYLES.get(trial.state, "")
-            table.add_row(str(trial.number), Text(trial.state, style=style), *cells, Text(trial.reason, style="dim"))
+            reasons = [Text(trial.reason, style="dim")] if has_reasons else []
+            table.add_row(str(trial.number), Text(trial.state, style=style), *cells, *reasons)
         return table
+
+
+def _padding(width: int) -> tuple[int, int]:
+    return (0, 2) if width >= _WIDE else (0, 1)
 
 
 def _doing(trial: TrialProgress) -> str:

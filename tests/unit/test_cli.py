@@ -57,7 +57,7 @@ def test_a_study_file_is_explained_in_words(study_file: Path) -> None:
     result = call("study", "check", str(study_file))
     assert result.exit_code == 0, result.output
     assert "network.width" in result.output
-    assert "64.0 KiB" in result.output
+    assert "64 KiB" in result.output
     assert "1079 train" in result.output
 
 
@@ -99,7 +99,7 @@ def test_a_missing_study_names_those_there_are(tmp_path: Path) -> None:
     (tmp_path / "digits" / "study.db").write_bytes(b"")
     result = call("status", "digit", "--studies", str(tmp_path))
     assert result.exit_code == 2
-    assert f"no study 'digit' in {tmp_path}; there is digits" in result.stderr
+    assert f"no study 'digit' in the folder {tmp_path}; found there: digits" in result.stderr
 
 
 def test_a_corrupt_study_is_an_error_without_a_traceback(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_queues_are_checked_before_a_worker_starts() -> None:
         with pytest.raises(UsageError, match=r"allowed are build, train and board\.KIND"):
             cli.parse_queues(text)
     result = call("worker", "--queues", "board.nrf53-dk")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "known kinds: nrf52-dk" in result.stderr
 
 
@@ -152,7 +152,7 @@ def test_the_agent_refuses_a_rack_file_with_a_mistake(tmp_path: Path) -> None:
     rack = tmp_path / "rack.toml"
     rack.write_text('[[board]]\nid = "a"\nkind = "nrf52-dk"\ndriver = "telepathy"\n')
     result = call("agent", "--rack", str(rack))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "virtual" in result.stderr
 
 

@@ -91,6 +91,11 @@ def test_a_value_at_its_limit_keeps_it_and_one_beyond_is_a_violation_with_its_si
     assert violations[0].message == "rom is 1,001 bytes, 1 byte over the limit of 1,000 bytes"
 
 
+def test_an_error_over_its_limit_is_told_in_points() -> None:
+    violations = from_study({"error": {"limit": 0.25}}).violations({"error": 0.36491})
+    assert violations[0].message == "error is 36.49 %, 11.49 points over the limit of 25 %"
+
+
 def test_margins_tell_how_far_each_known_objective_is_beyond_its_limit() -> None:
     objectives = from_study({"error": {}, "rom": {"limit": 1000}, "ram": {"limit": 500}})
     assert objectives.margins({"rom": 1250.0, "ram": 400.0}) == pytest.approx({"rom": 0.25, "ram": -0.2})

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.progress import Progress
-from orchestrator.quantities import exact, show
+from orchestrator.quantities import elapsed, exact, rounded, show
 from orchestrator.records import Event
 from orchestrator.view import FanOut, JsonLines, LiveView, PlainLines, StudyScreen, sparkline
 
@@ -165,3 +165,38 @@ def test_numbers_read_as_a_person_would_write_them(amount: float, unit: str, nam
 )
 def test_bytes_and_counts_can_be_had_to_the_last_one(amount: float, unit: str, name: str, expected: str) -> None:
     assert exact(amount, unit, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("amount", "unit", "name", "expected"),
+    [
+        (0.25, "1", "error", "25 %"),
+        (0.125, "1", "error", "12.5 %"),
+        (32768, "byte", "rom", "32 KiB"),
+        (100, "byte", "rom", "100 B"),
+        (1800, "s", "", "30 min"),
+        (28800, "s", "", "8 h"),
+        (1e9, "1", "flops", "1 G"),
+    ],
+)
+def test_a_limit_is_written_without_zeros_that_say_nothing(amount: float, unit: str, name: str, expected: str) -> None:
+    assert rounded(amount, unit, name) == expected
+
+
+def test_a_span_that_grows_is_told_in_whole_seconds() -> None:
+    assert [elapsed(seconds) for seconds in (0.2, 31.3, 59.7, 76)] == ["0 s", "31 s", "1 min 00 s", "1 min 16 s"]
+
+
+def test_a_narrow_terminal_shows_every_value_and_a_wide_one_the_reason_too() -> None:
+    progress, units = Progress(lambda: 0.0), {"error": "1", "rom": "byte", "ram": "byte", "latency": "s", "energy": "J"}
+    values = {"error": 0.5042, "rom": 12_700.0, "ram": 1_840.0, "latency": 629e-6, "energy": 74.8e-6}
+    progress.emit(Event(name="trial_proposed", fields={"trial": 0, "params": {}}))
+    ended = {"trial": 0, "ending": "infeasible", "values": values, "reason": "latency is over the limit"}
+    progress.emit(Event(name="trial_ended", fields=ended))
+    screen = StudyScreen(progress, units, ("gate", "train"), lambda: 0.0)
+    for width in (80, 140):
+        console = Console(width=width, height=30, file=io.StringIO(), force_terminal=True, color_system=None)
+        console.print(screen)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert all(part in text for part in ("infeasible", "50.42 %", "12.4 KiB", "1.8 KiB", "629 µs", "74.8 µJ"))
+        assert ("latency is over the limit" in text) is (width == 140)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import UsageError
-from orchestrator.quantities import show
 from orchestrator.studycheck import BoardFacts, Mistake, Vocabulary, explain, json_schema, load_study, notes
 from orchestrator.studyfile import StudyFile
 
@@ -214,7 +213,7 @@ def test_the_explanation_names_space_limits_board_and_budget(tmp_path: Path) -> 
         "infinitely many",
         "from 4 to 32",
         "on a log scale",
-        show(65536, "byte"),
+        "up to 64 KiB",
         "a Cortex-M4F",
         "30 trials",
         "ars",
