@@ -653,7 +653,7 @@ def worker(queues: str, concurrency: int, name: str) -> None:
     from tasks.workers import run_worker
 
     chosen = parse_queues(queues)
-    sys.exit(run_worker(chosen, concurrency, name=name))
+    sys.exit(run_worker(chosen, concurrency, name=name, announce=click.echo))
 
 
 def parse_queues(text: str) -> list[str]:
@@ -708,7 +708,7 @@ def agent(rack: Path, name: str) -> None:
     inventory = load_rack(rack)
     os.environ[RACK_VARIABLE] = str(rack.absolute())
     queues = [f"{BOARD_QUEUE}.{kind}" for kind in inventory.board_kinds()]
-    sys.exit(run_worker(queues, len(inventory.boards), name=name))
+    sys.exit(run_worker(queues, len(inventory.boards), name=name, announce=click.echo))
 
 
 @main.command()

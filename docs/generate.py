@@ -111,6 +111,7 @@ def _default_text(name: str, entry: dict[str, Any], required: set[str]) -> str:
 
 _TYPE_WORDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
 _QUANTITY_PATTERN = r"^\s*[0-9.]+"  # a number with a unit, as text
+_NONSENSE = 1e5
 _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
 
 
@@ -133,8 +134,9 @@ def _scalar_text(entry: dict[str, Any]) -> str:
     if entry.get("pattern", "").startswith(_QUANTITY_PATTERN):
         return "quantity"
     word = _TYPE_WORDS.get(str(entry.get("type")), "anything")
-    bounds = [f"{sign} {entry[key]:g}" for key, sign in _BOUNDS if key in entry]
-    return " ".join([word, *bounds])
+    # Bounds that only keep nonsense out say nothing to the reader.
+    known = [(sign, entry[key]) for key, sign in _BOUNDS if key in entry and abs(entry[key]) < _NONSENSE]
+    return ", ".join([word, *(f"{sign} {bound:g}" for sign, bound in known)])
 
 
 GENERATED: dict[str, Callable[[], str]] = {"metrics": metrics, "cli": cli, "study-file": study_file}

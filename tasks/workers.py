@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -26,7 +27,15 @@ import redis
 
 from orchestrator.errors import OrchestratorError
 from tasks import messages
-from tasks.broker import BROKER_VARIABLE, BrokerAddressError, EmbeddedBroker, check_reachable, connect, tail
+from tasks.broker import (
+    BROKER_VARIABLE,
+    BrokerAddressError,
+    EmbeddedBroker,
+    check_reachable,
+    connect,
+    tail,
+    without_password,
+)
 from tasks.guardian import Guardian, kill_group
 from tasks.registry import stages_of_queues
 
@@ -41,10 +50,18 @@ class WorkersError(OrchestratorError):
     """Workers keep dying right after their start; the text ends with their log."""
 
 
-def run_worker(queues: Sequence[str], concurrency: int, *, name: str = "", log_level: str = "WARNING") -> int:
+def run_worker(
+    queues: Sequence[str],
+    concurrency: int,
+    *,
+    name: str = "",
+    log_level: str = "WARNING",
+    announce: Callable[[str], None] = lambda line: None,
+) -> int:
     """Serve ``queues`` with ``concurrency`` processes until told to stop; returns the exit status.
 
-    SIGTERM finishes the tasks under way; a second signal, or SIGQUIT, hands them back after at most a minute.
+    ``announce`` is told once what is served, when the broker has answered. SIGTERM finishes the tasks under way; a
+    second signal, or SIGQUIT, hands them back after at most a minute.
 
     Raises:
         BrokerAddressError: ``EDGEFRONT_BROKER_URL`` is not set.
@@ -58,6 +75,12 @@ def run_worker(queues: Sequence[str], concurrency: int, *, name: str = "", log_l
     from tasks.app import WARM_VARIABLE, WORKER_VARIABLE, app, worker_url  # Celery only where it is run
 
     check_reachable(worker_url())
+    announce(
+        f"serving {', '.join(queues)} of {without_password(worker_url())}, {concurrency} at once; "
+        "Ctrl-C finishes what is under way and stops"
+    )
+    # Celery warns root of pickled messages; ours are JSON and nothing else is accepted.
+    warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     if name:
         os.environ[WORKER_VARIABLE] = name
     os.environ[WARM_VARIABLE] = ",".join(stages_of_queues(messages.QUEUE_STAGES, tuple(queues)))

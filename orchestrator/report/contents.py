@@ -216,7 +216,7 @@ def _sources(trials: Sequence[Trial]) -> list[Json]:
         {
             "source": source.value,
             "text": SOURCE_TEXTS[source],
-            "quantities": [[name, note] for name, note in sorted(named.items())],
+            "quantities": [[title(name), note] for name, note in sorted(named.items())],
         }
         for source, named in quantities.items()
         if named

@@ -148,6 +148,23 @@ def test_queues_are_checked_before_a_worker_starts() -> None:
     assert "known kinds: nrf52-dk" in result.stderr
 
 
+def test_a_worker_says_what_it_serves_and_where_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import app, workers
+
+    class Served:
+        exitcode = 0
+
+        def start(self) -> None: ...
+
+    monkeypatch.setenv("EDGEFRONT_BROKER_URL", "redis://:sesame@lab:6379/0")
+    monkeypatch.setenv(app.WARM_VARIABLE, "")
+    monkeypatch.setattr(workers, "check_reachable", lambda url: None)
+    monkeypatch.setattr(app.app, "Worker", lambda **settings: Served())
+    result = call("worker", "--queues", "train,build", "--concurrency", "2")
+    assert result.exit_code == 0
+    assert "serving train, build of redis://:***@lab:6379/0, 2 at once" in result.output
+
+
 def test_the_agent_refuses_a_rack_file_with_a_mistake(tmp_path: Path) -> None:
     rack = tmp_path / "rack.toml"
     rack.write_text('[[board]]\nid = "a"\nkind = "nrf52-dk"\ndriver = "telepathy"\n')
