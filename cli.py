@@ -538,34 +538,19 @@ def vocabulary() -> Vocabulary:
 
 
 def _deep_mistakes(study: StudyFile) -> Iterator[Mistake]:
-    """What only shows when it is tried: the sampler's options, the data, the smallest and the largest network."""
-    import numpy as np
-
+    """What only shows when it is tried: the sampler's options, the data, the networks."""
     from orchestrator.proposers.registry import make_proposer
     from orchestrator.space import SearchSpace
     from orchestrator.studycheck import Mistake
-    from orchestrator.studyfile import section
-    from tasks.errors import PipelineError
-    from tasks.nn.datasets import load_dataset
-    from tasks.nn.families import build_network
+    from tasks.rehearsal import mistakes
 
-    space = SearchSpace.from_parameters(study.space)
     try:
-        make_proposer(study.sampler.name, space, study.sampler.options)
+        make_proposer(study.sampler.name, SearchSpace.from_parameters(study.space), study.sampler.options)
     except UsageError as error:
         field, _, text = str(error).partition(": ")
         yield Mistake(field=field, text=text)
-    try:
-        data = load_dataset(study.dataset, study.seed)
-    except PipelineError as error:
-        yield Mistake(field="dataset", text=str(error))
-        return
-    try:
-        for corner in (0.0, 1.0):
-            params = section(space.decode(np.full(space.dim, corner)), "network")
-            build_network(study.network, params, data.input_shape, data.n_classes, study.seed)
-    except PipelineError as error:
-        yield Mistake(field="network", text=str(error))
+    for field, text in mistakes(study):
+        yield Mistake(field=field, text=text)
 
 
 # ------------------------------------------------------------------------------------------ boards, workers, agent

@@ -79,7 +79,8 @@ def make_proposer(name: str, space: SearchSpace, options: Mapping[str, Any] | No
     try:
         return entry.build(space, chosen)
     except ValueError as error:
-        raise UsageError(f"sampler.options.{error}") from None
+        option, _, text = str(error).partition(" is ")
+        raise UsageError(f"sampler.options.{option}: found {text}") from None
 
 
 def _entry(name: str) -> _Entry:

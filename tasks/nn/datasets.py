@@ -133,6 +133,10 @@ def _npz_path(source: str) -> Path:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(path):
+        path.open("rb").close()  # a file that may not be read is no fault of its content
+        text = f"{path} is no .npz file, or only a part of one; write it with numpy.savez(path, x=…, y=…)"
+        raise Defect("bad_data", text)
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
@@ -149,15 +153,23 @@ def _call_user(reference: str, options: Mapping[str, Any]) -> dict[str, NDArray[
     function = load_function(reference, "data set")
     try:
         result = function(**options)
-    except Exception as error:  # the user's code runs here; whatever it raises is shown to the user
+    except (Exception, SystemExit) as error:  # the user's code runs here; whatever it raises is shown to the user
         raise Defect("bad_user_code", f"data set {reference!r} failed: {describe_error(error)}") from error
     if isinstance(result, Mapping):
-        return {str(key): np.asarray(value) for key, value in result.items()}
+        return {str(key): _as_array(reference, str(key), value) for key, value in result.items()}
     if isinstance(result, tuple | list) and len(result) in (2, 4):
-        return {key: np.asarray(value) for key, value in zip(("x", "y", "x_test", "y_test"), result, strict=False)}
+        named = zip(("x", "y", "x_test", "y_test"), result, strict=False)
+        return {key: _as_array(reference, key, value) for key, value in named}
     found = f"{type(result).__name__} of length {len(result)}" if hasattr(result, "__len__") else type(result).__name__
     expected = "(x, y), (x, y, x_test, y_test) or a dictionary with these names"
     raise Defect("bad_user_code", f"data set {reference!r} returned {found}; expected {expected}")
+
+
+def _as_array(reference: str, key: str, value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise Defect("bad_user_code", f"data set {reference!r}: {key} is no array: {error}") from error
 
 
 def raw_from_arrays(name: str, arrays: Mapping[str, NDArray[Any]], layout: str = "") -> RawData:
@@ -170,23 +182,33 @@ def raw_from_arrays(name: str, arrays: Mapping[str, NDArray[Any]], layout: str =
     x = _inputs(name, arrays, "x" if "x" in arrays else "x_train", layout)
     y = _labels(name, arrays, "y" if "y" in arrays else "y_train")
     has_test = "x_test" in arrays or "y_test" in arrays
-    n_classes = int(y.max(initial=0)) + 1
     classes = arrays.get("classes")
     return RawData(
         name=name,
         x=x,
         y=y,
-        class_names=tuple(str(c) for c in (range(n_classes) if classes is None else classes.ravel())),
+        class_names=tuple(str(c) for c in (range(_count_classes(name, y)) if classes is None else classes.ravel())),
         groups=arrays.get("groups"),
         test_x=_inputs(name, arrays, "x_test", layout) if has_test else None,
         test_y=_labels(name, arrays, "y_test") if has_test else None,
     )
 
 
+def _count_classes(name: str, y: NDArray[np.int64]) -> int:
+    """One more than the largest label; labels that leave classes out are refused, as no split could hold those."""
+    present = np.unique(y[y >= 0])
+    if len(present) and present[-1] + 1 != len(present):
+        found = ", ".join(map(str, present[:8])) + (" …" if len(present) > 8 else "")
+        text = f"the labels are {found}; allowed are 0 to {len(present) - 1} for {len(present)} classes: renumber them"
+        raise Defect("bad_data", f"data set {name}: {text}, for example with numpy.unique(y, return_inverse=True)")
+    return len(present)
+
+
 def _array(name: str, arrays: Mapping[str, NDArray[Any]], key: str) -> NDArray[Any]:
     if key not in arrays:
         found = ", ".join(sorted(arrays)) or "nothing"
-        raise Defect("bad_data", f"data set {name}: array {key!r} is missing; found {found}")
+        wanted = f"{key.removesuffix('_train')!r} is missing"
+        raise Defect("bad_data", f"data set {name}: array {wanted}; found {found}, needed are x and y")
     array = arrays[key]
     if array.dtype.kind not in "fiub":
         kinds = "numbers (float or integer)"
@@ -207,7 +229,8 @@ def _inputs(name: str, arrays: Mapping[str, NDArray[Any]], key: str, layout: str
     array = array.transpose([axis for axis in axes if axis >= 0])
     if -1 in axes:
         array = np.expand_dims(array, axes.index(-1))
-    return np.ascontiguousarray(array, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused with its place
+        return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def _labels(name: str, arrays: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.int64]:
@@ -215,7 +238,8 @@ def _labels(name: str, arrays: Mapping[str, NDArray[Any]], key: str) -> NDArray[
     if array.ndim != 1:
         text = f"{key} has the shape {array.shape}; allowed is (n,), one whole number a sample"
         raise Defect("bad_data", f"data set {name}: {text}")
-    labels = array.astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        labels = array.astype(np.int64)
     odd = np.flatnonzero(labels != array)
     if len(odd):
         raise Defect("bad_data", f"data set {name}: {key}[{odd[0]}] is {array[odd[0]]}; labels are 0, 1, 2 …")

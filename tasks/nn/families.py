@@ -223,14 +223,14 @@ def _build_users(reference: str, options: Mapping[str, Any], input_shape: tuple[
     function = load_function(reference, "network family")
     try:
         module = function(input_shape=input_shape, n_classes=n_classes, **options)
-    except Exception as error:  # the user's code runs here; whatever it raises is shown to the user
+    except (Exception, SystemExit) as error:  # the user's code runs here; whatever it raises is shown to the user
         raise Defect("bad_user_code", f"{where} failed: {describe_error(error)}") from error
     if not isinstance(module, nn.Module):
         raise Defect("bad_user_code", f"{where} returned {type(module).__name__}; expected a torch.nn.Module")
     try:
         with torch.no_grad():
             output = module.eval()(torch.zeros(2, *input_shape))
-    except Exception as error:  # as above: the forward pass is the user's code too
+    except (Exception, SystemExit) as error:  # as above: the forward pass is the user's code too
         raise Defect(
             "bad_user_code", f"{where}: inputs of shape {input_shape} fail: {describe_error(error)}"
         ) from error

@@ -17,6 +17,7 @@ from typing import Any
 
 from tasks.errors import Defect
 
+_OWN_FOLDER = Path(__file__).parents[1]
 IMPORT_PATH_VARIABLE = "EDGEFRONT_IMPORT_PATH"
 
 
@@ -71,7 +72,7 @@ def load_function(reference: str, what: str) -> Callable[..., Any]:
             places = ", ".join(str(folder) for folder in search_folders())
             raise Defect("bad_user_code", f"{what} {reference!r}: no module {module_name!r} in {places}") from error
         raise Defect("bad_user_code", f"{what} {reference!r}: {error}; install it into this environment") from error
-    except Exception as error:  # the user's module runs here; whatever it raises is shown to the user
+    except (Exception, SystemExit) as error:  # the user's module runs here; whatever it raises is shown to the user
         raise Defect("bad_user_code", f"{what} {reference!r} cannot be imported: {describe_error(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -82,6 +83,9 @@ def load_function(reference: str, what: str) -> Callable[..., Any]:
 
 def describe_error(error: BaseException) -> str:
     """``TypeError: … (mydata.py, line 12)``: the error with the innermost line of code it came from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    is_ours = not frames or Path(frames[-1].filename).is_relative_to(_OWN_FOLDER)
+    # A call with wrong arguments fails in our own line, and a syntax error tells its line itself.
+    is_told = is_ours or isinstance(error, SyntaxError)
+    where = "" if is_told else f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
     return f"{type(error).__name__}: {error}{where}"

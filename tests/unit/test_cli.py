@@ -76,7 +76,7 @@ def test_options_that_only_show_when_tried_are_mistakes_in_the_study_file(study_
     result = call("study", "check", str(study_file))
     assert result.exit_code == 2
     assert ":9: sampler.options" in result.stderr
-    assert ":3: network" in result.stderr
+    assert ": space.network.width.high: found 100000000" in result.stderr
 
 
 def test_data_is_found_beside_the_study_file(study_file: Path) -> None:

@@ -142,7 +142,11 @@ def load(n):
         ("load = 5\n", "'load' is no function"),
         ("import nonexistent_package_zz\n", "nonexistent_package_zz.*; install it"),
         ("def other(): pass\n", "'load' does not exist"),
-        ("1 +\n", "cannot be imported: SyntaxError"),
+        ("1 +\n", r"cannot be imported: SyntaxError: invalid syntax \(own_data_\d.py, line 1\)$"),
+        ("def load(a):\n    pass\n", r"missing 1 required positional argument: 'a'$"),
+        ("def load():\n    return [[1, 2], [3]], [0, 1]\n", "x is no array"),
+        ("import sys\n\ndef load():\n    sys.exit(3)\n", r"failed: SystemExit: 3 \(own_data_\d.py, line 4\)"),
+        ("import sys\nsys.exit(4)\n", r"cannot be imported: SystemExit: 4"),
     ],
 )
 def test_a_users_function_that_fails_is_told_where(
@@ -181,7 +185,11 @@ def with_nan(x: np.ndarray) -> np.ndarray:
         ("x", with_nan, r"x holds 2 values that are not finite, the first is nan at index \(3, 1, 2\)"),
         ("y", lambda y: y * 0, r"y holds one class only \(0\)"),
         ("y", lambda y: y - 1, r"y\[0\] is -1, allowed are 0 to 0"),
-        ("y", lambda y: y * 2, r"class 1 \(1\) has 0 samples; 3 splits need at least one each"),
+        ("y", lambda y: y * 2, r"the labels are 0, 2; allowed are 0 to 1 for 2 classes: renumber them"),
+        ("y", lambda y: y * 10**12, r"the labels are 0, 1000000000000; allowed are 0 to 1"),
+        ("y", lambda y: np.where(y == 1, np.nan, y), r"y\[1\] is nan; labels are 0, 1, 2"),
+        ("x", lambda x: x.astype(np.float64) * 1e300, r"x holds \d+ values that are not finite"),
+        ("classes", ["a", "b", "c"], r"class 2 \(c\) has 0 samples; 3 splits need at least one each"),
         ("y", lambda y: y[:-1], "x has 40 samples but y has 39 labels"),
         ("y", lambda y: y.reshape(-1, 1), r"y has the shape \(40, 1\); allowed is \(n,\)"),
         ("y", lambda y: y + 0.5, r"y\[0\] is 0.5; labels are 0, 1, 2"),
@@ -201,7 +209,7 @@ def test_bad_data_names_the_array_and_the_index(key: str, change: object, text: 
 
 def test_an_array_that_is_missing_is_named_with_what_is_there(tmp_path: Path) -> None:
     arrays = two_classes()
-    with pytest.raises(Defect, match="array 'y_train' is missing; found images, x"):
+    with pytest.raises(Defect, match="array 'y' is missing; found images, x, needed are x and y"):
         load_dataset(save(tmp_path, x=arrays["x"], images=arrays["x"]), 0)
 
 
@@ -211,10 +219,21 @@ def test_object_arrays_are_refused(tmp_path: Path) -> None:
         load_dataset(spec, 0)
 
 
-def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(Defect, match=r"text\.npz is no readable \.npz file|object array"):
-        load_dataset(Dataset(source=str(tmp_path / "text.npz")), 0)
+@pytest.mark.parametrize("damage", ["text", "nothing", "half", "one array"])
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "data.npz"
+    save(tmp_path, **two_classes())
+    whole = next(tmp_path.glob("*.npz")).read_bytes()
+    np.save(tmp_path / "one.npy", two_classes()["x"])
+    contents = {
+        "text": b"hello",
+        "nothing": b"",
+        "half": whole[: len(whole) // 2],
+        "one array": (tmp_path / "one.npy").read_bytes(),
+    }
+    path.write_bytes(contents[damage])
+    with pytest.raises(Defect, match=r"data\.npz is no \.npz file, or only a part of one; write it with numpy\.savez"):
+        load_dataset(Dataset(source=str(path)), 0)
 
 
 def test_a_missing_file_is_named_with_every_place_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

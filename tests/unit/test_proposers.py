@@ -281,9 +281,9 @@ def test_the_registry_knows_and_describes_every_proposer() -> None:
         ("ars", {"horizon": 2.5}, r"sampler\.options\.horizon: found 2\.5, allowed is a whole number"),
         ("ars", {"noise": True}, r"sampler\.options\.noise: found True"),
         ("ars", {"noise": float("inf")}, r"sampler\.options\.noise: found inf"),
-        ("ars", {"directions": 4, "top": 8}, r"sampler\.options\.top is 8, allowed is at most directions = 4"),
-        ("ars", {"draws": 0}, r"sampler\.options\.draws is 0"),
-        ("nsga2", {"population": 1}, r"sampler\.options\.population is 1, allowed are whole numbers from 2"),
+        ("ars", {"directions": 4, "top": 8}, r"sampler\.options\.top: found 8, allowed is at most directions = 4"),
+        ("ars", {"draws": 0}, r"sampler\.options\.draws: found 0"),
+        ("nsga2", {"population": 1}, r"sampler\.options\.population: found 1, allowed are whole numbers from 2"),
     ],
 )
 def test_a_wrong_name_or_option_is_a_usage_error(name: str, options: dict[str, object], message: str) -> None:
