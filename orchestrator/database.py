@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -60,6 +61,11 @@ def check_database(database: Path, *, is_new: bool) -> None:
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
         tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if is_new and not tables and (database.parent / "artifacts").exists():
+        raise StudyError(
+            f"{database} is empty, but {database.parent} holds the artifacts of a study: its database was lost. "
+            "Restore it from a copy, or delete it to begin the study anew."
+        )
     known = {"studies", "trials", "edgefront_study"}
     if tables and not tables & known:
         raise StudyError(
@@ -80,10 +86,18 @@ def explained(database: Path) -> Iterator[None]:
         yield
     except (sqlite3.DatabaseError, DBAPIError, StorageInternalError) as error:
         cause = str(getattr(error, "orig", None) or error.__cause__ or error).splitlines()[0]
-        if "disk is full" in cause or "disk I/O" in cause:
-            advice = "Free some space and run the same command again; nothing that was recorded is lost."
-        elif "locked" in cause:
-            advice = "Another program holds it; end that one and run the same command again."
-        else:
-            advice = "It is damaged or no database: restore it from a copy, or move it away to begin the study anew."
+        advice = _advice(cause, database)
         raise StudyError(f"{database}: {cause}. {advice}") from error
+
+
+def _advice(cause: str, database: Path) -> str:
+    if "disk is full" in cause or "disk I/O" in cause:
+        return "Free some space and run the same command again; nothing that was recorded is lost."
+    if "locked" in cause:
+        return "Another program holds it; end that one and run the same command again."
+    if database.is_file() and not (os.access(database.parent, os.W_OK) and os.access(database, os.W_OK)):
+        return (
+            f"The folder {database.parent} and what is in it must be writable, even to look at a study; make them so, "
+            "or copy the folder to where you may write."
+        )
+    return "It is damaged or no database: restore it from a copy, or move it away to begin the study anew."

@@ -8,15 +8,17 @@ first result of a stage counts; what arrives later is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, Row
 
 from orchestrator.errors import StudyError
 from orchestrator.records import Ending, Event, Fault, FaultKind, Json, Outcome, Params, StageResult, Value, Violation
+
+T = TypeVar("T")
 
 LEDGER_VERSION = 1
 
@@ -190,8 +192,8 @@ class Ledger:
             study_id=row.study_id,
             name=row.name,
             created_at=row.created_at,
-            file=json.loads(row.file),
-            objectives=json.loads(row.objectives),
+            file=_read(row.file, dict),
+            objectives=_read(row.objectives, dict),
             active_seconds=row.active_seconds,
         )
 
@@ -231,13 +233,13 @@ class Ledger:
         if trial is not None:
             query = query.where(_results.c.trial == trial)
         with self._engine.connect() as connection:
-            return [StageResult.from_json(json.loads(text)) for text in connection.scalars(query)]
+            return [_read(text, StageResult.from_json) for text in connection.scalars(query)]
 
     def events(self) -> list[tuple[str, Event]]:
         """UTC stamp and event, oldest first."""
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(_events).order_by(_events.c.id))
-            return [(row.at, Event(name=row.name, fields=json.loads(row.fields))) for row in rows]
+            return [(row.at, Event(name=row.name, fields=_read(row.fields, dict))) for row in rows]
 
     def record_candidate(self, trial: int, params: Params, seed: int, at: str) -> None:
         with self._engine.begin() as connection:
@@ -340,6 +342,21 @@ def outcome_to_json(outcome: Outcome) -> Json:
     }
 
 
+def _read(text: str, decode: Callable[[Any], T]) -> T:
+    """The record that is kept as JSON in ``text``.
+
+    Raises:
+        StudyError: it is damaged, or of another version.
+    """
+    try:
+        return decode(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StudyError(
+            f"the study's database holds a record that cannot be read ({error!r}): {text[:80]!r}. It is damaged or "
+            "written by another version; restore it from a copy, or move it away to begin the study anew."
+        ) from error
+
+
 def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
     return Outcome(
         ending=Ending(data["ending"]),
@@ -367,17 +384,17 @@ def _insert_events(connection: Connection, events: Sequence[Event], at: str) -> 
 def _candidate(row: Row[Any]) -> CandidateRow:
     return CandidateRow(
         trial=row.trial,
-        params=json.loads(row.params),
+        params=_read(row.params, dict),
         seed=row.seed,
         state=row.state,
         told=row.told,
         started_at=row.started_at,
         ended_at=row.ended_at,
-        outcome=outcome_from_json(json.loads(row.outcome)) if row.outcome else None,
+        outcome=_read(row.outcome, outcome_from_json) if row.outcome else None,
     )
 
 
 def _attempt(row: Row[Any]) -> StageAttempt:
     fields = dict(row._mapping)
-    fields["fault"] = Fault.from_json(json.loads(row.fault)) if row.fault else None
+    fields["fault"] = _read(row.fault, Fault.from_json) if row.fault else None
     return StageAttempt(**fields)

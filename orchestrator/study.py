@@ -275,11 +275,18 @@ class Study:
 def _assemble(folder: Path, ledger: Ledger, study: optuna.Study, storage: RDBStorage) -> Study:
     row = ledger.study()
     assert row is not None
+    try:
+        file, objectives = StudyFile.from_json(row.file), _objectives_from_json(row.objectives)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError(
+            f"{folder / DATABASE_FILE}: its study file cannot be read: {error}. It is damaged or written by another "
+            "version; restore it from a copy, or move it away to begin the study anew."
+        ) from error
     return Study(
         folder=folder,
-        file=StudyFile.from_json(row.file),
+        file=file,
         study_id=row.study_id,
-        objectives=_objectives_from_json(row.objectives),
+        objectives=objectives,
         optuna=study,
         ledger=ledger,
         created_at=row.created_at,

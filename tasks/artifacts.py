@@ -37,7 +37,7 @@ class ArtifactAltered(TransientFault):
 
     def __init__(self, sha256: str, location: str, found: str) -> None:
         super().__init__(
-            "artifact_altered", f"artifact {sha256} was altered: {location} now hashes to {found}; it is made again"
+            "artifact_altered", f"artifact {sha256} was altered: {location} now hashes to {found}"
         )
         self.sha256 = sha256
 

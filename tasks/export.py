@@ -21,11 +21,11 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from mcu_agent.kinds import BoardKind
-from orchestrator.errors import UsageError
+from orchestrator.errors import StudyError, UsageError
 from orchestrator.quantities import exact, show, title
 from orchestrator.records import Json, Outcome, Params, ParamValue, Value
 from orchestrator.studyfile import StudyFile
-from tasks.errors import Defect
+from tasks.errors import Defect, TransientFault
 from tasks.firmware.toolchain import gcc_flags
 from tasks.stage import Artifacts
 
@@ -61,7 +61,7 @@ def export_trial(exported: Exported, artifacts: Artifacts, folder: Path) -> list
 
     Raises:
         UsageError: the folder holds something, or is a file.
-        TransientFault: an artifact is missing or altered (its text says which).
+        StudyError: an artifact is missing or altered (its text says which).
         Defect: the trial has no firmware, or its artifacts are not what the build stage writes.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -105,7 +105,13 @@ def _read_artifacts(exported: Exported, artifacts: Artifacts) -> dict[str, bytes
     missing = [name for name in _NEEDED if name not in names]
     if missing:
         raise Defect("no_firmware", f"trial {exported.trial} has no {', '.join(missing)}; only complete trials have")
-    return {name: artifacts.get_bytes(names[name]) for name in (*_NEEDED, "onnx_float") if name in names}
+    try:
+        return {name: artifacts.get_bytes(names[name]) for name in (*_NEEDED, "onnx_float") if name in names}
+    except TransientFault as error:
+        raise StudyError(
+            f"trial {exported.trial} cannot be exported: {error.detail}. Restore the file from a copy, or export "
+            "another trial; the study itself goes on without it."
+        ) from error
 
 
 def _unzip(data: bytes) -> dict[str, bytes]:

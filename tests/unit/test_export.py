@@ -19,8 +19,9 @@ import pytest
 from report_trials import study_file
 
 from mcu_agent.kinds import load_kind
-from orchestrator.errors import UsageError
+from orchestrator.errors import StudyError, UsageError
 from orchestrator.records import Ending, Outcome, Source, Value
+from tasks.artifacts import ArtifactStore
 from tasks.errors import Defect
 from tasks.export import Exported, export_trial, project_files
 from tasks.firmware.compiler import compile_graph
@@ -201,6 +202,18 @@ def test_a_trial_without_firmware_is_refused_before_anything_is_written(tmp_path
     stripped = Exported(study=whole.study, trial=3, params={}, outcome=without, kind=whole.kind)
     with pytest.raises(Defect, match="trial 3 has no sources, elf, layers, vectors"):
         export_trial(stripped, artifacts, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_trial_whose_artifact_was_lost_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    memory = MemoryArtifacts()
+    whole = exported(memory)
+    for sha256 in whole.outcome.artifacts.values():
+        store.put_bytes(memory.get_bytes(sha256))
+    Path(store.path_of(whole.outcome.artifacts["elf"])).write_bytes(b"altered")
+    with pytest.raises(StudyError, match=r"trial \d+ cannot be exported: .*was altered.*export another trial"):
+        export_trial(whole, store, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

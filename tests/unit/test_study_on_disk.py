@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -158,6 +159,47 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StudyError, match=r"another program.*recipes"):
         make_study(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("UPDATE edgefront_study SET file = 'no JSON'", "holds a record that cannot be read"),
+        ("UPDATE edgefront_study SET file = '{\"name\": 3}'", "its study file cannot be read"),
+        ("UPDATE edgefront_study SET objectives = '{}'", "its study file cannot be read"),
+        ("UPDATE edgefront_candidates SET params = '['", "holds a record that cannot be read"),
+        ("UPDATE edgefront_candidates SET outcome = '{}'", "holds a record that cannot be read"),
+    ],
+)
+def test_records_that_cannot_be_read_are_an_error_and_not_a_traceback(study: Study, change: str, part: str) -> None:
+    study.ledger.record_candidate(0, {"x": 1.0}, 1, "2026-01-01T00:00:00")
+    study.close()
+    with sqlite3.connect(study.folder / DATABASE_FILE) as connection:
+        connection.execute(change)
+    with pytest.raises(StudyError, match=part):
+        Study.open(study.folder).trials()
+
+
+def test_an_empty_database_among_artifacts_is_not_begun_anew(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "small")
+    study.close()
+    (tmp_path / "small" / "artifacts").mkdir()
+    for path in (tmp_path / "small").glob("study.db*"):
+        path.unlink()
+    (tmp_path / "small" / DATABASE_FILE).touch()
+    with pytest.raises(StudyError, match=r"study\.db is empty.*its database was lost"):
+        make_study(tmp_path / "small")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_that_cannot_be_written_is_told_from_a_damaged_database(study: Study) -> None:
+    study.close()
+    study.folder.chmod(0o500)
+    try:
+        with pytest.raises(StudyError, match="must be writable"):
+            Study.open(study.folder)
+    finally:
+        study.folder.chmod(0o700)
 
 
 def test_a_creation_that_was_interrupted_is_finished(tmp_path: Path) -> None:
