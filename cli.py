@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 EXIT_RUN, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _STUDIES = "studies"
+_LAB_HINT = """broker at {broker}: stages wait there until somebody serves them
+  edgefront worker --queues build,train
+  edgefront agent --rack FILE     with a {board}"""
 
 
 class _Failure(click.ClickException):
@@ -221,6 +224,7 @@ def _run_study(study: Study, options: RunOptions, console: Console, stop: thread
     from orchestrator.metrics import MetricsServer, PrometheusSink
     from orchestrator.sampler import make_sampler
     from orchestrator.view import FanOut
+    from tasks.broker import without_password
 
     registry = CollectorRegistry()
     clock = SystemClock()
@@ -231,6 +235,8 @@ def _run_study(study: Study, options: RunOptions, console: Console, stop: thread
         if not options.is_json:
             console.print(f"metrics at {server.url}", style="dim")
         lab = _start_lab(study, options, stack)
+        if lab is not None and not lab.is_embedded and not options.is_json:
+            console.print(_LAB_HINT.format(broker=without_password(lab.url), board=study.file.board), style="dim")
         view = _open_view(study, options, console, stack)
         sink = study.recording(FanOut(view, PrometheusSink(registry, study.file.name)), clock.now_iso)
         evaluator = _make_evaluator(study, lab, sink)

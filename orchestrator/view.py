@@ -26,6 +26,9 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _STAGE_MARKS = {"done": "[green]●[/]", "now": "[yellow]◉[/]", "queued": "[dim yellow]○[/]", "ahead": "[dim]·[/]"}
 _ENDING_STYLES = {"complete": "green", "infeasible": "yellow", "fault": "red"}
 _FRAMES_PER_SECOND = 4
+# The terminal writes ^C at the cursor, behind the picture; in the last column it would go on to the next line, and the
+# picture be drawn one line too low.
+_ECHO_COLUMNS = 3
 _WIDE = 100  # columns from which on there is room for why a trial is infeasible
 
 
@@ -136,12 +139,13 @@ class StudyScreen:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._progress.lock:
-            width = options.max_width
+            width = max(20, options.max_width - _ECHO_COLUMNS)
             room = max(3, (options.height or console.height) - 14 - len(self._progress.running))
             yield Panel(
                 Group(self._headline(), Text(), self._running(width), Text(), self._ended(min(room, 10), width)),
                 title=f"[bold]edgefront[/] {self._progress.name}",
                 border_style="cyan",
+                width=width,
             )
 
     def _headline(self) -> Table:

@@ -200,3 +200,10 @@ def test_a_narrow_terminal_shows_every_value_and_a_wide_one_the_reason_too() -> 
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert all(part in text for part in ("infeasible", "50.42 %", "12.4 KiB", "1.8 KiB", "629 µs", "74.8 µJ"))
         assert ("latency is over the limit" in text) is (width == 140)
+
+
+def test_the_picture_leaves_room_for_what_the_terminal_writes_behind_it() -> None:
+    console = Console(width=80, height=30, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(StudyScreen(Progress(lambda: 0.0), {"error": "1"}, ("gate",), lambda: 0.0))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(len(line.rstrip()) for line in lines) == 80 - len("^C") - 1
