@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections import deque
@@ -89,7 +90,8 @@ class CeleryEvaluator:
     recorded it. Whoever dies in between is given it again.
 
     Raises (``submit``, ``collect``, ``lost``):
-        OrchestratorError: the broker was away for longer than ``patience_s``, or ``check`` says so.
+        OrchestratorError: the broker was away for longer than ``patience_s`` or refuses to work (its disk or memory is
+            full), or ``check`` says so.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -146,7 +148,9 @@ class CeleryEvaluator:
         return self._patiently(lambda: self._lost(task_ids))
 
     def close(self) -> None:
-        self._forget_returned()
+        # Results that stay behind are given again to the next run, which passes over them.
+        with contextlib.suppress(redis.RedisError, OSError):
+            self._delete_returned()
         self._client.close()
         self._app.close()
 
@@ -208,9 +212,12 @@ class CeleryEvaluator:
             self._sink.emit(Event(name="boards", fields={"busy": busy, "free": self._boards - busy}))
 
     def _forget_returned(self) -> None:
+        self._patiently(self._delete_returned)
+
+    def _delete_returned(self) -> None:
         if self._returned:
-            returned, self._returned = self._returned, []
-            self._patiently(lambda: self._client.xdel(messages.results_key(self._study_id), *returned))
+            self._client.xdel(messages.results_key(self._study_id), *self._returned)
+            self._returned = []
 
     def _newest_event(self) -> bytes:
         newest: Any = self._client.xrevrange(messages.events_key(self._study_id), count=1)
@@ -269,7 +276,13 @@ class CeleryEvaluator:
         while True:
             try:
                 return action()
-            except (redis.ConnectionError, redis.TimeoutError, OperationalError, OSError) as error:
+            except (redis.RedisError, OperationalError, OSError) as error:
+                refusal = _refusal(error)
+                if refusal is not None:
+                    raise OrchestratorError(
+                        f"the broker at {without_password(self._url)} refuses to work: {str(refusal).rstrip('.')}."
+                        f"{_remedy(refusal)} Nothing is lost; the same command goes on when it works again."
+                    ) from error
                 self._check()
                 if monotonic() > deadline:
                     raise OrchestratorError(
@@ -277,6 +290,19 @@ class CeleryEvaluator:
                         "Nothing is lost; the same command goes on when it is back."
                     ) from error
                 time.sleep(0.2)
+
+
+def _refusal(error: BaseException | None) -> redis.ResponseError | None:
+    """The answer of a server that is there and refuses, also where Celery has wrapped it."""
+    while error is not None and not isinstance(error, redis.ResponseError):
+        error = error.__cause__
+    return error
+
+
+def _remedy(error: redis.ResponseError) -> str:
+    if "MISCONF" in str(error) or "No space left" in str(error):
+        return " Free some space on its disk."
+    return " Give it more memory." if isinstance(error, redis.exceptions.OutOfMemoryError) else ""
 
 
 def _profile_timeout_s(request: StageRequest) -> float:

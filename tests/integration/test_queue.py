@@ -259,6 +259,17 @@ def test_a_broker_that_stays_away_ends_the_run_with_a_message(tmp_path: Path, br
         broker.restart()
 
 
+def test_a_broker_that_refuses_to_work_ends_the_run_with_a_message(tmp_path: Path, broker: EmbeddedBroker) -> None:
+    with evaluator(broker.url, tmp_path) as one:
+        client = connect(broker.url)
+        client.set("filling", "x" * 1000)
+        client.config_set("maxmemory", "1")  # what a full disk does to it as well: every write is refused
+        with pytest.raises(OrchestratorError, match=r"\*\*\*.*refuses to work: .*Give it more memory.*Nothing is lost"):
+            one.submit(request())
+        client.config_set("maxmemory", "0")
+        client.close()
+
+
 def test_a_task_of_a_dead_process_is_lost_and_its_message_is_dropped_when_it_comes_back(
     tmp_path: Path, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
