@@ -6,6 +6,7 @@ load, and ``edgefront --help`` or ``status`` must not wait for what they do not 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -76,7 +77,9 @@ class _Edgefront(click.Group):
 
 def _os_error_text(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"
+    full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    advice = "; free some space and run the same command again, nothing is lost" if full else ""
+    return f"{where}{error.strerror or error}{advice}"
 
 
 @click.group(cls=_Edgefront, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

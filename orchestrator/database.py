@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from orchestrator.errors import StudyError
 
 BUSY_TIMEOUT_S = 60
+_LONGEST_PATH = 500  # 512 with what SQLite appends for its journals
 
 
 def open_storage(database: Path) -> RDBStorage:
@@ -95,6 +96,9 @@ def _advice(cause: str, database: Path) -> str:
         return "Free some space and run the same command again; nothing that was recorded is lost."
     if "locked" in cause:
         return "Another program holds it; end that one and run the same command again."
+    n_bytes = len(os.fsencode(database.absolute()))
+    if n_bytes > _LONGEST_PATH and "unable to open" in cause:
+        return f"Its path is {n_bytes} bytes long and SQLite takes about {_LONGEST_PATH}: choose a shorter --studies."
     if database.is_file() and not (os.access(database.parent, os.W_OK) and os.access(database, os.W_OK)):
         return (
             f"The folder {database.parent} and what is in it must be writable, even to look at a study; make them so, "

@@ -70,8 +70,12 @@ def save_downloads(trial: Trial, folder: Path, read: ReadArtifact) -> list[tuple
 
 def _replace(path: Path, data: bytes) -> None:
     half = path.with_name(path.name + ".half")
-    half.write_bytes(data)
-    half.replace(path)
+    try:
+        half.write_bytes(data)
+        half.replace(path)
+    except OSError as error:  # a full disk: the last report stays, and its name is not in the error
+        half.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _text_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -243,3 +244,10 @@ def test_every_link_in_the_documentation_leads_somewhere() -> None:
     for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")]:
         for link in re.findall(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.relative_to(ROOT)} links to {link}"
+
+
+def test_a_full_disk_is_said_with_the_file_and_what_to_do() -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", "studies/mine/report.html")
+    text = cli._os_error_text(error)
+    assert text.startswith("studies/mine/report.html: No space left on device; free some space")
+    assert cli._os_error_text(OSError(errno.EACCES, "Permission denied", "x")) == "x: Permission denied"

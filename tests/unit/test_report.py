@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from report_trials import MadeUpTrial, made_up_trials, report_input, study_file
 
 from orchestrator.records import Ending, Outcome, Source, Value
+from orchestrator.report import write
 from orchestrator.report.contents import contents, layers_of
 from orchestrator.report.page import render, script_json
 
@@ -127,3 +129,19 @@ def test_parameters_that_are_fixed_are_not_drawn() -> None:
     space = {"network.width": {"type": "int", "low": 4, "high": 32}, "network.depth": 2}
     page = contents(report_input(study=study_file(space=space)))
     assert page["params"] == ["network.width"]
+
+
+def test_a_disk_too_full_for_the_new_report_leaves_the_last_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_bytes(b"the last one")
+
+    def fail(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*report\.html'"):
+        write._replace(path, b"a new one")
+    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("report.html", b"the last one")]

@@ -202,6 +202,12 @@ def test_a_folder_that_cannot_be_written_is_told_from_a_damaged_database(study: 
         study.folder.chmod(0o700)
 
 
+def test_a_path_too_long_for_the_database_is_said(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["deeper" * 20] * 5, "small")
+    with pytest.raises(StudyError, match=r"bytes long .* choose a shorter --studies"):
+        make_study(deep)
+
+
 def test_a_creation_that_was_interrupted_is_finished(tmp_path: Path) -> None:
     whole = make_study(tmp_path / "small")
     whole.close()
