@@ -141,7 +141,16 @@ function pointTrace(name, members, x, y, marker) {
   };
 }
 
+function drawEmpty(id, text) {
+  Plotly.purge(id);
+  $(id).replaceChildren(element("p", { class: "empty" }, text));
+}
+
 function drawFront() {
+  if (!trials.some((trial) => Object.keys(trial.values).length)) {
+    drawEmpty("front-plot", "No trial has ended yet.");
+    return;
+  }
   const x = quantities.get($("x-axis").value), y = quantities.get($("y-axis").value);
   const colour = quantities.get($("colour").value);
   const placed = trials.filter((trial) => scaled(trial, x) !== null && scaled(trial, y) !== null);
@@ -266,6 +275,10 @@ function drawDetail() {
 // ---------------------------------------------------------------- history, test, parallel coordinates
 
 function drawHistory() {
+  if (!report.history.length) {
+    drawEmpty("history-plot", "No trial has ended yet.");
+    return;
+  }
   const x = report.history.map(([number]) => number), y = report.history.map(([, value]) => value);
   const shapes = report.initial < (x.at(-1) ?? 0)
     ? [{ type: "line", xref: "x", yref: "paper", x0: report.initial, x1: report.initial, y0: 0, y1: 1, line: { color: css("quiet"), width: 1, dash: "dot" } }]
@@ -287,6 +300,10 @@ function drawHistory() {
 function drawTest() {
   const members = front.filter((trial) => amount(trial, "error") !== undefined)
     .sort((a, b) => amount(a, "error") - amount(b, "error"));
+  if (!members.length) {
+    drawEmpty("test-plot", "No trial is on the front yet.");
+    return;
+  }
   const labels = members.map((trial) => String(trial.number));
   const share = (trial, name) => (amount(trial, name) === undefined ? null : 100 * amount(trial, name));
   const link = { x: [], y: [] };
@@ -338,7 +355,8 @@ function drawParallel() {
   const pool = $("only-front").checked ? front : trials.filter((trial) => trial.state === "complete");
   const members = pool.filter((trial) => report.objectives.every(({ name }) => amount(trial, name) !== undefined));
   const plot = $("parallel-plot");
-  if (!members.length) { Plotly.purge(plot); plot.textContent = "No complete trial yet."; return; }
+  if (!members.length) { drawEmpty("parallel-plot", "No complete trial yet."); return; }
+  plot.querySelector(".empty")?.remove();
   const names = report.params.filter((name) => members.every((trial) => name in trial.params));
   const labels = shortLabels(names);
   const dimensions = names.map((name, index) =>
@@ -500,7 +518,7 @@ setUpExport();
 setUpTheme();
 $("only-front").addEventListener("change", drawParallel);
 drawAll();
-$("front-plot").on("plotly_click", (event) => {
+$("front-plot").on?.("plotly_click", (event) => {
   const number = event.points[0].customdata;
   if (number !== undefined) choose(number);
 });
