@@ -7,12 +7,14 @@ for in the same folders.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tasks.errors import Defect
@@ -30,7 +32,7 @@ def is_reference(text: str) -> bool:
 def search_folders() -> list[Path]:
     """Where the user's files are looked for, in this order."""
     listed = os.environ.get(IMPORT_PATH_VARIABLE, "")
-    return [Path(part) for part in listed.split(os.pathsep) if part] + [Path.cwd()]
+    return list(dict.fromkeys([*(Path(part) for part in listed.split(os.pathsep) if part), Path.cwd()]))
 
 
 def add_search_folder(folder: Path) -> None:
@@ -74,11 +76,43 @@ def load_function(reference: str, what: str) -> Callable[..., Any]:
         raise Defect("bad_user_code", f"{what} {reference!r}: {error}; install it into this environment") from error
     except (Exception, SystemExit) as error:  # the user's module runs here; whatever it raises is shown to the user
         raise Defect("bad_user_code", f"{what} {reference!r} cannot be imported: {describe_error(error)}") from error
+    _remember_code(module)
     function = getattr(module, function_name, None)
     if not callable(function):
         found = "is no function" if function is not None else "does not exist"
         raise Defect("bad_user_code", f"{what} {reference!r}: {function_name!r} {found} in {module.__file__}")
     return function  # type: ignore[no-any-return]
+
+
+# By module: the object, and the hash of its files when it was imported. Files that change later do not change it.
+_code: dict[str, tuple[ModuleType, str]] = {}
+
+
+def code_sha256(reference: str, what: str) -> str:
+    """A hash of the code that ``module:function`` was imported from: the module's file, or all of its package's. What
+    it imports from elsewhere is not part of it.
+
+    Raises:
+        Defect: as :func:`load_function`.
+    """
+    load_function(reference, what)
+    return _code[reference.partition(":")[0]][1]
+
+
+def _remember_code(module: ModuleType) -> None:
+    if _code.get(module.__name__, (None, ""))[0] is not module:
+        _code[module.__name__] = (module, _hash_of_files(module))
+
+
+def _hash_of_files(module: ModuleType) -> str:
+    package = sys.modules[module.__name__.partition(".")[0]]
+    folders = [Path(folder) for folder in getattr(package, "__path__", ())]
+    files = [path for folder in folders for path in folder.rglob("*.py")] or [Path(module.__file__ or "")]
+    digest = hashlib.sha256()
+    for path in sorted(files, key=lambda path: path.name):
+        if path.is_file():
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def describe_error(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from tasks.errors import Defect
 from tasks.nn import umafall
 from tasks.nn.datasets import dataset_names, dataset_options, describe, load_dataset, raw_from_arrays
 from tasks.nn.samples import RawData, split_data
-from tasks.nn.usercode import add_search_folder
+from tasks.nn.usercode import add_search_folder, search_folders
 
 
 def save(folder: Path, **arrays: object) -> Dataset:
@@ -381,3 +381,9 @@ def test_the_real_recordings_keep_persons_apart() -> None:
     marked = split_data(replace(raw_data, x=person), validation=0.2, test=0.2, seed=0)
     people = [set(np.unique(part.x).tolist()) for part in (marked.train, marked.validation, marked.test)]
     assert sum(len(part) for part in people) == len(set.union(*people)) == 18
+
+
+def test_a_folder_that_is_named_twice_is_looked_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEFRONT_IMPORT_PATH", str(tmp_path))
+    assert search_folders() == [tmp_path]
