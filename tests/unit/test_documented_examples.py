@@ -55,3 +55,26 @@ def test_the_rack_file_of_the_first_board_is_a_right_one(tmp_path: Path) -> None
     rack.write_text(blocks("first-board.md", "toml")[0])
     result = CliRunner().invoke(cli.main, ["boards", "--rack", str(rack)])
     assert "bench-2" in result.output, result.output
+
+
+def all_pages() -> list[Path]:
+    root = DOCS.parent
+    return sorted([*DOCS.rglob("*.md"), *root.glob("*.md"), *(root / "bench").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", all_pages(), ids=lambda page: page.name)
+def test_no_link_of_a_page_leads_nowhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)]*)\)", text):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            names = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor in names, f"{target}#{anchor}"
+
+
+def test_every_decision_is_listed() -> None:
+    folder = DOCS / "decisions"
+    listed = re.findall(r"\((\d{4}-[^)]*\.md)\)", (folder / "README.md").read_text(encoding="utf-8"))
+    assert listed == sorted(path.name for path in folder.glob("[0-9]*.md"))
