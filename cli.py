@@ -128,7 +128,7 @@ class RunOptions:
     metrics_address: str
 
 
-@main.command()
+@main.command(short_help="Search until the budget is spent; again: go on.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @_studies_option
 @click.option(
@@ -367,7 +367,7 @@ def open_study(name: str, studies: Path) -> Study:
     raise UsageError(f"no study {name!r} in the folder {studies}; {there}. Choose another folder with --studies.")
 
 
-@main.command()
+@main.command(short_help="Say how a study stands, while it runs too.")
 @click.argument("study")
 @_studies_option
 @_json_option
@@ -400,7 +400,7 @@ def _summary_view(study: Study) -> Any:
     return summary_view(_summary(study))
 
 
-@main.command()
+@main.command(short_help="Write the HTML report as it stands.")
 @click.argument("study")
 @_studies_option
 @click.option("--open", "is_open", is_flag=True, help="Open it in the browser.")
@@ -446,7 +446,7 @@ def _write_report(study: Study, studies: Path) -> Path:
     )
 
 
-@main.command()
+@main.command(short_help="Write a trial as a C project that tests itself.")
 @click.argument("study")
 @_studies_option
 @click.option("--trial", type=click.IntRange(min=0), required=True, help="Number of a complete trial.")
@@ -485,12 +485,12 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
 # ----------------------------------------------------------------------------------------------- study files
 
 
-@main.group()
+@main.group(short_help="Check study files and help editors with them.")
 def study() -> None:
     """Check study files and help editors with them."""
 
 
-@study.command()
+@study.command(short_help="Explain a study file, or list its mistakes.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def check(file: Path) -> None:
     """Explain FILE in words, or list every mistake in it with its line.
@@ -507,7 +507,7 @@ def check(file: Path) -> None:
     click.echo(f"\ndata: {describe(loaded.dataset, loaded.seed)}")
 
 
-@study.command()
+@study.command(short_help="Print the JSON Schema of study files.")
 def schema() -> None:
     """Print the JSON Schema of study files, for editors that complete and check YAML.
 
@@ -565,7 +565,7 @@ def _deep_mistakes(study: StudyFile) -> Iterator[Mistake]:
 # ------------------------------------------------------------------------------------------ boards, workers, agent
 
 
-@main.command()
+@main.command(short_help="List board kinds, or the boards of a rack.")
 @click.option("--rack", type=click.Path(path_type=Path, dir_okay=False), help="List the boards of this rack file.")
 @_json_option
 def boards(rack: Path | None, as_json: bool) -> None:
@@ -631,7 +631,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-@main.command()
+@main.command(short_help="Serve queues of a lab's broker.")
 @click.option("--queues", required=True, help="Comma-separated: build, train, board.KIND.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True, help="Tasks at once.")
 @click.option("--name", default="", help="Name in logs and on the screen; default: the host's.")
@@ -671,7 +671,7 @@ def parse_queues(text: str) -> list[str]:
     return queues
 
 
-@main.command()
+@main.command(short_help="Offer the boards of a rack to a lab.")
 @click.option(
     "--rack",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -705,7 +705,7 @@ def agent(rack: Path, name: str) -> None:
     sys.exit(run_worker(queues, len(inventory.boards), name=name, announce=click.echo))
 
 
-@main.command()
+@main.command(short_help="Say what is installed and what is missing.")
 @_json_option
 @_studies_option
 def doctor(as_json: bool, studies: Path) -> None:
