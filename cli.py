@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -134,7 +135,7 @@ class RunOptions:
 @click.option(
     "--workers", default="", metavar="train=N,build=N,boards=N", help="Worker processes, instead of the study file's."
 )
-@click.option("--trials", type=click.IntRange(min=1), help="Budget of trials, instead of the study file's.")
+@click.option("--trials", type=click.IntRange(1, 1_000_000), help="Budget of trials, instead of the study file's.")
 @click.option("--inline", is_flag=True, help="Run every stage in this process, without queue and workers.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Port of /metrics; 0: any free one.")
 @click.option("--metrics-address", default="127.0.0.1", show_default=True, help="Interface of /metrics.")
@@ -176,15 +177,17 @@ def parse_workers(text: str) -> dict[str, int]:
     """``"train=2,boards=1"`` → ``{"train_workers": 2, "boards": 1}``.
 
     Raises:
-        UsageError: an unknown kind, or a number that is none or below 1.
+        UsageError: an unknown kind, or a number that is none or out of range.
     """
+    from orchestrator.studyfile import MOST_WORKERS
+
     fields = {"train": "train_workers", "build": "build_workers", "boards": "boards"}
     counts = {}
     for part in filter(None, text.replace(" ", "").split(",")):
         kind, _, number = part.partition("=")
-        if kind not in fields or not number.isdecimal() or int(number) < 1:
+        if kind not in fields or not number.isdecimal() or not 1 <= int(number) <= MOST_WORKERS:
             raise UsageError(
-                f"--workers: found {part!r}; allowed are train=N, build=N and boards=N with N of 1 or more"
+                f"--workers: found {part!r}; allowed are train=N, build=N and boards=N with N from 1 to {MOST_WORKERS}"
             )
         counts[fields[kind]] = int(number)
     return counts
@@ -197,6 +200,7 @@ def run_file(options: RunOptions) -> StudyEnd:
     from mcu_agent.kinds import load_kind
     from orchestrator.objectives import Objectives
     from orchestrator.study import Study
+    from tasks.nn.sources import sources_of
 
     file = _overridden(_load_file(options.file), options)
     kind = load_kind(file.board)
@@ -205,6 +209,8 @@ def run_file(options: RunOptions) -> StudyEnd:
     console = Console(stderr=options.is_json, highlight=False)
     # Locked before the lab starts: it would take the workers of whoever else runs this study for leftovers.
     with study.locked(), _stopping(console) as stop:
+        for note in study.take_sources(sources_of(file)):
+            console.print(f"note: {note}", style="yellow", markup=False)
         end = _run_study(study, options, console, stop)
     report_path = _write_report(study, options.studies)
     if not options.is_json:
@@ -339,7 +345,7 @@ def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -
     summary = _summary(study)
     console.print(summary_view(summary))
     name, studies = study.file.name, study.folder.parent
-    where = "" if studies == Path(_STUDIES) else f" --studies {studies}"
+    where = "" if studies == Path(_STUDIES) else f" --studies {shlex.quote(str(studies))}"
     lines = [f"\n{end.text}", f"report   {report_path}"]
     if summary["front"] and end.reason != "interrupted":
         best = summary["front"][0]["trial"]
@@ -436,7 +442,7 @@ def _write_report(study: Study, studies: Path) -> Path:
             return None
 
     name = study.file.name
-    where = "" if studies == Path(_STUDIES) else f" --studies {studies}"
+    where = "" if studies == Path(_STUDIES) else f" --studies {shlex.quote(str(studies))}"
     return write_report(
         study,
         read,
@@ -479,7 +485,7 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
     )
     export_trial(exported, ArtifactStore(opened.artifacts), folder)
     opened.close()
-    click.echo(f"{folder}  (next: make -C {folder} test)")
+    click.echo(f"{folder}  (next: make -C {shlex.quote(str(folder))} test)")
 
 
 # ----------------------------------------------------------------------------------------------- study files
@@ -551,6 +557,7 @@ def _deep_mistakes(study: StudyFile) -> Iterator[Mistake]:
     from orchestrator.proposers.registry import make_proposer
     from orchestrator.space import SearchSpace
     from orchestrator.studycheck import Mistake
+    from orchestrator.studyvalues import telling_candidates
     from tasks.rehearsal import mistakes
 
     try:
@@ -558,7 +565,7 @@ def _deep_mistakes(study: StudyFile) -> Iterator[Mistake]:
     except UsageError as error:
         field, _, text = str(error).partition(": ")
         yield Mistake(field=field, text=text)
-    for field, text in mistakes(study):
+    for field, text in mistakes(study, telling_candidates(study)):
         yield Mistake(field=field, text=text)
 
 

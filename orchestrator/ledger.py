@@ -172,6 +172,11 @@ class Ledger:
                 )
             )
 
+    def delete(self) -> None:
+        """Remove the study's row: the study is to be created anew."""
+        with self._engine.begin() as connection:
+            connection.execute(_study.delete())
+
     def study(self) -> StudyRow | None:
         """The study's row; None in a database without one.
 

@@ -132,7 +132,8 @@ class StageRequest:
     """One message to a worker: run ``stage`` for this trial.
 
     ``inputs`` maps artifact names to the sha256 of the artifacts that earlier stages wrote; ``study`` is the study file
-    as JSON (``StudyFile.to_json``); ``study_id`` is the unique id stored with the study.
+    as JSON (``StudyFile.to_json``); ``study_id`` is the unique id stored with the study; ``sources`` holds the
+    fingerprints of what the study reads from outside (``dataset``, ``network``), empty where nobody has taken them.
     """
 
     study_id: str
@@ -143,6 +144,7 @@ class StageRequest:
     seed: int
     inputs: Mapping[str, str]
     study: Json
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def task_id(self) -> str:
@@ -160,6 +162,7 @@ class StageRequest:
             "seed": self.seed,
             "inputs": dict(self.inputs),
             "study": self.study,
+            "sources": dict(self.sources),
         }
 
     @staticmethod

@@ -80,6 +80,7 @@ class StageFlow:
             seed=candidate.seed,
             inputs=inputs,
             study=self.study.file.to_json(),
+            sources=self.study.sources,
         )
         if again is None:
             self.study.ledger.record_attempt(candidate.trial, stage, attempt, request.task_id, self.clock.now_iso())

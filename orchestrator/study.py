@@ -25,12 +25,13 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from orchestrator.database import check_database, explained, is_complete, open_storage
-from orchestrator.errors import StudyError, UsageError
+from orchestrator.errors import StudyError
 from orchestrator.ledger import CandidateRow, Ledger, StageAttempt, StudyRow
 from orchestrator.objectives import Objectives
 from orchestrator.pareto import hypervolume, non_dominated
 from orchestrator.ports import EventSink
 from orchestrator.records import Ending, Event, Json, Outcome, Params, StageResult, Value
+from orchestrator.studychange import check_data, check_update
 from orchestrator.studyfile import StudyFile
 
 DATABASE_FILE = "study.db"
@@ -38,6 +39,7 @@ STUDY_COPY = "study.yaml"
 LOCK_FILE = "study.lock"
 ARTIFACTS_URL_FILE = "artifacts.url"
 ARTIFACTS_VARIABLE = "EDGEFRONT_ARTIFACTS"
+SOURCES_ATTRIBUTE = "edgefront_sources"
 FINAL_STAGE = "final"
 FINAL_VALUE = "test_error"
 
@@ -76,6 +78,7 @@ class Study:
     optuna: optuna.Study
     ledger: Ledger
     created_at: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
     _storage: RDBStorage = field(repr=False)
     _is_locked: bool = False
 
@@ -101,6 +104,7 @@ class Study:
                 raise StudyError(f"{folder} holds a study already; open it, or choose another name")
             _write_copy(folder / STUDY_COPY, file, source)
             directions = [StudyDirection.MINIMIZE] * len(objectives.names)
+            _delete_empty(file.name, storage)
             study = optuna.create_study(
                 study_name=file.name, storage=storage, directions=directions, load_if_exists=True
             )
@@ -141,14 +145,27 @@ class Study:
     def open_or_create(folder: Path, file: StudyFile, objectives: Objectives, *, source: Path | None = None) -> Study:
         """The study in ``folder``, begun if need be, with the budget and parallelism of ``file``.
 
+        A study without a single candidate has not begun: it takes over all of ``file``.
+
         Raises:
             UsageError: ``file`` differs from the study in anything else; the text names the fields.
         """
         if not Study.exists(folder) or not is_complete(folder / DATABASE_FILE):
             return Study.create(folder, file, objectives, source=source)
         study = Study.open(folder)
-        study.update(file, source=source)
-        return study
+        if study.file == file or study.has_begun:
+            study.update(file, source=source)
+            return study
+        with study.locked(), study.guarded():
+            study.ledger.delete()
+        study.close()
+        return Study.create(folder, file, objectives, source=source)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a candidate."""
+        with self.guarded():
+            return bool(self.ledger.candidates())
 
     def update(self, file: StudyFile, *, source: Path | None = None) -> None:
         """Take over a larger budget and another parallelism.
@@ -163,6 +180,30 @@ class Study:
             self.ledger.set_file(file.to_json())
             _write_copy(self.folder / STUDY_COPY, file, source)
         self.file = file
+
+    def take_sources(self, found: Mapping[str, str]) -> list[str]:
+        """Fix what the study reads from outside by its fingerprints, or compare with what was fixed; returns notes.
+
+        Other code of a network is taken over, since a fault in it may have been what stopped the study. Other data are
+        not: errors on them could not be compared.
+
+        Raises:
+            UsageError: the data are others than when the study began.
+        """
+        before = self.sources
+        changed = [name for name, sha256 in found.items() if before.get(name, sha256) != sha256] if before else []
+        if changed and self.has_begun:
+            check_data(self.file, before, found)
+        with self.guarded():
+            self.optuna.set_user_attr(SOURCES_ATTRIBUTE, dict(found))
+        self.sources = dict(found)
+        told = sum(candidate.told is not None for candidate in self.ledger.candidates()) if changed else 0
+        if not told:
+            return []
+        return [
+            f"the code of {self.file.network.family} has changed since the study began: the {told} trials told so far "
+            "keep the results of the old one"
+        ]
 
     @property
     def artifacts(self) -> str:
@@ -287,6 +328,7 @@ def _assemble(folder: Path, ledger: Ledger, study: optuna.Study, storage: RDBSto
         file=file,
         study_id=row.study_id,
         objectives=objectives,
+        sources=study.user_attrs.get(SOURCES_ATTRIBUTE, {}),
         optuna=study,
         ledger=ledger,
         created_at=row.created_at,
@@ -310,42 +352,14 @@ class _Recording:
         self.inner.emit(event)
 
 
-def check_update(old: StudyFile, new: StudyFile) -> None:
-    """Make sure that only what may change did: the parallelism, and the budget upwards.
-
-    Raises:
-        UsageError: names each field with its old and new value.
-    """
-    before, after = _flat(old.to_json()), _flat(new.to_json())
-    absent = "absent"
-    names = sorted(before.keys() | after.keys())
-    changed = [name for name in names if before.get(name, absent) != after.get(name, absent)]
-    refused = [name for name in changed if not name.startswith(("parallelism.", "budget."))]
-    shrunk = [name for name in changed if name.startswith("budget.") and not _is_raised(before[name], after[name])]
-    lines = [f"  {name}: was {before.get(name, absent)!r}, now {after.get(name, absent)!r}" for name in refused]
-    lines += [
-        f"  {name}: was {before[name]!r}, now {after[name]!r}; it may only be raised, in the file or by --trials"
-        for name in shrunk
-    ]
-    if lines:
-        raise UsageError(
-            f"study {old.name} has begun, and its file has changed since:\n" + "\n".join(lines) + "\n"
-            "Only a larger budget and another parallelism can be taken over. Undo the change, or give the study a new "
-            "name."
-        )
-
-
-def _is_raised(before: float | None, after: float | None) -> bool:
-    return after is None or (before is not None and after >= before)
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, dict) or not data:
-        return {prefix: data}
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+def _delete_empty(name: str, storage: RDBStorage) -> None:
+    """Remove what a creation left in Optuna's tables that was interrupted: it may be of other objectives."""
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return
+    if not study.get_trials(deepcopy=False):
+        optuna.delete_study(study_name=name, storage=storage)
 
 
 def _record(candidate: CandidateRow, last: StageAttempt | None, notes: Mapping[str, Json]) -> TrialRecord:
@@ -379,6 +393,7 @@ def _objectives_from_json(data: Json) -> Objectives:
 def _choose_artifacts(folder: Path, name: str) -> None:
     """Fix for good where the study's artifacts go, if not into its folder: below ``EDGEFRONT_ARTIFACTS``."""
     base = os.environ.get(ARTIFACTS_VARIABLE)
+    (folder / ARTIFACTS_URL_FILE).unlink(missing_ok=True)
     if base:
         (folder / ARTIFACTS_URL_FILE).write_text(f"{base.rstrip('/')}/{name}\n", encoding="utf-8")
 

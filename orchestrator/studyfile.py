@@ -37,6 +37,7 @@ _UNITS: dict[str, dict[str, float]] = {
 }
 # Beyond this a whole number is no longer exact as a float, which the encoding to the unit cube needs.
 _LARGEST_INT = 2**53
+MOST_WORKERS = 256  # of a kind, started by one run
 
 
 def parse_quantity(value: Any, unit: str | None = None) -> Any:
@@ -215,9 +216,9 @@ class Parallelism(_Model):
     """Worker processes started by ``edgefront run`` in embedded mode. ``in_flight`` trials are under way at once
     (default: the number of train and build workers)."""
 
-    train_workers: Annotated[int, Field(ge=1, le=256)] = 1
-    build_workers: Annotated[int, Field(ge=1, le=256)] = 1
-    boards: Annotated[int, Field(ge=1, le=256)] = 1
+    train_workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
+    build_workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
+    boards: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
     in_flight: Annotated[int, Field(ge=1, le=1024)] | None = None
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from orchestrator.errors import UsageError
@@ -27,6 +28,7 @@ from orchestrator.studyschema import SECTIONS
 # mailbox.
 SMALLEST_ROM_BYTES = 1024
 SMALLEST_RAM_BYTES = 256
+MOST_CHOICES_TRIED = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,16 @@ def wrong_space(study: StudyFile) -> list[Mistake]:
         field, _, text = str(error).partition(": ")
         return [Mistake(field=field, text=text)]
     return []
+
+
+def telling_candidates(study: StudyFile) -> list[dict[str, ParamValue]]:
+    """Candidates that between them meet what can be wrong: the smallest, the largest, and the smallest with each single
+    choice."""
+    space = SearchSpace.from_parameters(study.space)
+    smallest, largest = (dict(space.decode(np.full(space.dim, corner))) for corner in (0.0, 1.0))
+    searched = {name: item for name, item in study.space.items() if isinstance(item, CategoricalParameter)}
+    others = [{**smallest, name: choice} for name, item in searched.items() for choice in item.choices]
+    return [smallest, largest, *others[:MOST_CHOICES_TRIED]]
 
 
 def readable(data: Mapping[str, Any], section: str, entry: TypeAdapter[Any]) -> dict[str, Any]:

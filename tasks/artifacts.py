@@ -36,9 +36,7 @@ class ArtifactAltered(TransientFault):
     """What is stored under this hash has another one."""
 
     def __init__(self, sha256: str, location: str, found: str) -> None:
-        super().__init__(
-            "artifact_altered", f"artifact {sha256} was altered: {location} now hashes to {found}"
-        )
+        super().__init__("artifact_altered", f"artifact {sha256} was altered: {location} now hashes to {found}")
         self.sha256 = sha256
 
 

@@ -29,8 +29,8 @@ from tasks.errors import Defect
 from tasks.firmware.compiler import Compiled
 from tasks.firmware.host import HostNetwork
 from tasks.firmware.ir import Int8Array
-from tasks.nn.datasets import load_dataset
 from tasks.nn.samples import Samples
+from tasks.nn.sources import data_for
 from tasks.quant import reference
 from tasks.stage import StageContext, StageOutput
 
@@ -55,7 +55,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     objectives = limits_of(study, kind)
     compiled = compile_within(integer_graph(input_artifact(request, context, "onnx")), kind, objectives)
     network = host_network(compiled.sources, compiled.graph, compiled.plan)
-    validation = load_dataset(study.dataset, study.seed).validation
+    validation = data_for(request, study).validation
     vectors = known_answers(compiled, network, validation, study.profiling.samples)
     values = {**size_values(compiled), **_parts(compiled)}
     values["error"] = exact(

@@ -8,9 +8,10 @@ from orchestrator.records import Json, Source, StageRequest, Value
 from orchestrator.studyfile import Compression, StudyFile, Training
 from tasks.errors import Defect
 from tasks.nn.candidate import build_candidate, compression_of, example_of, training_of
-from tasks.nn.datasets import DataSplit, load_dataset
+from tasks.nn.datasets import DataSplit
 from tasks.nn.fit import TensorData, calibration_inputs, choose_device, error_of, fit, reproducible
 from tasks.nn.prune import Sparsity, prune
+from tasks.nn.sources import data_for
 from tasks.nn.weights import unpack_weights
 from tasks.quant.quantise import quantisation_summary, quantise
 from tasks.stage import StageContext, StageOutput
@@ -32,7 +33,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     training, (compression, sparsity) = training_of(study, request.params), compression_of(study, request.params)
     if "weights" not in request.inputs:
         raise Defect("missing_artifact", "stage compress needs the artifact 'weights' of the stage train")
-    data = load_dataset(study.dataset, study.seed)
+    data = data_for(request, study)
     device = choose_device(training.device)
     with reproducible(request.seed, training.threads):
         module = build_candidate(study, request.params, request.seed, data)

@@ -7,7 +7,7 @@ from orchestrator.studyfile import StudyFile
 from tasks.build import unpack_sources
 from tasks.deployment import classification_error, exact, host_network, input_artifact, integer_graph
 from tasks.firmware.planner import plan_memory
-from tasks.nn.datasets import load_dataset
+from tasks.nn.sources import data_for
 from tasks.stage import StageContext, StageOutput
 
 
@@ -24,7 +24,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     graph = integer_graph(input_artifact(request, context, "onnx"))
     sources = unpack_sources(input_artifact(request, context, "sources"))
     network = host_network(sources, graph, plan_memory(graph))
-    test = load_dataset(study.dataset, study.seed).test
+    test = data_for(request, study).test
     error = classification_error(network, graph, test)
     value = exact(error, "1", "test split, deployed integer network")
     return StageOutput(values={"test_error": value}, notes={"test_samples": len(test)})

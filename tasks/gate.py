@@ -6,8 +6,8 @@ from orchestrator.records import StageRequest
 from orchestrator.studyfile import StudyFile
 from tasks.deployment import board_of, compile_within, integer_graph, limits_of, memory_map, size_values
 from tasks.nn.candidate import pruned_untrained
-from tasks.nn.datasets import load_dataset
 from tasks.nn.fit import calibration_inputs, reproducible
+from tasks.nn.sources import data_for
 from tasks.quant.quantise import quantise
 from tasks.stage import StageContext, StageOutput
 
@@ -28,7 +28,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     """
     study = StudyFile.from_json(request.study)
     kind = board_of(study)
-    data = load_dataset(study.dataset, study.seed)
+    data = data_for(request, study)
     with reproducible(request.seed, 1):
         module = pruned_untrained(study, request.params, request.seed, data)
         _, onnx_int8 = quantise(module, calibration_inputs(data, CALIBRATION_SAMPLES, study.seed))

@@ -33,7 +33,7 @@ OVERRIDE_VARIABLE = "EDGEFRONT_STAGES"
 
 # What of a study cannot change a stage's result; all the rest is part of a result's name.
 _IRRELEVANT = {"name", "budget", "sampler", "parallelism"}
-_MEMO_VERSION = 1
+_MEMO_VERSION = 2
 
 
 def stage_function(stage: str) -> StageFunction:
@@ -64,6 +64,7 @@ def memo_key(request: StageRequest) -> str:
     """A hash of everything that determines the stage's result; trial number and attempt do not."""
     study = {key: value for key, value in request.study.items() if key not in _IRRELEVANT}
     facts = [_MEMO_VERSION, request.stage, study, dict(request.params), request.seed, dict(request.inputs)]
+    facts.append(dict(request.sources))
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.records import ParamValue
-from orchestrator.space import SearchSpace
 from orchestrator.studyfile import CategoricalParameter, FloatParameter, IntParameter, Parameter, StudyFile
 from tasks.deployment import integer_graph
 from tasks.errors import Defect, TransientFault
@@ -25,11 +22,12 @@ Found = tuple[str, str]
 Params = Mapping[str, ParamValue]
 
 
-def mistakes(study: StudyFile) -> Iterator[Found]:
+def mistakes(study: StudyFile, candidates: Sequence[Params]) -> Iterator[Found]:
     """Each mistake as the field of the study file, and what was found and what is allowed.
 
-    Tried are: loading the data; every deciding value of a built-in family's options; building the smallest and the
-    largest network and one for each choice; and compiling the smallest, where the family is the user's own.
+    Tried are: loading the data; every deciding value of a built-in family's options; building the network of each of
+    ``candidates`` (as of ``orchestrator.studyvalues.telling_candidates``); and compiling the first, where the family is
+    the user's own.
     """
     try:
         data = load_dataset(study.dataset, study.seed)
@@ -40,8 +38,8 @@ def mistakes(study: StudyFile) -> Iterator[Found]:
         yield "dataset.source", f"{error.filename or study.dataset.source}: cannot be read: {error.strerror or error}"
         return
     wrong = [*_wrong_options(study)]
-    wrong = wrong or [*_wrong_networks(study, data)]
-    yield from wrong or _wrong_prefixes(study, data)
+    wrong = wrong or [*_wrong_networks(study, candidates, data)]
+    yield from wrong or _wrong_prefixes(study, candidates, data)
 
 
 def _wrong_options(study: StudyFile) -> Iterator[Found]:
@@ -75,23 +73,14 @@ def _deciding_values(parameter: Parameter, option: Option) -> list[tuple[str, Pa
     return [("", parameter.value)]
 
 
-def _wrong_networks(study: StudyFile, data: DataSplit) -> Iterator[Found]:
+def _wrong_networks(study: StudyFile, candidates: Sequence[Params], data: DataSplit) -> Iterator[Found]:
     try:
-        for params in _samples_of(study):
+        for params in candidates:
             build_candidate(study, params, study.seed, data)
         if study.network.family not in FAMILIES:
-            _compile(study, _samples_of(study)[0], data)
+            _compile(study, candidates[0], data)
     except Defect as error:
         yield "network", error.detail
-
-
-def _samples_of(study: StudyFile) -> list[Params]:
-    """The smallest candidate, the largest, and the smallest with each single choice."""
-    space = SearchSpace.from_parameters(study.space)
-    smallest, largest = (space.decode(np.full(space.dim, corner)) for corner in (0.0, 1.0))
-    searched = {name: item for name, item in study.space.items() if isinstance(item, CategoricalParameter)}
-    others = [{**smallest, name: choice} for name, item in searched.items() for choice in item.choices]
-    return [smallest, largest, *others[:_MOST_VALUES]]
 
 
 def _compile(study: StudyFile, params: Params, data: DataSplit) -> None:
@@ -102,12 +91,11 @@ def _compile(study: StudyFile, params: Params, data: DataSplit) -> None:
     integer_graph(onnx_int8)
 
 
-def _wrong_prefixes(study: StudyFile, data: DataSplit) -> Iterator[Found]:
+def _wrong_prefixes(study: StudyFile, candidates: Sequence[Params], data: DataSplit) -> Iterator[Found]:
     """``compression.sparsity.<prefix>`` for which no network has a module."""
-    samples = _samples_of(study)
-    unmatched = set.intersection(*(set(unmatched_prefixes(study, params, data)) for params in samples[:2]))
+    unmatched = set.intersection(*(set(unmatched_prefixes(study, params, data)) for params in candidates))
     if unmatched:
-        module = build_candidate(study, samples[1], study.seed, data)
+        module = build_candidate(study, candidates[0], study.seed, data)
         names = ", ".join(name for name, _ in module.named_children())
         for prefix in sorted(unmatched):
             field = f"space.compression.sparsity.{prefix}"

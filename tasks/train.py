@@ -5,8 +5,8 @@ from __future__ import annotations
 from orchestrator.records import Event, Source, StageRequest, Value
 from orchestrator.studyfile import StudyFile
 from tasks.nn.candidate import build_candidate, training_of
-from tasks.nn.datasets import load_dataset
 from tasks.nn.fit import Epoch, OnEpoch, TensorData, choose_device, error_of, fit, reproducible
+from tasks.nn.sources import data_for
 from tasks.nn.weights import pack_weights
 from tasks.stage import StageContext, StageOutput
 
@@ -23,7 +23,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     """
     study = StudyFile.from_json(request.study)
     training = training_of(study, request.params)
-    data = load_dataset(study.dataset, study.seed)
+    data = data_for(request, study)
     device = choose_device(training.device)
     with reproducible(request.seed, training.threads):
         module = build_candidate(study, request.params, request.seed, data).to(device)

@@ -53,7 +53,8 @@ class DataSplit:
     """A data set ready for training.
 
     ``x`` of every split is ``(raw - mean) / std`` with ``mean`` and ``std`` (C,) of the training split: a program that
-    feeds the deployed network must do the same before it quantises. ``sha256`` identifies arrays and split together.
+    feeds the deployed network must do the same before it quantises. ``sha256`` identifies arrays and split together,
+    ``source_sha256`` what the source gave, before any arithmetic that could differ between machines.
     """
 
     train: Samples
@@ -65,6 +66,7 @@ class DataSplit:
     mean: FloatArray
     std: FloatArray
     sha256: str
+    source_sha256: str
     description: str = ""
 
 
@@ -96,7 +98,8 @@ def split_data(raw: RawData, *, validation: float, test: float, seed: int) -> Da
         class_names=raw.class_names,
         mean=mean,
         std=std,
-        sha256=_hash_of(splits),
+        sha256=_hash_of([array for split in splits for array in (split.x, split.y)]),
+        source_sha256=_hash_of_source(raw),
         description=raw.description,
     )
 
@@ -206,10 +209,15 @@ def _split_by_group(
     return parts
 
 
-def _hash_of(splits: Sequence[Samples]) -> str:
+def _hash_of(arrays: Sequence[NDArray[Any]]) -> str:
     digest = hashlib.sha256()
-    for split in splits:
-        for array in (split.x, split.y):
-            digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(array.tobytes())
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _hash_of_source(raw: RawData) -> str:
+    given = (raw.x, raw.y, raw.test_x, raw.test_y, np.array(raw.class_names))
+    groups = [] if raw.groups is None else [np.asarray(raw.groups).astype(np.str_)]
+    return _hash_of([*(array for array in given if array is not None), *groups])

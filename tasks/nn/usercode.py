@@ -107,11 +107,11 @@ def _remember_code(module: ModuleType) -> None:
 def _hash_of_files(module: ModuleType) -> str:
     package = sys.modules[module.__name__.partition(".")[0]]
     folders = [Path(folder) for folder in getattr(package, "__path__", ())]
-    files = [path for folder in folders for path in folder.rglob("*.py")] or [Path(module.__file__ or "")]
+    files = {path.relative_to(folder).as_posix(): path for folder in folders for path in folder.rglob("*.py")}
+    files = files or {module.__name__: Path(module.__file__ or "")}
     digest = hashlib.sha256()
-    for path in sorted(files, key=lambda path: path.name):
-        if path.is_file():
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for name, path in sorted(files.items()):
+        digest.update(name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b""))
     return digest.hexdigest()
 
 

@@ -124,7 +124,8 @@ def test_errors_of_a_run_are_one_message_and_exit_code_1(
     monkeypatch.setattr(cli, "run_file", fail)
     result = call("run", str(study_file))
     assert result.exit_code == 1
-    assert result.stderr in ("edgefront: broker away\n", "edgefront: study.db: No space left on device\n")
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(("edgefront: broker away", "edgefront: study.db: No space left on device"))
     assert isinstance(call("--debug", "run", str(study_file)).exception, type(error))
 
 
@@ -133,7 +134,7 @@ def test_workers_are_given_by_kind() -> None:
     assert cli.parse_workers("") == {}
 
 
-@pytest.mark.parametrize("text", ["2", "train", "train=0", "train=two", "gpu=1"])
+@pytest.mark.parametrize("text", ["2", "train", "train=0", "train=1000000", "train=two", "gpu=1"])
 def test_other_workers_are_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(UsageError, match="allowed are train=N, build=N and boards=N"):
         cli.parse_workers(text)

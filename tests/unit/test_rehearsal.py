@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from orchestrator.studyfile import StudyFile
-from tasks.rehearsal import mistakes
+from orchestrator.studyvalues import telling_candidates
+from tasks import rehearsal
 
+Found = list[tuple[str, str]]
 WIDTH = {"type": "int", "low": 2, "high": 8}
 NETS = """
 from torch import nn
@@ -45,6 +47,10 @@ def study(family: str = "mlp", source: str = "digits", **space: Any) -> StudyFil
     )
 
 
+def mistakes(file: StudyFile) -> Found:
+    return [*rehearsal.mistakes(file, telling_candidates(file))]
+
+
 @pytest.fixture
 def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     module = f"nets_{tmp_path.name}"
@@ -54,7 +60,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_study_that_can_run_has_no_mistake() -> None:
-    assert not [*mistakes(study(network__width=WIDTH, compression__sparsity__stage1=0.3))]
+    assert not mistakes(study(network__width=WIDTH, compression__sparsity__stage1=0.3))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,7 @@ def test_values_that_the_family_refuses_are_found_wherever_they_lie(
 
 
 def test_steps_that_meet_only_allowed_values_are_right() -> None:
-    assert not [*mistakes(study("resnet2d", network__kernel_size={"type": "int", "low": 3, "high": 7, "step": 2}))]
+    assert not mistakes(study("resnet2d", network__kernel_size={"type": "int", "low": 3, "high": 7, "step": 2}))
 
 
 def test_a_sparsity_for_what_no_network_has_lists_its_parts() -> None:
@@ -95,7 +101,7 @@ def test_a_sparsity_for_what_no_network_has_lists_its_parts() -> None:
 
 def test_a_sparsity_for_what_only_larger_networks_have_is_right() -> None:
     depth = {"type": "int", "low": 1, "high": 2}
-    assert not [*mistakes(study(network__depth=depth, compression__sparsity__stage2=0.3))]
+    assert not mistakes(study(network__depth=depth, compression__sparsity__stage2=0.3))
 
 
 def test_data_of_another_kind_than_the_family_takes_is_a_mistake() -> None:
@@ -134,4 +140,4 @@ def test_each_choice_of_ones_own_network_is_tried(nets: str) -> None:
 
 
 def test_a_network_of_ones_own_that_compiles_is_right(nets: str) -> None:
-    assert not [*mistakes(study(f"{nets}:plain"))]
+    assert not mistakes(study(f"{nets}:plain"))

@@ -47,6 +47,12 @@ def outcome(error: float, rom: float, ending: Ending = Ending.COMPLETE) -> Outco
     return Outcome(ending=ending, values=values)
 
 
+def begin(study: Study, *, told: bool = False) -> None:
+    study.ledger.record_candidate(0, {"x": 0.5}, 1, "2026-01-01T00:00:00")
+    if told:
+        study.ledger.end(0, outcome(0.1, 10.0), "2026-01-01T00:00:01", [])
+
+
 def test_objectives_and_limits_are_fixed_when_the_study_begins(tmp_path: Path, study: Study) -> None:
     study.close()
     file = study_file()
@@ -83,8 +89,8 @@ def test_a_larger_budget_and_other_workers_are_taken_over(tmp_path: Path, study:
 
 
 def test_more_time_is_taken_over_and_less_is_refused(tmp_path: Path) -> None:
-    for time in ("1 h", "2 h"):
-        make_study(tmp_path, budget={"trials": 4, "wall_clock": time}).close()
+    begin(make_study(tmp_path, budget={"trials": 4, "wall_clock": "1 h"}))
+    make_study(tmp_path, budget={"trials": 4, "wall_clock": "2 h"}).close()
     with pytest.raises(UsageError, match=r"budget\.wall_clock: was 7200\.0, now 3600\.0; it may only be raised"):
         make_study(tmp_path, budget={"trials": 4, "wall_clock": "1 h"})
     assert make_study(tmp_path).file.budget.wall_clock is None
@@ -106,11 +112,49 @@ def test_more_time_is_taken_over_and_less_is_refused(tmp_path: Path) -> None:
 def test_any_other_change_is_refused_by_name(
     tmp_path: Path, study: Study, change: dict[str, object], parts: list[str]
 ) -> None:
+    begin(study)
     study.close()
     with pytest.raises(UsageError) as caught:
         make_study(tmp_path / "small", **change)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_study_without_a_candidate_takes_over_all_of_its_file(tmp_path: Path) -> None:
+    first = make_study(tmp_path / "small")
+    first.close()
+    again = make_study(tmp_path / "small", seed=9, objectives={"error": {}, "rom": {}, "flops": {}})
+    assert again.file.seed == 9
+    assert again.objectives.names == ("error", "rom", "flops")
+    assert len(again.optuna.directions) == 3
+    assert Study.open(tmp_path / "small").file == again.file
+
+
+def test_other_data_are_refused_once_a_study_has_begun(study: Study) -> None:
+    assert study.take_sources({"dataset": "a" * 64}) == []
+    assert study.take_sources({"dataset": "b" * 64}) == []
+    begin(study)
+    study.close()
+    again = Study.open(study.folder)
+    assert again.sources == {"dataset": "b" * 64}
+    with pytest.raises(UsageError, match=r"the content of '.*' has changed .*was bbbbbbbbbbbb, is cccccccccccc"):
+        again.take_sources({"dataset": "c" * 64})
+    assert again.take_sources({"dataset": "b" * 64}) == []
+
+
+def test_other_code_of_a_network_is_taken_over_with_a_note(study: Study) -> None:
+    study.take_sources({"dataset": "d", "network": "old"})
+    begin(study, told=True)
+    (note,) = study.take_sources({"dataset": "d", "network": "new"})
+    assert "has changed since the study began: the 1 trials told so far keep" in note
+    assert Study.open(study.folder).sources["network"] == "new"
+    assert study.take_sources({"dataset": "d", "network": "new"}) == []
+
+
+def test_a_study_from_before_fingerprints_takes_those_it_finds(study: Study) -> None:
+    begin(study)
+    assert study.take_sources({"dataset": "a"}) == []
+    assert study.sources == {"dataset": "a"}
 
 
 def test_a_study_is_run_by_one_process_at_a_time(study: Study) -> None:
