@@ -29,24 +29,25 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from bench.searching import catalogue, reference, scaling  # noqa: E402
-from bench.searching.comparison import Estimate, Lead, Results, Standing  # noqa: E402
+from bench.searching.comparison import Estimate, Lead, Results, Standing, estimate  # noqa: E402
 from bench.searching.figures import write_page  # noqa: E402
 from bench.searching.run import Run, fingerprint, sampler_of  # noqa: E402
 from bench.searching.schedule import complete, results  # noqa: E402
-from bench.searching.store import write  # noqa: E402
+from bench.searching.store import read, write  # noqa: E402
 from orchestrator.errors import UsageError  # noqa: E402
 from orchestrator.proposers import registry  # noqa: E402
 
 SIZES = "150,300,600,1000"
+RUN_FIELDS = ("problem", "proposer", "seed", "trials", "initial", "workers")
 JSON_FIELDS = ("problem", "proposer", "seed", "hv", "proposal_s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; the exit code is 0, 1 when a run failed, 2 when an argument is wrong."""
+    """Run what is asked for; the exit code is 0, 1 when a run failed, 2 when an argument is wrong, 130 when interrupted."""
     parser = _parser()
     given = parser.parse_args(arguments)
     try:
-        problems, proposers, seeds = _problems(given.problem), _proposers(given.proposer), _seeds(given.seeds)
+        problems, proposers, seeds = _problems(given), _proposers(given.proposer), _seeds(given.seeds)
         _check(problems, proposers, given)
         if given.make_reference:
             return _make_references(problems, given)
@@ -62,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _compare(runs, given)
     except UsageError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on with the runs that are not done")
+        return 130
 
 
 def _compare(runs: Sequence[Run], given: argparse.Namespace) -> int:
@@ -79,7 +83,7 @@ def _report(found: Sequence[dict[str, Any]], given: argparse.Namespace) -> None:
     ordered = [{name: run[name] for name in JSON_FIELDS} for run in found]
     table = {"runs": ordered, "reference_hv": reference_hv}
     compared = Results(found, reference_hv)
-    base = given.against if given.against in compared.proposers else compared.proposers[0]
+    base = given.against or ("ars" if "ars" in compared.proposers else compared.proposers[0])
     standings, leads = compared.standings(), compared.leads(base)
     write(given.out / "search.json", table)
     statistics = {"standings": [asdict(item) for item in standings], "leads": [asdict(item) for item in leads]}
@@ -89,7 +93,7 @@ def _report(found: Sequence[dict[str, Any]], given: argparse.Namespace) -> None:
     if given.json:
         print(json.dumps(table, allow_nan=False))
     else:
-        print("\n".join([*_standing_lines(standings), "", *_lead_lines(leads)]))
+        print("\n".join([*_standing_lines(standings), "", *_lead_lines(leads), *_sequential_lines(found, given.out)]))
     if unions:
         _say(f"no stored reference for {', '.join(unions)}: the union of these runs is 100 %")
     stale = sum(run["code"] != fingerprint() for run in found)
@@ -164,17 +168,36 @@ def _lead_lines(leads: Sequence[Lead]) -> list[str]:
     return lines
 
 
+def _sequential_lines(found: Sequence[dict[str, Any]], folder: Path) -> list[str]:
+    """What is left of the hypervolume when several trials are evaluated at once, where the same runs with one worker
+    are in the folder, too."""
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for run in (item for item in found if item["workers"] > 1):
+        alone = read(folder, Run(**{name: run[name] for name in RUN_FIELDS} | {"workers": 1}))
+        if alone is not None and alone["hv"][-1] > 0:
+            ratios.setdefault((run["problem"], run["proposer"]), []).append(run["hv"][-1] / alone["hv"][-1])
+    if not ratios:
+        return []
+    lines = [
+        f"{problem:<17} {proposer:<18} {len(r):>5}  {_percent(estimate(np.array(r)))}"
+        for (problem, proposer), r in ratios.items()
+    ]
+    return ["", "final hypervolume, % of the same run with one worker", *lines]
+
+
 def _percent(item: Estimate) -> str:
     return f"{100 * item.mean:.1f} [{100 * item.low:.1f}, {100 * item.high:.1f}]"
 
 
-def _problems(given: Sequence[str] | None) -> list[str]:
-    if given is None:
+def _problems(given: argparse.Namespace) -> list[str]:
+    if given.problem is None and given.scaling:
+        return ["tinyml"]
+    if given.problem is None:
         missing = [name for name in catalogue.names() if name not in catalogue.available()]
         if missing:
             _say(f"left out, because EDGEFRONT_DATA does not lead to its table: {', '.join(missing)}")
         return list(catalogue.available())
-    return list(dict.fromkeys(part for text in given for part in text.split(",") if part))
+    return list(dict.fromkeys(part for text in given.problem for part in text.split(",") if part))
 
 
 def _proposers(given: Sequence[str] | None) -> list[str]:
@@ -209,8 +232,12 @@ def _check(problems: Sequence[str], proposers: Sequence[str], given: argparse.Na
     for name in ("jobs", "trials", "initial", "workers"):
         if getattr(given, name) < 1:
             raise UsageError(f"--{name}: found {getattr(given, name)}, allowed are whole numbers from 1")
+    if given.make_reference is not None and given.make_reference < 1000:
+        raise UsageError(f"--make-reference: found {given.make_reference}, allowed are whole numbers from 1000")
     if not problems or not proposers:
         raise UsageError("--problem and --proposer: name at least one")
+    if given.against is not None and given.against not in proposers:
+        raise UsageError(f"--against: found {given.against!r}, allowed are {', '.join(proposers)}")
     for name in problems:
         found = catalogue.problem(name)
         for proposer in proposers:
@@ -230,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=1, help="trials evaluated at once (default 1)")
     add("--jobs", type=int, default=1, help="runs carried out at once, a process each (default 1)")
     add("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the results (default bench/results)")
-    add("--against", default="ars", help="the proposer the others are compared with (default ars)")
+    add("--against", help="the proposer the others are compared with (default ars where it takes part, else the first)")
     add("--redo", action="store_true", help="repeat runs that are done already")
     add("--json", action="store_true", help="print one JSON object")
     add("--scaling", nargs="?", const=SIZES, help=f"time proposals after so many trials instead (default {SIZES})")

@@ -50,7 +50,8 @@ class Problem:
 
     ``evaluate(params, seed)`` gives the objectives as a trial would measure them, noise included; the same seed gives
     the same noise. ``truth(params)`` is the same without noise and is what is scored. ``known_values(params)`` gives
-    the objectives listed in ``known``, which need no evaluation.
+    the objectives listed in ``known``, which need no evaluation. ``best_hv`` is the largest score there can be, where
+    that is known exactly.
 
     Raises:
         UsageError: lengths differ, a limit is not above its floor, or a known objective is not an objective.
@@ -66,6 +67,7 @@ class Problem:
     scale: Literal["linear", "log"] = "linear"
     known: frozenset[str] = frozenset()
     known_values: Callable[[Params], Mapping[str, float]] = _nothing_known
+    best_hv: float | None = None
 
     def __post_init__(self) -> None:
         where = f"problem {self.name}"
@@ -167,6 +169,7 @@ def adopt(given: Any, where: str) -> Problem:
         evaluate=given.evaluate,
         truth=getattr(given, "truth", lambda params: given.evaluate(params, 0)),
         known_values=getattr(given, "known_values", _nothing_known),
+        best_hv=getattr(given, "best_hv", None),
     )
 
 
