@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.arrays import FloatArray
 from orchestrator.design import initial_design
+from orchestrator.known import KnownValues, known_outcomes
 from orchestrator.objectives import Objectives
 from orchestrator.proposers.protocol import History
 from orchestrator.proposers.registry import make_proposer
@@ -56,7 +57,8 @@ class ProposerSampler(BaseSampler):
     ``search_space`` is what all trials suggest; without it, it is what the finished trials had in common, as in
     Optuna's own samplers, and trials before that are random. ``objectives`` name the objectives in the order of the
     study's directions and bound them; bounds are for minimised objectives. Constraints set with
-    ``trial.set_constraint`` are respected too.
+    ``trial.set_constraint`` are respected too. ``known`` computes objectives from the parameters, for the proposers
+    that can use it (``ars``); its values are named and measured like ``objectives``.
 
     Raises:
         UsageError: the proposer's name or an option is not allowed.
@@ -71,7 +73,9 @@ class ProposerSampler(BaseSampler):
         search_space: SearchSpace | Mapping[str, BaseDistribution] | None = None,
         objectives: Objectives | None = None,
         options: Mapping[str, Any] | None = None,
+        known: KnownValues | None = None,
     ) -> None:
+        self._known = known
         self._name = name
         self._seed = seed
         self._initial = initial
@@ -105,7 +109,8 @@ class ProposerSampler(BaseSampler):
         others = [item for item in study.get_trials(deepcopy=False) if item.number != number]
         objectives = self._objectives or _unbounded(study)
         history = read_history(others, space, objectives, study.directions)
-        proposer = make_proposer(self._name, space, self._options)
+        known = self._known and known_outcomes(self._known, space, objectives, _signs(study.directions))
+        proposer = make_proposer(self._name, space, self._options, known=known)
         return proposer.propose(history, read_pending(others, space), self._rng(_PROPOSAL_STREAM, number))
 
     def sample_independent(
@@ -143,13 +148,17 @@ def read_history(
     a constraint (stopped early by Optuna's pruner) are passed over."""
     told = [item for item in sorted(trials, key=lambda item: item.number) if _teaches(item)]
     rows = [(point, item) for item in told if (point := _encoded(item, space)) is not None]
-    signs = np.array([-1.0 if item == StudyDirection.MAXIMIZE else 1.0 for item in directions])
+    signs = _signs(directions)
     if not rows:
         return History.empty(space.dim, len(signs))
     outcomes = np.array([_outcomes(item, objectives, signs) for _, item in rows])
     margins = np.array([_margin(item, row, objectives) for (_, item), row in zip(rows, outcomes, strict=True)])
     return History(
-        points=np.array([point for point, _ in rows]), outcomes=outcomes, feasible=margins <= 0, margins=margins
+        points=np.array([point for point, _ in rows]),
+        outcomes=outcomes,
+        feasible=margins <= 0,
+        margins=margins,
+        unbounded=tuple(np.flatnonzero(np.isinf(objectives.limits)).tolist()),
     )
 
 
@@ -158,6 +167,11 @@ def read_pending(trials: Sequence[FrozenTrial], space: SearchSpace) -> FloatArra
     running = sorted((item for item in trials if item.state == TrialState.RUNNING), key=lambda item: item.number)
     points = [point for item in running if (point := _encoded(item, space)) is not None]
     return np.array(points).reshape(len(points), space.dim)
+
+
+def _signs(directions: Sequence[StudyDirection]) -> FloatArray:
+    """The one flip: -1 where larger is better."""
+    return np.array([-1.0 if item == StudyDirection.MAXIMIZE else 1.0 for item in directions])
 
 
 def _teaches(trial: FrozenTrial) -> bool:

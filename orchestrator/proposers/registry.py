@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from orchestrator.ars import ArsSettings
+from orchestrator.beliefs import Known
 from orchestrator.errors import UsageError
 from orchestrator.proposers.ars import ArsProposer
+from orchestrator.proposers.ars_published import ArsPublishedProposer
 from orchestrator.proposers.nsga2 import Nsga2Proposer
 from orchestrator.proposers.protocol import Proposer
 from orchestrator.proposers.random import RandomProposer
@@ -20,27 +22,41 @@ from orchestrator.space import SearchSpace
 class _Entry:
     description: str
     defaults: Mapping[str, int | float]
-    build: Callable[[SearchSpace, Mapping[str, Any]], Proposer]
+    build: Callable[[SearchSpace, Mapping[str, Any], Known | None], Proposer]
 
 
-def _build_ars(space: SearchSpace, options: Mapping[str, Any]) -> Proposer:
-    settings = {name: value for name, value in options.items() if name != "draws"}
-    return ArsProposer(space=space, settings=ArsSettings(**settings), draws=options["draws"])
+_POLICIES = {item.name: getattr(ArsSettings(), item.name) for item in fields(ArsSettings)}
 
 
-def _build_random(space: SearchSpace, options: Mapping[str, Any]) -> Proposer:
+def _build_ars(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+    others = {name: value for name, value in options.items() if name not in _POLICIES}
+    settings = ArsSettings(**{name: options[name] for name in _POLICIES})
+    return ArsProposer(space=space, settings=settings, known=known, **others)
+
+
+def _build_ars_published(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+    settings = ArsSettings(**{name: options[name] for name in _POLICIES})
+    return ArsPublishedProposer(space=space, settings=settings, draws=options["draws"])
+
+
+def _build_random(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
     return RandomProposer(space=space)
 
 
-def _build_nsga2(space: SearchSpace, options: Mapping[str, Any]) -> Proposer:
+def _build_nsga2(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
     return Nsga2Proposer(space=space, population=options["population"])
 
 
 _PROPOSERS = {
     "ars": _Entry(
-        description="ARS-MOBOpt: local policies trained by random search on Gaussian processes",
-        defaults={item.name: getattr(ArsSettings(), item.name) for item in fields(ArsSettings)} | {"draws": 64},
+        description="competing policies, trained by random search on Gaussian processes; the default",
+        defaults=_POLICIES | {"pool": 512, "off_front": 0.5, "polish": 3},
         build=_build_ars,
+    ),
+    "ars-published": _Entry(
+        description="ARS-MOBOpt as published, nothing added",
+        defaults=_POLICIES | {"draws": 64},
+        build=_build_ars_published,
     ),
     "random": _Entry(description="uniform random search", defaults={}, build=_build_random),
     "nsga2": _Entry(
@@ -66,8 +82,10 @@ def defaults(name: str) -> dict[str, int | float]:
     return dict(_entry(name).defaults)
 
 
-def make_proposer(name: str, space: SearchSpace, options: Mapping[str, Any] | None = None) -> Proposer:
-    """The proposer of that name on this space.
+def make_proposer(
+    name: str, space: SearchSpace, options: Mapping[str, Any] | None = None, *, known: Known | None = None
+) -> Proposer:
+    """The proposer of that name on this space. ``known`` computes objectives for those that can use it (``ars``).
 
     Raises:
         UsageError: the name or an option is unknown, or an option has a value it cannot have.
@@ -77,7 +95,7 @@ def make_proposer(name: str, space: SearchSpace, options: Mapping[str, Any] | No
     for option, value in (options or {}).items():
         chosen[option] = _checked(name, option, value, entry.defaults)
     try:
-        return entry.build(space, chosen)
+        return entry.build(space, chosen, known)
     except ValueError as error:
         raise UsageError(f"sampler.options.{error}") from None
 

@@ -26,7 +26,8 @@ SPACES = {
     ),
 }
 OPTIONS = {
-    "ars": {"iterations": 1, "policies": 2, "directions": 2, "top": 1, "horizon": 2, "draws": 4},
+    "ars": {"iterations": 1, "policies": 2, "directions": 2, "top": 1, "horizon": 2, "pool": 16, "polish": 1},
+    "ars-published": {"iterations": 1, "policies": 2, "directions": 2, "top": 1, "horizon": 2, "draws": 4},
     "random": {},
     "nsga2": {"population": 4},
 }
@@ -44,7 +45,7 @@ def histories(draw: st.DrawFn, space: SearchSpace) -> History:
     return History(points=points, outcomes=outcomes, feasible=margins <= 0, margins=margins)
 
 
-@pytest.mark.parametrize("name", ["ars", "random", "nsga2"])
+@pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())

@@ -29,7 +29,7 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
 }
 SPACE = SearchSpace.from_distributions(DISTRIBUTIONS)
 OBJECTIVES = Objectives(names=("error", "rom"), units=("1", "byte"), limits=(1.0, 1000.0))
-QUICK = {"iterations": 2, "policies": 2, "directions": 3, "top": 2, "draws": 8}
+QUICK = {"iterations": 2, "policies": 2, "directions": 3, "top": 2, "pool": 32, "polish": 1}
 OPTIONS: dict[str, dict[str, Any]] = {"ars": QUICK, "random": {}, "nsga2": {"population": 4}}
 
 
