@@ -43,7 +43,7 @@ JSON_FIELDS = ("problem", "proposer", "seed", "hv", "proposal_s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; the exit code is 0, 1 when a run failed, 2 when an argument is wrong, 130 when interrupted."""
+    """Run what is asked for; the exit code is 0, 1 when a run failed, 2 when an argument is wrong, 130 after Ctrl-C."""
     parser = _parser()
     given = parser.parse_args(arguments)
     try:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,6 +58,23 @@ class Layer:
         return self.weights * self.size**2
 
 
+class Shape(NamedTuple):
+    """All of a candidate that its network depends on, after pruning; stages in threes."""
+
+    channels: tuple[int, int, int]
+    blocks: tuple[int, int, int]
+    kernel: int
+    block: str
+    resolution: int
+
+
+class _Counts(NamedTuple):
+    weights: int
+    macs: int
+    rom: int
+    ram: int
+
+
 def parameters() -> dict[str, Parameter]:
     """The 12 parameters of the space."""
     return {
@@ -74,50 +93,41 @@ def parameters() -> dict[str, Parameter]:
     }
 
 
-def layers(params: Params) -> list[Layer]:
+def layers(shape: Shape) -> list[Layer]:
     """The pruned network, from the image to the classes."""
-    kernel, block = int(params["network.kernel"]), str(params["network.block"])
-    size, channels = int(params["network.resolution"]), _channels(params, 0)
-    found = [_layer(3, channels, kernel, before=size, after=size)]
-    for stage in range(3):
-        for index in range(int(params[f"network.blocks{stage + 1}"])):
+    size, channels = shape.resolution, shape.channels[0]
+    found = [_layer(3, channels, shape.kernel, before=size, after=size)]
+    for stage, (blocks, outputs) in enumerate(zip(shape.blocks, shape.channels, strict=True)):
+        for index in range(blocks):
             before = size
             if stage > 0 and index == 0:
                 size = (size + 1) // 2
-            outputs = _channels(params, stage)
-            found += _block(block, channels, outputs, kernel, before, size)
+            found += _block(shape.block, channels, outputs, shape.kernel, before, size)
             channels = outputs
     return [*found, Layer(inputs=channels, outputs=CLASSES, kernel=1, size=1, live=channels + CLASSES)]
 
 
 def cost(params: Params) -> dict[str, float]:
     """ROM and RAM in bytes, and FLOPs (two a multiply-accumulate), exactly."""
-    network = layers(params)
-    weights = sum(layer.weights for layer in network)
-    channels = sum(layer.outputs for layer in network)
-    return {
-        "rom": float(weights + _ROM_PER_CHANNEL * channels + _ROM_PROGRAM),
-        "ram": float(max(layer.live for layer in network) + _RAM_STACK),
-        "flops": 2.0 * sum(layer.macs for layer in network),
-    }
+    counts = _counted(_shape(params))
+    return {"rom": float(counts.rom), "ram": float(counts.ram), "flops": 2.0 * counts.macs}
 
 
 def error(params: Params) -> float:
     """The invented error without noise, in (0.05, 0.9)."""
-    network = layers(params)
-    weights = math.log10(sum(layer.weights for layer in network))
-    macs = math.log10(sum(layer.macs for layer in network))
-    blocks = sum(int(params[f"network.blocks{stage}"]) for stage in (1, 2, 3))
+    shape = _shape(params)
+    counts, blocks = _counted(shape), sum(shape.blocks)
+    weights, macs = math.log10(counts.weights), math.log10(counts.macs)
     total = (
         # Larger networks are better, with falling returns: in weights, in arithmetic, in depth, in resolution.
         0.035
         + 0.55 * math.exp(-1.25 * (weights - 2.7))
         + 0.30 * math.exp(-1.10 * (macs - 4.3))
         + 0.10 * math.exp(-0.45 * blocks)
-        + 0.10 * ((32 - int(params["network.resolution"])) / 16) ** 1.3
+        + 0.10 * ((32 - shape.resolution) / 16) ** 1.3
         + _training_loss(params, weights)
         + _pruning_loss(params)
-        + {"full": 0.0, "separable": 0.012, "bottleneck": 0.02}[str(params["network.block"])]
+        + {"full": 0.0, "separable": 0.012, "bottleneck": 0.02}[shape.block]
     )
     return 0.05 + 0.85 * (1.0 - math.exp(-total / 0.85))
 
@@ -155,9 +165,34 @@ def _problem(name: str, *, is_log: bool) -> Problem:
     )
 
 
-def _channels(params: Params, stage: int) -> int:
-    full = float(params["network.width"]) * float(params["network.growth"]) ** stage
-    return max(1, round(full * (1.0 - float(params["compression.sparsity"]))))
+def _shape(params: Params) -> Shape:
+    width, growth = float(params["network.width"]), float(params["network.growth"])
+    kept = 1.0 - float(params["compression.sparsity"])
+    return Shape(
+        channels=(_channels(width * kept), _channels(width * growth * kept), _channels(width * growth**2 * kept)),
+        blocks=(int(params["network.blocks1"]), int(params["network.blocks2"]), int(params["network.blocks3"])),
+        kernel=int(params["network.kernel"]),
+        block=str(params["network.block"]),
+        resolution=int(params["network.resolution"]),
+    )
+
+
+def _channels(kept: float) -> int:
+    return max(1, round(kept))
+
+
+# A search asks for thousands of candidates a proposal, most of which differ in training or by a rounded channel only.
+@lru_cache(maxsize=200_000)
+def _counted(shape: Shape) -> _Counts:
+    network = layers(shape)
+    weights = sum(layer.weights for layer in network)
+    channels = sum(layer.outputs for layer in network)
+    return _Counts(
+        weights=weights,
+        macs=sum(layer.macs for layer in network),
+        rom=weights + _ROM_PER_CHANNEL * channels + _ROM_PROGRAM,
+        ram=max(layer.live for layer in network) + _RAM_STACK,
+    )
 
 
 def _layer(

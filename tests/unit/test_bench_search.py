@@ -128,7 +128,7 @@ def test_a_repeated_pending_candidate_is_counted(monkeypatch: pytest.MonkeyPatch
     assert simulate(tiny(trials=4, workers=2), problem).repeats == 3
 
 
-def test_known_objectives_reach_a_sampler_that_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sampler_is_told_the_shares_of_known_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: dict[str, Any] = {}
 
     class Sampler:
