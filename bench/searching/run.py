@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from bench.searching.problem import Problem
 from orchestrator.arrays import FloatArray
 from orchestrator.errors import UsageError
 from orchestrator.objectives import Objectives
-from orchestrator.records import Ending, Outcome, ParamValue, Source, Value
+from orchestrator.records import Ending, Outcome, Params, ParamValue, Source, Value
 from orchestrator.sampler import ProposerSampler
 from orchestrator.space import SearchSpace
 from orchestrator.telling import tell_outcome
@@ -126,9 +125,10 @@ def sampler_of(problem: Problem, proposer: str, *, seed: int, initial: int) -> P
         UsageError: the proposer or an option is unknown.
     """
     name, options = proposer_of(proposer)
-    extra: dict[str, Any] = {}
-    if problem.known and "known" in inspect.signature(ProposerSampler).parameters:
-        extra["known"] = lambda params: problem.shares(problem.known_values(params))
+
+    def known(params: Params) -> dict[str, float]:
+        return problem.shares(problem.known_values(params))
+
     return ProposerSampler(
         name,
         seed=seed,
@@ -136,7 +136,7 @@ def sampler_of(problem: Problem, proposer: str, *, seed: int, initial: int) -> P
         search_space=problem.space,
         objectives=objectives_of(problem),
         options=options,
-        **extra,
+        known=known if problem.known else None,
     )
 
 
