@@ -32,6 +32,7 @@ def figure(results: Results, title: str) -> go.Figure:
         text for name in results.problems for text in (f"{name}: hypervolume, % of reference", f"{name}: s/proposal")
     ]
     drawn = make_subplots(rows=len(results.problems), cols=2, subplot_titles=titles, column_widths=[0.62, 0.38])
+    shown: set[str] = set()
     for row, problem in enumerate(results.problems, start=1):
         for index, proposer in enumerate(results.proposers):
             if results.seeds(problem, proposer):
@@ -39,10 +40,13 @@ def figure(results: Results, title: str) -> go.Figure:
                     "color": _COLOURS[index % len(_COLOURS)],
                     "dash": _DASHES[index // len(_COLOURS) % len(_DASHES)],
                 }
-                for trace in _quality(100 * results.curves(problem, proposer), proposer, look, is_first=row == 1):
+                for trace in _quality(
+                    100 * results.curves(problem, proposer), proposer, look, is_first=proposer not in shown
+                ):
                     drawn.add_trace(trace, row=row, col=1)
+                shown.add(proposer)
                 drawn.add_trace(_speed(results.seconds(problem, proposer), proposer, look), row=row, col=2)
-        drawn.update_yaxes(type="log", row=row, col=2)
+        drawn.update_yaxes(type="log", dtick=1, row=row, col=2)
         drawn.update_xaxes(title_text="trial", row=row)
     drawn.update_layout(title=title, template="plotly_white", height=120 + 380 * len(results.problems))
     return drawn

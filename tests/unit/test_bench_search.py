@@ -268,6 +268,12 @@ def test_the_figure_shows_mean_and_band_of_every_proposer() -> None:
     assert {trace.name for trace in drawn.data if trace.xaxis == "x2"} == {"a", "b"}
 
 
+def test_every_proposer_is_in_the_legend_once_whatever_problems_it_was_run_on() -> None:
+    runs = [finished("a", 0, [0.1]), finished("a", 0, [0.1], "q"), finished("b", 0, [0.1], "q")]
+    drawn = figure(Results(runs, {"p": 1.0, "q": 1.0}), "title")
+    assert [trace.name for trace in drawn.data if trace.showlegend] == ["a", "b"]
+
+
 # ---- scaling
 
 
