@@ -32,10 +32,13 @@ class Source(Enum):
 
 
 class Ending(Enum):
-    """How a stage or a trial ended. Infeasible is a result; a fault is the lab's and never reaches the proposer."""
+    """How a stage or a trial ended. Infeasible is a result. Stopped early means given up while it trained, because it
+    could hardly reach the front any more: it was worth a trial and has no result. A fault is the lab's and never
+    reaches the proposer."""
 
     COMPLETE = "complete"
     INFEASIBLE = "infeasible"
+    STOPPED = "stopped"
     FAULT = "fault"
 
 
@@ -132,7 +135,9 @@ class StageRequest:
     """One message to a worker: run ``stage`` for this trial.
 
     ``inputs`` maps artifact names to the sha256 of the artifacts that earlier stages wrote; ``study`` is the study file
-    as JSON (``StudyFile.to_json``); ``study_id`` is the unique id stored with the study.
+    as JSON (``StudyFile.to_json``); ``study_id`` is the unique id stored with the study. ``stopping`` is the rule by
+    which a training may be given up (``StoppingRule.to_json``), as it stood when the stage was queued for the first
+    time; it determines the result as parameters and inputs do.
     """
 
     study_id: str
@@ -143,6 +148,7 @@ class StageRequest:
     seed: int
     inputs: Mapping[str, str]
     study: Json
+    stopping: Json | None = None
 
     @property
     def task_id(self) -> str:
@@ -160,6 +166,7 @@ class StageRequest:
             "seed": self.seed,
             "inputs": dict(self.inputs),
             "study": self.study,
+            **({"stopping": self.stopping} if self.stopping is not None else {}),
         }
 
     @staticmethod
@@ -231,7 +238,8 @@ class StageResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """Everything known about a trial when it has ended, merged over its stages."""
+    """Everything known about a trial when it has ended, merged over its stages; ``reason`` says in words why it was
+    stopped early."""
 
     ending: Ending
     values: Mapping[str, Value] = field(default_factory=dict)
@@ -239,6 +247,7 @@ class Outcome:
     violations: tuple[Violation, ...] = ()
     fault: Fault | None = None
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,7 +30,7 @@ from orchestrator.proposers.protocol import History
 from orchestrator.proposers.registry import make_proposer
 from orchestrator.space import RealAxis, SearchSpace
 from orchestrator.studyfile import StudyFile
-from orchestrator.telling import VIOLATIONS_ATTR, tell_outcome
+from orchestrator.telling import STOPPED_ATTR, VIOLATIONS_ATTR, tell_outcome
 
 __all__ = ["ProposerSampler", "make_sampler", "read_history", "read_pending", "tell_outcome"]
 
@@ -163,9 +163,14 @@ def read_history(
 
 
 def read_pending(trials: Sequence[FrozenTrial], space: SearchSpace) -> FloatArray:
-    """The points (k, d) of running trials, in the order of their numbers."""
-    running = sorted((item for item in trials if item.state == TrialState.RUNNING), key=lambda item: item.number)
-    points = [point for item in running if (point := _encoded(item, space)) is not None]
+    """The points (k, d) of trials without a result, running or stopped early, in the order of their numbers.
+
+    Of a trial that was stopped nothing is told; conditioning on what is believed of it keeps the search from asking
+    for the same again.
+    """
+    without = (item for item in trials if item.state == TrialState.RUNNING or STOPPED_ATTR in item.user_attrs)
+    waiting = sorted(without, key=lambda item: item.number)
+    points = [point for item in waiting if (point := _encoded(item, space)) is not None]
     return np.array(points).reshape(len(points), space.dim)
 
 

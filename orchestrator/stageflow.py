@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.errors import EvaluationDefect
@@ -12,6 +12,8 @@ from orchestrator.records import Event, Fault, FaultKind, Json, StageRequest, St
 from orchestrator.study import FINAL_STAGE, Study
 
 MAX_ATTEMPTS = 3
+# The stage that may be given up early.
+TRAIN_STAGE = "train"
 # What a stage reports when an artifact it was to read is gone or damaged: the stage that wrote it runs again.
 ARTIFACT_REASONS = ("artifact_missing", "artifact_altered")
 
@@ -37,13 +39,15 @@ class OpenAttempt:
 
 @dataclass(kw_only=True)
 class StageFlow:
-    """The open attempts of a study, and the results that count so far: ``results[trial][stage]``."""
+    """The open attempts of a study, and the results that count so far: ``results[trial][stage]``. ``stopping`` gives
+    the rule under which a candidate is trained, from what is known when its training is first queued."""
 
     study: Study
     evaluator: Evaluator
     sink: EventSink
     clock: Clock
     retry_delays_s: Sequence[float]
+    stopping: Callable[[CandidateRow], Json | None] = lambda candidate: None
     open: dict[tuple[int, str], OpenAttempt] = field(default_factory=dict)
     results: dict[int, dict[str, StageResult]] = field(default_factory=dict)
     _open_before: dict[tuple[int, str], StageAttempt] = field(default_factory=dict)
@@ -80,11 +84,20 @@ class StageFlow:
             seed=candidate.seed,
             inputs=inputs,
             study=self.study.file.to_json(),
+            stopping=self._stopping_of(candidate, is_new=attempt == 1) if stage == TRAIN_STAGE else None,
         )
         if again is None:
             self.study.ledger.record_attempt(candidate.trial, stage, attempt, request.task_id, self.clock.now_iso())
         self.open[candidate.trial, stage] = OpenAttempt(request=request, due=self.clock.monotonic() + delay_s)
         self.submit_due()
+
+    def _stopping_of(self, candidate: CandidateRow, *, is_new: bool) -> Json | None:
+        """The rule of the first attempt holds for all: a repeated training is the same work and ends the same."""
+        kept = self.study.ledger.stopping(candidate.trial)
+        if kept is None and is_new:
+            kept = (self.stopping(candidate),)
+            self.study.ledger.record_stopping(candidate.trial, kept[0])
+        return kept[0] if kept else None
 
     def submit_due(self) -> None:
         now = self.clock.monotonic()

@@ -138,7 +138,7 @@ class Study:
 
     @staticmethod
     def open_or_create(folder: Path, file: StudyFile, objectives: Objectives, *, source: Path | None = None) -> Study:
-        """The study in ``folder``, begun if need be, with the budget and parallelism of ``file``.
+        """The study in ``folder``, begun if need be, with the budget, parallelism and early stopping of ``file``.
 
         Raises:
             UsageError: ``file`` differs from the study in anything else; the text names the fields.
@@ -150,7 +150,7 @@ class Study:
         return study
 
     def update(self, file: StudyFile, *, source: Path | None = None) -> None:
-        """Take over a larger budget and another parallelism.
+        """Take over a larger budget, another plateau or parallelism, and other early stopping.
 
         Raises:
             UsageError: anything else changed, or the budget shrank.
@@ -299,7 +299,7 @@ class _Recording:
 
 
 def check_update(old: StudyFile, new: StudyFile) -> None:
-    """Make sure that only what may change did: the parallelism, and the budget upwards.
+    """Make sure that only what may change did: parallelism, early stopping, plateau, and the budget upwards.
 
     Raises:
         UsageError: names each field with its old and new value.
@@ -308,14 +308,15 @@ def check_update(old: StudyFile, new: StudyFile) -> None:
     absent = "absent"
     names = sorted(before.keys() | after.keys())
     changed = [name for name in names if before.get(name, absent) != after.get(name, absent)]
-    refused = [name for name in changed if not name.startswith(("parallelism.", "budget."))]
-    shrunk = [name for name in changed if name.startswith("budget.") and not _is_raised(before[name], after[name])]
+    changed = [name for name in changed if not name.startswith(("parallelism.", "early_stopping.", "budget.plateau"))]
+    refused = [name for name in changed if not name.startswith("budget.")]
+    shrunk = [name for name in changed if name not in refused and not _is_raised(before[name], after[name])]
     lines = [f"  {name}: was {before.get(name, absent)!r}, now {after.get(name, absent)!r}" for name in refused]
     lines += [f"  {name}: was {before[name]!r}, now {after[name]!r}; it may only be raised" for name in shrunk]
     if lines:
         raise UsageError(
             f"study {old.name} has begun, and its file has changed since:\n" + "\n".join(lines) + "\n"
-            "Only a larger budget and another parallelism can be taken over. Undo the change, or give the study a new "
+            "Only a larger budget, another plateau or parallelism and other early stopping can be taken over. Undo the change, or give the study a new "
             "name."
         )
 

@@ -22,8 +22,8 @@ from orchestrator.beliefs import Beliefs, Known, margin_surrogate
 from orchestrator.boxes import free_boxes
 from orchestrator.clustering import centres
 from orchestrator.improvement import LogHypervolumeImprovement
-from orchestrator.pareto import non_dominated
-from orchestrator.proposers.pareto_set import pareto_set
+from orchestrator.proposers.front import pareto_set, reference_point, unexplained_margins
+from orchestrator.proposers.nearby import moved
 from orchestrator.proposers.protocol import History
 from orchestrator.proposers.untried import Tried
 from orchestrator.space import SearchSpace
@@ -32,10 +32,6 @@ from orchestrator.threads import one_thread
 
 # The best points ever visited are kept: more than could all be tried or pending.
 _REMEMBERED = 256
-# An excess over a limit that no objective explains, beyond rounding.
-_UNEXPLAINED = 1e-6
-# Of the reference point of an objective without a limit: so far beyond the worst of the front, as a share of its range.
-_BEYOND_NADIR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +73,7 @@ class ArsProposer:
         visited = _Visited(reward=self._reward(history, pending), snap=self.space.snap)
         front = pareto_set(history)
         # candidates everywhere and near the front
-        pool = np.concatenate([tried.draw(self.pool, rng), _moved(self.space, front, self.pool, rng)])
+        pool = np.concatenate([tried.draw(self.pool, rng), moved(self.space, front, self.pool, rng)])
         worth = visited(torch.as_tensor(pool)).numpy()
         starts = self._starts(front, pool[np.argsort(-worth, kind="stable")], rng)
         # policies from each start compete
@@ -85,7 +81,7 @@ class ArsProposer:
         search(visited, torch.as_tensor(starts), self.settings, generator)
         for round_ in range(self.polish):
             best = visited.best_first()[: self.settings.policies]
-            visited(torch.as_tensor(_moved(self.space, best, self.pool, rng, size=0.1 / 2**round_)))
+            visited(torch.as_tensor(moved(self.space, best, self.pool, rng, size=0.1 / 2**round_)))
         best_first = self._possible(visited.best_first(), history)
         proposal = tried.first_untried(best_first)
         return proposal if proposal is not None else self._possible(tried.draw(self.pool, rng), history)[0]
@@ -103,10 +99,10 @@ class ArsProposer:
         beliefs = Beliefs.learn(history.points, history.outcomes, pending, self.known)
         reached = beliefs.expected(np.concatenate([history.points[history.feasible], pending]))
         reached = reached[np.isfinite(reached).all(axis=1)]
-        reference = _reference(history, reached)
+        reference = reference_point(history, reached)
         boxes = free_boxes(reached, reference)
         reward: Reward = LogHypervolumeImprovement.over(boxes, beliefs, reference)
-        unexplained = _unexplained(history)
+        unexplained = unexplained_margins(history)
         if unexplained is not None:
             margin = margin_surrogate(history.points, unexplained, pending)
             reward = _WithFeasibility(reward=reward, margin=margin)
@@ -162,27 +158,6 @@ class _Visited:
         return np.asarray(points[first[:_REMEMBERED]])
 
 
-def _reference(history: History, reached: FloatArray) -> FloatArray:
-    """One where an objective has a limit; elsewhere a little beyond the worst of the front."""
-    reference = np.ones(history.outcomes.shape[1])
-    for j in np.flatnonzero(~history.bounded):
-        known = history.outcomes[np.isfinite(history.outcomes[:, j]), j]
-        front = reached[non_dominated(reached), j] if len(reached) else known
-        if not len(front):
-            continue
-        span = np.ptp(front) or np.ptp(known) or abs(front[0]) or 1.0
-        reference[j] = front.max() + _BEYOND_NADIR * span
-    return reference
-
-
-def _unexplained(history: History) -> FloatArray | None:
-    """Margins (n,) for a model of what makes trials infeasible, if it is not their objectives' limits alone."""
-    bounded = np.where(np.isfinite(history.outcomes), history.outcomes, -np.inf)[:, history.bounded]
-    by_outcomes = bounded.max(axis=1, initial=-np.inf) - 1.0
-    unexplained = ~history.feasible & (history.margins > by_outcomes + _UNEXPLAINED)
-    return history.margins if unexplained.any() else None
-
-
 def _apart(points: FloatArray, count: int) -> FloatArray:
     """At most ``count`` of ``points``, best first: the first, then always the one farthest from those taken."""
     taken = points[:1] if count else points[:0]
@@ -190,16 +165,3 @@ def _apart(points: FloatArray, count: int) -> FloatArray:
         distance = np.abs(points[:, None, :] - taken[None, :, :]).sum(axis=-1).min(axis=1)
         taken = np.concatenate([taken, points[[int(distance.argmax())]]])
     return taken
-
-
-def _moved(
-    space: SearchSpace, points: FloatArray, count: int, rng: np.random.Generator, size: float = 0.15
-) -> FloatArray:
-    """``count`` candidates near ``points`` (n, d): some parameters moved a little, a few drawn anew."""
-    parents = points[rng.integers(len(points), size=count)]
-    anew = space.at_quantiles(rng.random((count, len(space.axes))))
-    share = min(1.0, 3.0 / len(space.axes))
-    nearby = np.clip(parents + size * rng.standard_normal(parents.shape), 0.0, 1.0)
-    change = space.spread(rng.random((count, len(space.axes))) < share)
-    redraw = change & space.spread(rng.random((count, len(space.axes))) < 0.3)
-    return space.snap(np.where(redraw, anew, np.where(change, nearby, parents)))

@@ -22,7 +22,7 @@ from orchestrator.acquisition import (
 from orchestrator.arrays import FloatArray
 from orchestrator.ars import ArsSettings, search
 from orchestrator.clustering import centres
-from orchestrator.proposers.pareto_set import pareto_set
+from orchestrator.proposers.front import pareto_set
 from orchestrator.proposers.protocol import History
 from orchestrator.proposers.untried import Tried
 from orchestrator.space import SearchSpace

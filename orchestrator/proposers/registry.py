@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from importlib import import_module
 from typing import Any
 
 from orchestrator.ars import ArsSettings
@@ -12,9 +13,12 @@ from orchestrator.beliefs import Known
 from orchestrator.errors import UsageError
 from orchestrator.proposers.ars import ArsProposer
 from orchestrator.proposers.ars_published import ArsPublishedProposer
+from orchestrator.proposers.gp import GpProposer
 from orchestrator.proposers.nsga2 import Nsga2Proposer
 from orchestrator.proposers.protocol import Proposer
+from orchestrator.proposers.qmc import QmcProposer
 from orchestrator.proposers.random import RandomProposer
+from orchestrator.proposers.tpe import TpeProposer
 from orchestrator.space import SearchSpace
 
 
@@ -25,6 +29,10 @@ class _Entry:
     build: Callable[[SearchSpace, Mapping[str, Any], Known | None], Proposer]
 
 
+_Build = Callable[[SearchSpace, Mapping[str, Any], "Known | None"], Proposer]
+
+_ASCENT: Mapping[str, int | float] = {"pool": 256, "restarts": 4}
+_REGION: Mapping[str, int | float] = {"initial": 8, "candidates": 1000}
 _POLICIES = {item.name: getattr(ArsSettings(), item.name) for item in fields(ArsSettings)}
 
 
@@ -39,12 +47,23 @@ def _build_ars_published(space: SearchSpace, options: Mapping[str, Any], known: 
     return ArsPublishedProposer(space=space, settings=settings, draws=options["draws"])
 
 
-def _build_random(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
-    return RandomProposer(space=space)
+def _plain(proposer: Callable[..., Proposer]) -> _Build:
+    """A proposer whose options are its fields and which has no use for known objectives."""
+
+    def build(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+        return proposer(space=space, **options)
+
+    return build
 
 
-def _build_nsga2(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
-    return Nsga2Proposer(space=space, population=options["population"])
+def _on_botorch(module: str, proposer: str) -> _Build:
+    """The same for those on BoTorch, imported when asked for: that takes seconds, which no other command should."""
+
+    def build(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+        found: Callable[..., Proposer] = getattr(import_module(f"orchestrator.proposers.{module}"), proposer)
+        return found(space=space, **options)
+
+    return build
 
 
 _PROPOSERS = {
@@ -58,12 +77,43 @@ _PROPOSERS = {
         defaults=_POLICIES | {"draws": 64},
         build=_build_ars_published,
     ),
-    "random": _Entry(description="uniform random search", defaults={}, build=_build_random),
+    "qparego": _Entry(
+        description="qParEGO: expected improvement of random scalarisations (BoTorch)",
+        defaults=dict(_ASCENT) | {"draws": 128},
+        build=_on_botorch("qparego", "QparegoProposer"),
+    ),
+    "turbo-1": _Entry(
+        description="TuRBO-1: Thompson sampling of random scalarisations in a trust region (BoTorch)",
+        defaults=_REGION,
+        build=_on_botorch("turbo", "TurboProposer"),
+    ),
+    "morbo-1": _Entry(
+        description="MORBO-1: Thompson sampling by hypervolume in a trust region (BoTorch)",
+        defaults=_REGION,
+        build=_on_botorch("morbo", "MorboProposer"),
+    ),
+    "qlognehvi": _Entry(
+        description="qLogNEHVI: noisy expected hypervolume improvement (BoTorch); slow",
+        defaults=dict(_ASCENT) | {"draws": 16},
+        build=_on_botorch("qlognehvi", "QlognehviProposer"),
+    ),
+    "gp": _Entry(
+        description="Gaussian processes with expected hypervolume improvement (Optuna's); slow",
+        defaults={},
+        build=_plain(GpProposer),
+    ),
+    "tpe": _Entry(description="tree-structured Parzen estimator (Optuna's)", defaults={}, build=_plain(TpeProposer)),
     "nsga2": _Entry(
         description="NSGA-II, an evolutionary method (Optuna's)",
         defaults={"population": 20},
-        build=_build_nsga2,
+        build=_plain(Nsga2Proposer),
     ),
+    "qmc": _Entry(
+        description="quasi-random search along a Sobol sequence (Optuna's)",
+        defaults={"scrambling": 0},
+        build=_plain(QmcProposer),
+    ),
+    "random": _Entry(description="uniform random search", defaults={}, build=_plain(RandomProposer)),
 }
 
 
