@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -66,8 +66,10 @@ class ArsProposer:
         tried = Tried(self.space, history.points, pending)
         if not len(history):
             return np.asarray(tried.draw(1, rng)[0])
+        scales = _scales(history)
+        proposer = replace(self, known=None if self.known is None else _divided(self.known, scales))
         with one_thread():
-            return self._search(history, pending, tried, rng)
+            return proposer._search(replace(history, outcomes=history.outcomes / scales), pending, tried, rng)
 
     def _search(self, history: History, pending: FloatArray, tried: Tried, rng: np.random.Generator) -> FloatArray:
         visited = _Visited(reward=self._reward(history, pending), snap=self.space.snap)
@@ -156,6 +158,16 @@ class _Visited:
         points = points[np.argsort(-rewards, kind="stable")]
         first = np.sort(np.unique(np.round(points, 9), axis=0, return_index=True)[1])
         return np.asarray(points[first[:_REMEMBERED]])
+
+
+def _scales(history: History) -> FloatArray:
+    """What outcomes (m,) are divided by: objectives without a limit come in units of any size."""
+    sizes = np.abs(np.where(np.isfinite(history.outcomes), history.outcomes, 0.0)).mean(axis=0)
+    return np.asarray(np.where(~history.bounded & (sizes > 0), sizes, 1.0))
+
+
+def _divided(known: Known, scales: FloatArray) -> Known:
+    return lambda points: np.asarray(known(points)) / scales
 
 
 def _apart(points: FloatArray, count: int) -> FloatArray:
