@@ -316,8 +316,8 @@ def check_update(old: StudyFile, new: StudyFile) -> None:
     if lines:
         raise UsageError(
             f"study {old.name} has begun, and its file has changed since:\n" + "\n".join(lines) + "\n"
-            "Only a larger budget, another plateau or parallelism and other early stopping can be taken over. Undo the change, or give the study a new "
-            "name."
+            "Only a larger budget, another plateau or parallelism and other early stopping can be taken over. Undo the "
+            "change, or give the study a new name."
         )
 
 

@@ -182,8 +182,8 @@ class Objective(_Model):
 class Plateau(_Model):
     """The search ends when the last ``trials`` trials raised the hypervolume by no more than the share ``gain``."""
 
-    trials: Annotated[int, Field(ge=1)]
-    gain: Fraction = 0.005
+    trials: Annotated[int, Field(ge=1, description="Trials looked back on; the initial design is not among them.")]
+    gain: Annotated[Fraction, Field(description="Share of the hypervolume reached.")] = 0.005
 
 
 class Budget(_Model):

@@ -1,8 +1,9 @@
-"""Errors of the pipeline. Each class belongs to exactly one of three kinds, and the kind decides the retry."""
+"""Errors of the pipeline. Each class belongs to exactly one kind, and the kind decides the retry."""
 
 from __future__ import annotations
 
-from orchestrator.records import Violation
+from orchestrator.records import Json, Violation
+from orchestrator.stopping import Stop
 
 
 class PipelineError(Exception):
@@ -15,6 +16,15 @@ class Infeasible(PipelineError):
     def __init__(self, *violations: Violation) -> None:
         super().__init__("; ".join(violation.message for violation in violations))
         self.violations = violations
+
+
+class Stopped(PipelineError):
+    """Given up while it trained, because it could hardly reach the front any more; ``notes`` are the stage's so far."""
+
+    def __init__(self, stop: Stop, notes: Json) -> None:
+        super().__init__(stop.message)
+        self.stop = stop
+        self.notes = notes
 
 
 class TransientFault(PipelineError):
