@@ -33,6 +33,9 @@ from orchestrator.arrays import FloatArray, check_shape
 # the surrogate is then a plane, its improvement lies in the corners, and ARS loses to random search on interior optima.
 # The noise is centred lower than BoTorch's (-4) because most objectives here are counted, not measured.
 _LENGTH_PRIOR = (math.log(0.5), 1.0)
+# Bent columns vary more evenly, and the logarithm of the improvement is less drawn to corners: twice the length finds
+# more on smooth problems and as much on others.
+_BENT_LENGTH_PRIOR = (math.log(1.0), 1.0)
 _NOISE_PRIOR = (-6.0, 1.5)
 _SCALE_PRIOR = (1.0, 1.0)
 _MEAN_PRIOR = (0.0, 1.0)
@@ -68,7 +71,7 @@ class Hyperparameters:
         """The centres of the priors."""
         ones = torch.ones(n_outputs, dtype=torch.float64)
         return Hyperparameters(
-            lengths=math.exp(_length_centre(dim)) * torch.ones(n_outputs, dim, dtype=torch.float64),
+            lengths=math.exp(_grown(_LENGTH_PRIOR[0], dim)) * torch.ones(n_outputs, dim, dtype=torch.float64),
             bends=torch.zeros(n_outputs, dim, dtype=torch.float64),
             scale=math.exp(_SCALE_PRIOR[0]) * ones,
             noise=math.exp(_NOISE_PRIOR[0]) * ones,
@@ -322,12 +325,14 @@ def _cholesky(covariance: Tensor) -> Tensor:
     raise ArithmeticError(f"covariance of {covariance.shape[-1]} points is not positive definite")
 
 
-def _length_centre(dim: int) -> float:
-    return _LENGTH_PRIOR[0] + 0.5 * math.log(dim)
+def _grown(log_length: float, dim: int) -> float:
+    """Points lie farther apart in more dimensions, and so do those that are alike."""
+    return log_length + 0.5 * math.log(dim)
 
 
 def _priors(dim: int, *, bent: bool) -> tuple[Tensor, Tensor]:
-    priors = [_BEND_PRIOR] * (dim if bent else 0) + [(_length_centre(dim), _LENGTH_PRIOR[1])] * dim
+    centre, width = _BENT_LENGTH_PRIOR if bent else _LENGTH_PRIOR
+    priors = [_BEND_PRIOR] * (dim if bent else 0) + [(_grown(centre, dim), width)] * dim
     centres, widths = torch.tensor([*priors, _SCALE_PRIOR, _NOISE_PRIOR, _MEAN_PRIOR], dtype=torch.float64).T
     return centres, widths
 
