@@ -30,6 +30,10 @@ Known = Callable[[FloatArray], FloatArray]
 # become far outliers, and their large deviations promise improvements that are not there.
 _CLEARLY_BETTER = 0.25
 
+# An outcome that is this much smaller than the largest is a 0 (cos(π/2) is 6e-17): its logarithm says nothing of size,
+# and one of them promises improvements of any size in every corner.
+_NEXT_TO_NOTHING = 1e-6
+
 # Hyperparameters are fitted on at most this many trials, spread evenly over the history; the posterior uses all.
 _FITTED = 400
 
@@ -111,7 +115,8 @@ def _known_columns(known: Known | None, points: FloatArray, n_objectives: int) -
 def _better_as_log(points: FloatArray, outcomes: FloatArray) -> BoolArray:
     """Of which columns (m,) the logarithm is the more likely Gaussian process, before any fitting."""
     known = np.isfinite(outcomes)
-    positive = np.all((outcomes > 0) | ~known, axis=0)
+    least = _NEXT_TO_NOTHING * np.where(known, outcomes, 0.0).max(axis=0)
+    positive = np.all((outcomes > np.maximum(least, 0.0)) | ~known, axis=0)
     logs = np.log(np.where(known & positive, outcomes, 1.0))
     plain = log_likelihood(points, outcomes)
     # The density of Y is that of log Y divided by Y.
