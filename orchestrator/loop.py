@@ -33,14 +33,13 @@ from orchestrator.errors import EvaluationDefect
 from orchestrator.ledger import TOLD_ENDINGS, CandidateRow
 from orchestrator.pareto import hypervolume, non_dominated
 from orchestrator.ports import Clock, Evaluator, EventSink
-from orchestrator.records import Candidate, Ending, Event, Fault, Json, Outcome, Violation
+from orchestrator.records import Candidate, Ending, Event, Fault, Outcome, Violation
 from orchestrator.space import SearchSpace
-from orchestrator.stageflow import TRAIN_STAGE, StageEnded, StageFlow
-from orchestrator.stopping import Finished, errors_of, has_plateaued, known_of, stopping_rule
+from orchestrator.stageflow import StageEnded, StageFlow
+from orchestrator.stopping import has_plateaued
 from orchestrator.study import FINAL_STAGE, Study
 from orchestrator.telling import tell_outcome
 
-GATE_STAGE = "gate"
 _LOST_EVERY_S = 2.0
 _KEEP_TIME_EVERY_S = 5.0
 _COLLECT_S = 0.5
@@ -316,29 +315,6 @@ class _Loop:
                 "command goes on."
             )
 
-    def stopping_of(self, candidate: CandidateRow) -> Json | None:
-        """The rule under which the candidate may be given up while it trains, from where the study stands now. The
-        initial design goes through in any case: the search learns from all of it."""
-        file = self.study.file
-        gate = self.flow.results.get(candidate.trial, {}).get(GATE_STAGE)
-        if candidate.trial < file.sampler.initial or gate is None or file.early_stopping.mode == "off":
-            return None
-        epochs = int(candidate.params.get("training.epochs", file.training.epochs))
-        rule = stopping_rule(known_of(gate), epochs, self.finished(), self.study.objectives, file.early_stopping)
-        return rule.to_json() if rule is not None else None
-
-    def finished(self) -> list[Finished]:
-        """The complete trials, by number, with the curves of their training."""
-        complete = [row for row in self.study.ledger.candidates() if row.outcome and row.state == Ending.COMPLETE.value]
-        trains = [(row, self.flow.results.get(row.trial, {}).get(TRAIN_STAGE)) for row in complete]
-        return [
-            Finished(
-                values={name: value.amount for name, value in row.outcome.values.items()} if row.outcome else {},
-                errors=errors_of(train) if train is not None else (),
-            )
-            for row, train in trains
-        ]
-
     # -- the test split ------------------------------------------------------------------------------------------
 
     def measure_front(self) -> None:
@@ -394,7 +370,6 @@ def run_study(
         flow=StageFlow(study=study, evaluator=evaluator, sink=sink, clock=clock, retry_delays_s=retry_delays_s),
         space=SearchSpace.from_parameters(study.file.space),
     )
-    loop.flow.stopping = loop.stopping_of
     with study.locked(), study.guarded():
         return loop.run()
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.errors import EvaluationDefect
 from orchestrator.ledger import CandidateRow, StageAttempt
 from orchestrator.ports import Clock, Evaluator, EventSink
-from orchestrator.records import Event, Fault, FaultKind, Json, StageRequest, StageResult
+from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult
+from orchestrator.stopping import Finished, errors_of, known_of, stopping_rule
 from orchestrator.study import FINAL_STAGE, Study
 
 MAX_ATTEMPTS = 3
-# The stage that may be given up early.
+# The stage that may be given up early, and the one that says beforehand what the candidate will need.
 TRAIN_STAGE = "train"
+GATE_STAGE = "gate"
 # What a stage reports when an artifact it was to read is gone or damaged: the stage that wrote it runs again.
 ARTIFACT_REASONS = ("artifact_missing", "artifact_altered")
 
@@ -39,15 +41,13 @@ class OpenAttempt:
 
 @dataclass(kw_only=True)
 class StageFlow:
-    """The open attempts of a study, and the results that count so far: ``results[trial][stage]``. ``stopping`` gives
-    the rule under which a candidate is trained, from what is known when its training is first queued."""
+    """The open attempts of a study, and the results that count so far: ``results[trial][stage]``."""
 
     study: Study
     evaluator: Evaluator
     sink: EventSink
     clock: Clock
     retry_delays_s: Sequence[float]
-    stopping: Callable[[CandidateRow], Json | None] = lambda candidate: None
     open: dict[tuple[int, str], OpenAttempt] = field(default_factory=dict)
     results: dict[int, dict[str, StageResult]] = field(default_factory=dict)
     _open_before: dict[tuple[int, str], StageAttempt] = field(default_factory=dict)
@@ -95,9 +95,36 @@ class StageFlow:
         """The rule of the first attempt holds for all: a repeated training is the same work and ends the same."""
         kept = self.study.ledger.stopping(candidate.trial)
         if kept is None and is_new:
-            kept = (self.stopping(candidate),)
+            kept = (self._new_rule(candidate),)
             self.study.ledger.record_stopping(candidate.trial, kept[0])
         return kept[0] if kept else None
+
+    def _new_rule(self, candidate: CandidateRow) -> Json | None:
+        """From where the study stands now. The initial design is trained to its end: the search learns from all of
+        it."""
+        file = self.study.file
+        gate = self.results.get(candidate.trial, {}).get(GATE_STAGE)
+        if candidate.trial < file.sampler.initial or gate is None or file.early_stopping.mode == "off":
+            return None
+        epochs = int(candidate.params.get("training.epochs", file.training.epochs))
+        rule = stopping_rule(known_of(gate), epochs, self._finished(), self.study.objectives, file.early_stopping)
+        return rule.to_json() if rule is not None else None
+
+    def _finished(self) -> list[Finished]:
+        """The complete trials, by number, with the curves of their training."""
+        complete = [
+            (row.trial, row.outcome.values)
+            for row in self.study.ledger.candidates()
+            if row.outcome is not None and row.outcome.ending is Ending.COMPLETE
+        ]
+        trains = {trial: self.results.get(trial, {}).get(TRAIN_STAGE) for trial, _ in complete}
+        return [
+            Finished(
+                values={name: value.amount for name, value in values.items()},
+                errors=errors_of(train) if (train := trains[trial]) is not None else (),
+            )
+            for trial, values in complete
+        ]
 
     def submit_due(self) -> None:
         now = self.clock.monotonic()
