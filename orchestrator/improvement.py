@@ -32,7 +32,7 @@ _NO_SPREAD = 1e-9
 _NOTHING = 1e-280
 # From here on the closed form cancels, and its asymptotic series is exact to four digits.
 _FAR_BELOW = -8.0
-# Points scored at once: what a core's cache holds beside a few hundred boxes.
+# Points scored at once: what a core's cache holds beside a few hundred trials and boxes.
 _BLOCK = 256
 
 
@@ -79,9 +79,7 @@ class LogHypervolumeImprovement:
 
     def __call__(self, points: Tensor) -> Tensor:
         """(q, d) → (q,)"""
-        mean, deviation = self.beliefs.posterior(points)
-        blocks = zip(torch.split(mean, _BLOCK), torch.split(deviation, _BLOCK), strict=True)
-        return torch.cat([self._reward(*block) for block in blocks])
+        return torch.cat([self._reward(*self.beliefs.posterior(block)) for block in torch.split(points, _BLOCK)])
 
     def _reward(self, mean: Tensor, deviation: Tensor) -> Tensor:
         expected: Tensor | None = None

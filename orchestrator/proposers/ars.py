@@ -30,6 +30,8 @@ from orchestrator.space import SearchSpace
 from orchestrator.surrogate import Surrogate
 from orchestrator.threads import one_thread
 
+# Fewer than in the published form: starts chosen by their reward and the polish leave less to be trained.
+DEFAULT_ITERATIONS = 10
 # The best points ever visited are kept: more than could all be tried or pending.
 _REMEMBERED = 256
 
@@ -44,7 +46,7 @@ class ArsProposer:
     """
 
     space: SearchSpace
-    settings: ArsSettings = field(default_factory=ArsSettings)
+    settings: ArsSettings = field(default_factory=lambda: ArsSettings(iterations=DEFAULT_ITERATIONS))
     pool: int = 512
     off_front: float = 0.5
     polish: int = 3

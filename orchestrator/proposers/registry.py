@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.ars import ArsSettings
 from orchestrator.beliefs import Known
 from orchestrator.errors import UsageError
-from orchestrator.proposers.ars import ArsProposer
+from orchestrator.proposers.ars import DEFAULT_ITERATIONS, ArsProposer
 from orchestrator.proposers.ars_published import ArsPublishedProposer
 from orchestrator.proposers.gp import GpProposer
 from orchestrator.proposers.nsga2 import Nsga2Proposer
@@ -69,7 +69,7 @@ def _on_botorch(module: str, proposer: str) -> _Build:
 _PROPOSERS = {
     "ars": _Entry(
         description="competing policies, trained by random search on Gaussian processes; the default",
-        defaults=_POLICIES | {"pool": 512, "off_front": 0.5, "polish": 3},
+        defaults=_POLICIES | {"iterations": DEFAULT_ITERATIONS, "pool": 512, "off_front": 0.5, "polish": 3},
         build=_build_ars,
     ),
     "ars-published": _Entry(
