@@ -72,6 +72,7 @@ def study_file() -> str:
         if isinstance(model, type) and issubclass(model, BaseModel):
             parts.append(_model_text(name, model, schema["$defs"][model.__name__]))
     for title, model in (
+        ("budget.plateau", studyfile.Plateau),
         ("objectives.<name>", studyfile.Objective),
         ("space.<name>, type: float", studyfile.FloatParameter),
         ("space.<name>, type: int", studyfile.IntParameter),

@@ -89,11 +89,18 @@ _events = sa.Table(
     sa.Column("fields", sa.Text, nullable=False),
 )
 
+_stopping = sa.Table(
+    "edgefront_stopping",
+    _tables,
+    sa.Column("trial", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("rule", sa.Text, nullable=False),
+)
+
 # States of an attempt. An open one may still give a result; a lost one may, too, if it was not lost after all; one that
 # was taken back may not: the artifact it wrote is gone.
 QUEUED, STARTED, ENDED, LOST, TAKEN_BACK = "queued", "started", "ended", "lost", "taken_back"
 OPEN_STATES = (QUEUED, STARTED)
-TOLD_ENDINGS = (Ending.COMPLETE, Ending.INFEASIBLE)
+TOLD_ENDINGS = (Ending.COMPLETE, Ending.INFEASIBLE, Ending.STOPPED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,6 +269,20 @@ class Ledger:
                 )
             )
 
+    def record_stopping(self, trial: int, rule: Json | None) -> None:
+        """Keep the rule under which a trial is trained (None: it is not stopped), for all attempts and runs."""
+        _stopping.create(self._engine, checkfirst=True)  # databases begun before there were rules have no such table
+        with self._engine.begin() as connection:
+            connection.execute(_stopping.insert().values(trial=trial, rule=json.dumps(rule)))
+
+    def stopping(self, trial: int) -> tuple[Json | None] | None:
+        """The rule kept for a trial, in a tuple; None where none was ever decided on."""
+        if not sa.inspect(self._engine).has_table(_stopping.name):
+            return None
+        with self._engine.connect() as connection:
+            text = connection.scalar(sa.select(_stopping.c.rule).where(_stopping.c.trial == trial))
+        return None if text is None else (json.loads(text),)
+
     def record_start(self, trial: int, stage: str, attempt: int, worker: str, at: str) -> None:
         """Note who took the attempt; late or unknown news change nothing."""
         where = _is_attempt(trial, stage, attempt) & _attempts.c.state.in_(OPEN_STATES)
@@ -308,7 +329,7 @@ class Ledger:
             connection.execute(_attempts.update().where(attempts).values(state=TAKEN_BACK))
 
     def end(self, trial: int, outcome: Outcome, at: str, events: Sequence[Event] = ()) -> None:
-        """Close a candidate; only complete and infeasible ones are told and get a place in that order."""
+        """Close a candidate; all but faults are told and get a place in that order."""
         with self._engine.begin() as connection:
             told = None
             if outcome.ending in TOLD_ENDINGS:
@@ -344,6 +365,7 @@ def outcome_to_json(outcome: Outcome) -> Json:
         "violations": [violation.to_json() for violation in outcome.violations],
         "fault": outcome.fault.to_json() if outcome.fault else None,
         "stage_seconds": dict(outcome.stage_seconds),
+        "reason": outcome.reason,
     }
 
 
@@ -370,6 +392,7 @@ def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
         violations=tuple(Violation.from_json(item) for item in data["violations"]),
         fault=Fault.from_json(data["fault"]) if data["fault"] else None,
         stage_seconds=data["stage_seconds"],
+        reason=data.get("reason", ""),
     )
 
 

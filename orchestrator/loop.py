@@ -30,12 +30,13 @@ from optuna.trial import TrialState
 
 from orchestrator.arrays import FloatArray
 from orchestrator.errors import EvaluationDefect
-from orchestrator.ledger import CandidateRow
+from orchestrator.ledger import TOLD_ENDINGS, CandidateRow
 from orchestrator.pareto import hypervolume, non_dominated
 from orchestrator.ports import Clock, Evaluator, EventSink
 from orchestrator.records import Candidate, Ending, Event, Fault, Outcome, Violation
 from orchestrator.space import SearchSpace
 from orchestrator.stageflow import StageEnded, StageFlow
+from orchestrator.stopping import has_plateaued
 from orchestrator.study import FINAL_STAGE, Study
 from orchestrator.telling import tell_outcome
 
@@ -56,8 +57,9 @@ class SystemClock:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyEnd:
-    """How a run ended. ``reason``: ``budget`` (all trials told), ``wall_clock`` (its time is over) or ``interrupted``
-    (on request; the same command goes on). ``text`` says it in words."""
+    """How a run ended. ``reason``: ``budget`` (all trials told), ``wall_clock`` (its time is over), ``plateau`` (the
+    last trials gained too little) or ``interrupted`` (on request; the same command goes on). ``text`` says it in
+    words."""
 
     reason: str
     text: str
@@ -67,6 +69,7 @@ class StudyEnd:
     faults: int
     hypervolume: float
     front_size: int
+    stopped: int = 0
 
 
 @dataclass(kw_only=True)
@@ -81,6 +84,7 @@ class _Loop:
     candidates: dict[int, CandidateRow] = field(default_factory=dict)
     endings: Counter[Ending] = field(default_factory=Counter)
     points: list[FloatArray] = field(default_factory=list)
+    hypervolumes: list[float] = field(default_factory=list)
     hypervolume: float = 0.0
     front_size: int = 0
     active_before_s: float = 0.0
@@ -90,7 +94,7 @@ class _Loop:
 
     @property
     def told(self) -> int:
-        return self.endings[Ending.COMPLETE] + self.endings[Ending.INFEASIBLE]
+        return sum(self.endings[ending] for ending in TOLD_ENDINGS)
 
     @property
     def active_s(self) -> float:
@@ -101,11 +105,17 @@ class _Loop:
         limit = self.study.file.budget.wall_clock
         return limit is not None and self.active_s >= limit
 
+    @property
+    def has_plateaued(self) -> bool:
+        plateau = self.study.file.budget.plateau
+        return plateau is not None and has_plateaued(self.hypervolumes, self.study.file.sampler.initial, plateau)
+
     def wants_candidate(self) -> bool:
         file = self.study.file
         in_flight = len(self.candidates)
         return (
             not self.is_out_of_time
+            and not self.has_plateaued
             and not self.stop.is_set()
             and in_flight < file.parallelism.trials_in_flight
             and self.told + in_flight < file.budget.trials
@@ -122,7 +132,9 @@ class _Loop:
         self.measure_front()
         if self.stop.is_set():
             return self.end("interrupted")
-        return self.end("budget" if self.told >= self.study.file.budget.trials else "wall_clock")
+        if self.told >= self.study.file.budget.trials:
+            return self.end("budget")
+        return self.end("plateau" if self.has_plateaued else "wall_clock")
 
     def turn(self) -> None:
         """Publish what is due, take what has come, look for what was lost."""
@@ -155,7 +167,7 @@ class _Loop:
         self.active_before_s = row.active_seconds
         everything = self.study.ledger.candidates()
         self.flow.load()
-        for candidate in everything:
+        for candidate in sorted(everything, key=lambda item: item.told or 0):  # gains are counted in that order
             if candidate.outcome is None:
                 self.candidates[candidate.trial] = candidate
             else:
@@ -173,6 +185,8 @@ class _Loop:
             points = np.array(self.points)
             self.hypervolume = hypervolume(points, self.study.objectives.reference)
             self.front_size = int(non_dominated(points).sum())
+        if outcome.ending in TOLD_ENDINGS:
+            self.hypervolumes.append(self.hypervolume)
 
     def announce(self, *, is_new: bool) -> None:
         file = self.study.file
@@ -203,6 +217,7 @@ class _Loop:
             faults=self.endings[Ending.FAULT],
             hypervolume=self.hypervolume,
             front_size=self.front_size,
+            stopped=self.endings[Ending.STOPPED],
         )
 
     # -- one trial -----------------------------------------------------------------------------------------------
@@ -232,6 +247,9 @@ class _Loop:
             if stage not in results:
                 self.flow.queue(self.candidates[trial], stage)
                 return
+            if results[stage].ending is Ending.STOPPED:
+                self.finish(trial, Ending.STOPPED, reason=results[stage].notes["stopped"]["message"])
+                return
             if results[stage].ending is Ending.INFEASIBLE:
                 break
         self.conclude(trial)
@@ -255,7 +273,13 @@ class _Loop:
         self.finish(trial, Ending.COMPLETE)
 
     def finish(
-        self, trial: int, ending: Ending, *, violations: tuple[Violation, ...] = (), fault: Fault | None = None
+        self,
+        trial: int,
+        ending: Ending,
+        *,
+        violations: tuple[Violation, ...] = (),
+        fault: Fault | None = None,
+        reason: str = "",
     ) -> None:
         """Tell Optuna, close the ledger's row, say so."""
         results = self.flow.results_of(trial)
@@ -266,6 +290,7 @@ class _Loop:
             violations=violations,
             fault=fault,
             stage_seconds={result.stage: result.seconds for result in results},
+            reason=reason,
         )
         if not self.study.optuna.get_trials(deepcopy=False)[trial].state.is_finished():
             tell_outcome(self.study.optuna, trial, outcome, self.study.objectives)
@@ -323,9 +348,10 @@ def run_study(
     stop: threading.Event | None = None,
     retry_delays_s: Sequence[float] = (1.0, 5.0),
 ) -> StudyEnd:
-    """Run the study until its budget is used up, its time is over, or ``stop`` is set.
+    """Run the study until its budget is used up, its time is over, it has reached a plateau, or ``stop`` is set.
 
-    Exactly ``budget.trials`` trials are told over all runs, complete and infeasible ones together. A trial that ends in
+    Without a plateau exactly ``budget.trials`` trials are told over all runs: complete ones, infeasible ones and those
+    stopped early together. A trial that ends in
     a fault is not told and another takes its place, as long as there are no more than ``budget.trials`` of them.
 
     Raises:
@@ -355,7 +381,8 @@ def trial_seed(study_seed: int, trial: int) -> int:
 
 
 def _ended_event(trial: int, outcome: Outcome) -> Event:
-    reason = "; ".join(item.message for item in outcome.violations) or (outcome.fault.reason if outcome.fault else "")
+    reason = outcome.reason or "; ".join(item.message for item in outcome.violations)
+    reason = reason or (outcome.fault.reason if outcome.fault else "")
     values = {name: value.to_json() for name, value in outcome.values.items()}
     fields = {"trial": trial, "ending": outcome.ending.value, "values": values, "reason": reason}
     return Event(name="trial_ended", fields=fields)
@@ -366,8 +393,18 @@ def _text(reason: str, loop: _Loop) -> str:
         return f"stopped after {loop.told} trials, {len(loop.candidates)} under way; the same command goes on from here"
     if loop.told and not loop.points:
         return _all_infeasible(loop)
-    used = "the budget is used up" if reason == "budget" else "the time is used up"
-    return f"{used}: {loop.told} trials, {loop.front_size} on the front, hypervolume {loop.hypervolume:.4f}"
+    early = f" ({loop.endings[Ending.STOPPED]} stopped early)" if loop.endings[Ending.STOPPED] else ""
+    return (
+        f"{_used(reason, loop)}: {loop.told} trials{early}, {loop.front_size} on the front, "
+        f"hypervolume {loop.hypervolume:.4f}"
+    )
+
+
+def _used(reason: str, loop: _Loop) -> str:
+    plateau = loop.study.file.budget.plateau
+    if reason == "plateau" and plateau is not None:
+        return f"the last {plateau.trials} trials raised the hypervolume by no more than {100 * plateau.gain:g} %"
+    return "the budget is used up" if reason == "budget" else "the time is used up"
 
 
 def _all_infeasible(loop: _Loop) -> str:

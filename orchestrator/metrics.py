@@ -43,14 +43,14 @@ FAMILIES = (
         name="edgefront_trials",
         kind="counter",
         labels=("state",),
-        help="Trials that ended since this process started, by ending: complete, infeasible or fault.",
+        help="Trials that ended since this process started, by ending: complete, infeasible, stopped or fault.",
     ),
     MetricFamily(name="edgefront_trials_running", kind="gauge", labels=(), help="Trials under way."),
     MetricFamily(
         name="edgefront_trials_told",
         kind="gauge",
         labels=("study",),
-        help="Complete and infeasible trials of the study, those of earlier runs included.",
+        help="Complete, infeasible and early stopped trials of the study, those of earlier runs included.",
     ),
     MetricFamily(
         name="edgefront_trials_budget", kind="gauge", labels=("study",), help="Trials the study may tell in all."

@@ -54,8 +54,8 @@ class Progress:
 
     @property
     def told(self) -> int:
-        """Trials the sampler knows: complete and infeasible ones, those of earlier runs included."""
-        return self.told_before + self.endings.get("complete", 0) + self.endings.get("infeasible", 0)
+        """Trials that count towards the budget: all but faults, those of earlier runs included."""
+        return self.told_before + sum(count for ending, count in self.endings.items() if ending != "fault")
 
     @property
     def hypervolume(self) -> float:

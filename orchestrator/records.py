@@ -32,10 +32,13 @@ class Source(Enum):
 
 
 class Ending(Enum):
-    """How a stage or a trial ended. Infeasible is a result; a fault is the lab's and never reaches the proposer."""
+    """How a stage or a trial ended. Infeasible is a result. Stopped early means given up while it trained, because it
+    could hardly reach the front any more: it was worth a trial and has no result. A fault is the lab's and never
+    reaches the proposer."""
 
     COMPLETE = "complete"
     INFEASIBLE = "infeasible"
+    STOPPED = "stopped"
     FAULT = "fault"
 
 
@@ -134,6 +137,8 @@ class StageRequest:
     ``inputs`` maps artifact names to the sha256 of the artifacts that earlier stages wrote; ``study`` is the study file
     as JSON (``StudyFile.to_json``); ``study_id`` is the unique id stored with the study; ``sources`` holds the
     fingerprints of what the study reads from outside (``dataset``, ``network``), empty where nobody has taken them.
+    ``stopping`` is the rule by which a training may be given up (``StoppingRule.to_json``), as it stood when the stage
+    was queued for the first time; it determines the result as parameters and inputs do.
     """
 
     study_id: str
@@ -145,6 +150,7 @@ class StageRequest:
     inputs: Mapping[str, str]
     study: Json
     sources: Mapping[str, str] = field(default_factory=dict)
+    stopping: Json | None = None
 
     @property
     def task_id(self) -> str:
@@ -163,6 +169,7 @@ class StageRequest:
             "inputs": dict(self.inputs),
             "study": self.study,
             "sources": dict(self.sources),
+            **({"stopping": self.stopping} if self.stopping is not None else {}),
         }
 
     @staticmethod
@@ -234,7 +241,8 @@ class StageResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """Everything known about a trial when it has ended, merged over its stages."""
+    """Everything known about a trial when it has ended, merged over its stages; ``reason`` says in words why it was
+    stopped early."""
 
     ending: Ending
     values: Mapping[str, Value] = field(default_factory=dict)
@@ -242,6 +250,7 @@ class Outcome:
     violations: tuple[Violation, ...] = ()
     fault: Fault | None = None
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,28 +10,30 @@ How trials are told is the rule of :mod:`orchestrator.telling`, which this modul
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.search_space import IntersectionSearchSpace
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from orchestrator.arrays import FloatArray
 from orchestrator.design import initial_design
+from orchestrator.known import KnownValues, known_outcomes
 from orchestrator.objectives import Objectives
 from orchestrator.proposers.protocol import History
 from orchestrator.proposers.registry import make_proposer
 from orchestrator.space import RealAxis, SearchSpace
 from orchestrator.studyfile import StudyFile
-from orchestrator.telling import VIOLATIONS_ATTR, tell_outcome
+from orchestrator.telling import STOPPED_ATTR, VIOLATIONS_ATTR, tell_outcome
 
-__all__ = ["ProposerSampler", "make_sampler", "read_history", "read_pending", "tell_outcome"]
+__all__ = ["ARSSampler", "ProposerSampler", "make_sampler", "read_history", "read_pending", "tell_outcome"]
 
 # What a margin is where nothing has a limit: as far from it as a margin counts.
 _NO_LIMIT_MARGIN = -1.0
@@ -41,6 +43,11 @@ _DESIGN_STREAM = 1
 _PROPOSAL_STREAM = 2
 _INDEPENDENT_STREAM = 3
 
+
+# The attribute of a running trial that holds its candidate until the parameters are suggested.
+_PROPOSED = "edgefront:proposed"
+# Threads of one process wait for each other's candidate instead of proposing the same.
+_ONE_AT_A_TIME = threading.Lock()
 
 # Stands in where the real space is not known yet and only names and options are to be checked.
 _SOME_SPACE = SearchSpace(axes={"x": RealAxis(low=0.0, high=1.0, is_log=False)}, fixed={})
@@ -53,10 +60,12 @@ class ProposerSampler(BaseSampler):
 
         study = optuna.create_study(directions=["minimize", "minimize"], sampler=ProposerSampler("ars", seed=1))
 
-    ``search_space`` is what all trials suggest; without it, it is what the finished trials had in common, as in
-    Optuna's own samplers, and trials before that are random. ``objectives`` name the objectives in the order of the
+    ``search_space`` is what all trials suggest; without it, it is what the finished trials suggested, and trials before
+    that are random. Parameters that some of these trials had and others had not form groups: each group is proposed
+    from the trials that had all of it. ``objectives`` name the objectives in the order of the
     study's directions and bound them; bounds are for minimised objectives. Constraints set with
-    ``trial.set_constraint`` are respected too.
+    ``trial.set_constraint`` are respected too. ``known`` computes objectives from the parameters, for the proposers
+    that can use it (``ars``); its values are named and measured like ``objectives``.
 
     Raises:
         UsageError: the proposer's name or an option is not allowed.
@@ -71,7 +80,9 @@ class ProposerSampler(BaseSampler):
         search_space: SearchSpace | Mapping[str, BaseDistribution] | None = None,
         objectives: Objectives | None = None,
         options: Mapping[str, Any] | None = None,
+        known: KnownValues | None = None,
     ) -> None:
+        self._known = known
         self._name = name
         self._seed = seed
         self._initial = initial
@@ -85,8 +96,7 @@ class ProposerSampler(BaseSampler):
         """The parameters the proposer decides about together."""
         if self._space is not None:
             return {name: item for name, item in self._space.distributions().items() if not item.single()}
-        shared = IntersectionSearchSpace(include_pruned=True).calculate(study)
-        return {name: item for name, item in shared.items() if not item.single()}
+        return {name: item for group in _groups(study) for name, item in group.items()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -94,19 +104,31 @@ class ProposerSampler(BaseSampler):
         """The candidate for this trial number."""
         if not search_space:
             return {}
-        space = self._space or SearchSpace.from_distributions(search_space)
-        params = space.decode(self.propose(study, trial.number, space))
-        return {name: params[name] for name in search_space}
+        if self._space is not None:
+            params = self._space.decode(self.propose(study, trial.number, self._space))
+            return {name: params[name] for name in search_space}
+        with _ONE_AT_A_TIME:
+            found: dict[str, Any] = {}
+            for index, group in enumerate(_groups(study)):
+                # Optuna's PartialFixedSampler leaves out what it has fixed.
+                wanted = {name: item for name, item in group.items() if name in search_space}
+                if wanted:
+                    space = SearchSpace.from_distributions(wanted)
+                    found |= space.decode(self.propose(study, trial.number, space, group=index))
+            # A define-by-run trial has its parameters only once they are suggested; others should see them before.
+            study._storage.set_trial_system_attr(trial._trial_id, _PROPOSED, json.dumps(found))
+        return found
 
-    def propose(self, study: optuna.Study, number: int, space: SearchSpace) -> FloatArray:
-        """The point (d,) for trial ``number``, from the study's other trials."""
+    def propose(self, study: optuna.Study, number: int, space: SearchSpace, *, group: int = 0) -> FloatArray:
+        """The point (d,) for trial ``number``, from the study's other trials; ``group`` numbers a part of the space."""
         if number < self._initial:
-            return np.asarray(initial_design(space, self._initial, self._rng(_DESIGN_STREAM))[number])
+            return np.asarray(initial_design(space, self._initial, self._rng(_DESIGN_STREAM, group))[number])
         others = [item for item in study.get_trials(deepcopy=False) if item.number != number]
         objectives = self._objectives or _unbounded(study)
         history = read_history(others, space, objectives, study.directions)
-        proposer = make_proposer(self._name, space, self._options)
-        return proposer.propose(history, read_pending(others, space), self._rng(_PROPOSAL_STREAM, number))
+        known = self._known and known_outcomes(self._known, space, objectives, _signs(study.directions))
+        proposer = make_proposer(self._name, space, self._options, known=known)
+        return proposer.propose(history, read_pending(others, space), self._rng(_PROPOSAL_STREAM, number, group))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -118,6 +140,57 @@ class ProposerSampler(BaseSampler):
 
     def _rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *stream])
+
+
+class ARSSampler(ProposerSampler):
+    """The default proposer for an ordinary Optuna study, with nothing to set.
+
+    ::
+
+        study = optuna.create_study(directions=["minimize", "maximize"], sampler=ARSSampler())
+        study.optimize(objective, n_trials=50)
+
+    The space is the one ``objective`` suggests as it runs (define-by-run), parameters that only some trials suggest
+    included. Any storage will do, several workers and ``n_jobs`` too: all that is known is in the study, so a resumed
+    study goes on where it stopped.
+
+    ``constraints_func`` turns a finished trial into numbers that are at most 0 where the trial is feasible, as for
+    Optuna's own samplers; ``trial.set_constraint`` inside ``objective`` does the same. Without ``seed`` each sampler
+    draws its own. The first ``n_startup_trials`` trials spread over the space. ``known`` computes objectives from the
+    parameters, named by ``study.set_metric_names``.
+
+    Raises:
+        UsageError: an option is not allowed.
+    """
+
+    def __init__(
+        self,
+        *,
+        constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
+        seed: int | None = None,
+        n_startup_trials: int = 10,
+        options: Mapping[str, Any] | None = None,
+        known: KnownValues | None = None,
+    ) -> None:
+        chosen = int(np.random.default_rng().integers(2**32)) if seed is None else seed
+        super().__init__("ars", seed=chosen, initial=n_startup_trials, options=options, known=known)
+        self._constraints_func = constraints_func
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Keep what ``constraints_func`` says with the trial; called by Optuna.
+
+        Raises:
+            ValueError: a constraint is NaN.
+        """
+        if self._constraints_func is None or state not in (TrialState.COMPLETE, TrialState.PRUNED):
+            return
+        finished = Trial(study, trial._trial_id)
+        for index, value in enumerate(self._constraints_func(trial)):
+            if math.isnan(value):
+                raise ValueError(f"constraint {index} of trial {trial.number} is NaN, allowed are numbers")
+            finished.set_constraint(f"constraint_{index}", float(value))
 
 
 def make_sampler(study: StudyFile, objectives: Objectives) -> ProposerSampler:
@@ -143,21 +216,35 @@ def read_history(
     a constraint (stopped early by Optuna's pruner) are passed over."""
     told = [item for item in sorted(trials, key=lambda item: item.number) if _teaches(item)]
     rows = [(point, item) for item in told if (point := _encoded(item, space)) is not None]
-    signs = np.array([-1.0 if item == StudyDirection.MAXIMIZE else 1.0 for item in directions])
+    signs = _signs(directions)
     if not rows:
         return History.empty(space.dim, len(signs))
     outcomes = np.array([_outcomes(item, objectives, signs) for _, item in rows])
     margins = np.array([_margin(item, row, objectives) for (_, item), row in zip(rows, outcomes, strict=True)])
     return History(
-        points=np.array([point for point, _ in rows]), outcomes=outcomes, feasible=margins <= 0, margins=margins
+        points=np.array([point for point, _ in rows]),
+        outcomes=outcomes,
+        feasible=margins <= 0,
+        margins=margins,
+        unbounded=tuple(np.flatnonzero(np.isinf(objectives.limits)).tolist()),
     )
 
 
 def read_pending(trials: Sequence[FrozenTrial], space: SearchSpace) -> FloatArray:
-    """The points (k, d) of running trials, in the order of their numbers."""
-    running = sorted((item for item in trials if item.state == TrialState.RUNNING), key=lambda item: item.number)
-    points = [point for item in running if (point := _encoded(item, space)) is not None]
+    """The points (k, d) of trials without a result, running or stopped early, in the order of their numbers.
+
+    Of a trial that was stopped nothing is told; conditioning on what is believed of it keeps the search from asking
+    for the same again.
+    """
+    without = (item for item in trials if item.state == TrialState.RUNNING or STOPPED_ATTR in item.user_attrs)
+    waiting = sorted(without, key=lambda item: item.number)
+    points = [point for item in waiting if (point := _encoded(item, space)) is not None]
     return np.array(points).reshape(len(points), space.dim)
+
+
+def _signs(directions: Sequence[StudyDirection]) -> FloatArray:
+    """The one flip: -1 where larger is better."""
+    return np.array([-1.0 if item == StudyDirection.MAXIMIZE else 1.0 for item in directions])
 
 
 def _teaches(trial: FrozenTrial) -> bool:
@@ -167,8 +254,9 @@ def _teaches(trial: FrozenTrial) -> bool:
 
 
 def _encoded(trial: FrozenTrial, space: SearchSpace) -> FloatArray | None:
+    proposed = trial.system_attrs.get(_PROPOSED, "{}") if trial.state == TrialState.RUNNING else "{}"
     try:
-        return space.encode(trial.params)
+        return space.encode(json.loads(proposed) | trial.params)
     except ValueError:
         return None
 
@@ -192,6 +280,24 @@ def _margin(trial: FrozenTrial, outcomes: FloatArray, objectives: Objectives) ->
     largest = max(margins, default=_NO_LIMIT_MARGIN)
     # A pruned trial is infeasible even where only limits it keeps were recorded.
     return largest if trial.state == TrialState.COMPLETE or largest > 0 else 1e-9
+
+
+def _groups(study: optuna.Study) -> list[dict[str, BaseDistribution]]:
+    """Parameters that the same finished trials suggested, each with the latest of its distributions; those with a
+    single value are left out."""
+    groups: list[tuple[str, ...]] = []
+    latest: dict[str, BaseDistribution] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        latest |= trial.distributions
+        new = set(trial.distributions) - {name for group in groups for name in group}
+        split = [
+            [name for name in group if (name in trial.distributions) is had]
+            for group in groups
+            for had in (True, False)
+        ]
+        groups = [tuple(part) for part in [*split, sorted(new)] if part]
+    searched = [{name: latest[name] for name in group if not latest[name].single()} for group in groups]
+    return [group for group in searched if group]
 
 
 def _unbounded(study: optuna.Study) -> Objectives:

@@ -27,7 +27,7 @@ from typing import Protocol
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from orchestrator.arrays import FloatArray, check_shape
+from orchestrator.arrays import BoolArray, FloatArray, check_shape
 from orchestrator.errors import UsageError
 from orchestrator.records import Params, ParamValue
 from orchestrator.studyfile import CategoricalParameter, FixedParameter, FloatParameter, IntParameter, Parameter
@@ -306,6 +306,11 @@ class SearchSpace:
         check_shape("quantiles", quantiles, None, len(self.axes))
         parts = [axis.at_quantiles(quantiles[:, index]) for index, axis in enumerate(self.axes.values())]
         return np.concatenate(parts, axis=1)
+
+    def spread(self, flags: BoolArray) -> BoolArray:
+        """One flag per searched parameter, (n, p), to one per column, (n, d)."""
+        check_shape("flags", flags, None, len(self.axes))
+        return np.repeat(flags, [axis.width for axis in self.axes.values()], axis=1)
 
     def all_points(self) -> Iterator[FloatArray]:
         """Every candidate, encoded; only for a space of finite ``size()``."""

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from orchestrator.errors import EvaluationDefect
 from orchestrator.ledger import CandidateRow, StageAttempt
 from orchestrator.ports import Clock, Evaluator, EventSink
-from orchestrator.records import Event, Fault, FaultKind, Json, StageRequest, StageResult
+from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult
+from orchestrator.stopping import Finished, errors_of, known_of, stopping_rule
 from orchestrator.study import FINAL_STAGE, Study
 
 MAX_ATTEMPTS = 3
+# The stage that may be given up early, and the one that says beforehand what the candidate will need.
+TRAIN_STAGE = "train"
+GATE_STAGE = "gate"
 # What a stage reports when an artifact it was to read is gone or damaged: the stage that wrote it runs again.
 ARTIFACT_REASONS = ("artifact_missing", "artifact_altered")
 
@@ -81,11 +85,47 @@ class StageFlow:
             inputs=inputs,
             study=self.study.file.to_json(),
             sources=self.study.sources,
+            stopping=self._stopping_of(candidate, is_new=attempt == 1) if stage == TRAIN_STAGE else None,
         )
         if again is None:
             self.study.ledger.record_attempt(candidate.trial, stage, attempt, request.task_id, self.clock.now_iso())
         self.open[candidate.trial, stage] = OpenAttempt(request=request, due=self.clock.monotonic() + delay_s)
         self.submit_due()
+
+    def _stopping_of(self, candidate: CandidateRow, *, is_new: bool) -> Json | None:
+        """The rule of the first attempt holds for all: a repeated training is the same work and ends the same."""
+        kept = self.study.ledger.stopping(candidate.trial)
+        if kept is None and is_new:
+            kept = (self._new_rule(candidate),)
+            self.study.ledger.record_stopping(candidate.trial, kept[0])
+        return kept[0] if kept else None
+
+    def _new_rule(self, candidate: CandidateRow) -> Json | None:
+        """From where the study stands now. The initial design is trained to its end: the search learns from all of
+        it."""
+        file = self.study.file
+        gate = self.results.get(candidate.trial, {}).get(GATE_STAGE)
+        if candidate.trial < file.sampler.initial or gate is None or file.early_stopping.mode == "off":
+            return None
+        epochs = int(candidate.params.get("training.epochs", file.training.epochs))
+        rule = stopping_rule(known_of(gate), epochs, self._finished(), self.study.objectives, file.early_stopping)
+        return rule.to_json() if rule is not None else None
+
+    def _finished(self) -> list[Finished]:
+        """The complete trials, by number, with the curves of their training."""
+        complete = [
+            (row.trial, row.outcome.values)
+            for row in self.study.ledger.candidates()
+            if row.outcome is not None and row.outcome.ending is Ending.COMPLETE
+        ]
+        trains = {trial: self.results.get(trial, {}).get(TRAIN_STAGE) for trial, _ in complete}
+        return [
+            Finished(
+                values={name: value.amount for name, value in values.items()},
+                errors=errors_of(train) if (train := trains[trial]) is not None else (),
+            )
+            for trial, values in complete
+        ]
 
     def submit_due(self) -> None:
         now = self.clock.monotonic()

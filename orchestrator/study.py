@@ -143,7 +143,7 @@ class Study:
 
     @staticmethod
     def open_or_create(folder: Path, file: StudyFile, objectives: Objectives, *, source: Path | None = None) -> Study:
-        """The study in ``folder``, begun if need be, with the budget and parallelism of ``file``.
+        """The study in ``folder``, begun if need be, with the budget, parallelism and early stopping of ``file``.
 
         A study without a single candidate has not begun: it takes over all of ``file``.
 
@@ -168,7 +168,7 @@ class Study:
             return bool(self.ledger.candidates())
 
     def update(self, file: StudyFile, *, source: Path | None = None) -> None:
-        """Take over a larger budget and another parallelism.
+        """Take over a larger budget, another plateau or parallelism, and other early stopping.
 
         Raises:
             UsageError: anything else changed, or the budget shrank.

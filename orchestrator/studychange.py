@@ -1,4 +1,4 @@
-"""What of a study may change after it has begun: its parallelism, and its budget upwards."""
+"""What of a study may change after it has begun: parallelism, early stopping, plateau, and its budget upwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.studyfile import StudyFile
 
 
 def check_update(old: StudyFile, new: StudyFile) -> None:
-    """Make sure that only what may change did: the parallelism, and the budget upwards.
+    """Make sure that only what may change did: parallelism, early stopping, plateau, and the budget upwards.
 
     Raises:
         UsageError: names each field with its old and new value.
@@ -19,8 +19,9 @@ def check_update(old: StudyFile, new: StudyFile) -> None:
     absent = "absent"
     names = sorted(before.keys() | after.keys())
     changed = [name for name in names if before.get(name, absent) != after.get(name, absent)]
-    refused = [name for name in changed if not name.startswith(("parallelism.", "budget."))]
-    shrunk = [name for name in changed if name.startswith("budget.") and not _is_raised(before[name], after[name])]
+    changed = [name for name in changed if not name.startswith(("parallelism.", "early_stopping.", "budget.plateau"))]
+    refused = [name for name in changed if not name.startswith("budget.")]
+    shrunk = [name for name in changed if name not in refused and not _is_raised(before[name], after[name])]
     lines = [f"  {name}: was {before.get(name, absent)!r}, now {after.get(name, absent)!r}" for name in refused]
     lines += [
         f"  {name}: was {before[name]!r}, now {after[name]!r}; it may only be raised, in the file or by --trials"
@@ -29,8 +30,8 @@ def check_update(old: StudyFile, new: StudyFile) -> None:
     if lines:
         raise UsageError(
             f"study {old.name} has begun, and its file has changed since:\n" + "\n".join(lines) + "\n"
-            "Only a larger budget and another parallelism can be taken over. Undo the change, or give the study a new "
-            "name."
+            "Only a larger budget, another plateau or parallelism and other early stopping can be taken over. Undo the "
+            "change, or give the study a new name."
         )
 
 

@@ -23,6 +23,7 @@ from orchestrator.studyfile import (
     IntParameter,
     Objective,
     Parameter,
+    Plateau,
     SpaceEntry,
     StudyFile,
 )
@@ -233,6 +234,8 @@ def _fields_at(path: str, data: Mapping[str, Any], loc: Sequence[Any]) -> Iterab
         return _PARAMETERS[kind].model_fields if kind in _PARAMETERS else _PARAMETERS
     if first == "objectives":
         return Objective.model_fields
+    if path == "budget.plateau":
+        return Plateau.model_fields
     return _SECTIONS[first].model_fields if first in _SECTIONS else ()
 
 
@@ -285,6 +288,7 @@ def explain(study: StudyFile, vocabulary: Vocabulary) -> str:
         "",
         f"Budget: {study.budget.trials} trials"
         + (f", at most {rounded(study.budget.wall_clock, 's')}" if study.budget.wall_clock else ""),
+        *_plateau(study),
         f"  the first {min(study.sampler.initial, study.budget.trials)} from a Latin hypercube, then "
         f"{study.sampler.name}" + _settings(study.sampler.options),
         f"  {study.parallelism.trials_in_flight} trials under way at once; worker processes: "
@@ -293,10 +297,29 @@ def explain(study: StudyFile, vocabulary: Vocabulary) -> str:
         "",
         "Each trial: does the untrained network fit? → training → pruning and int8 → C and firmware → run on the",
         f"board; {study.profiling.samples} samples must match the host bit for bit. What does not fit ends at once.",
+        *_early_stopping(study),
         "At the end the test split is used once, for the trials of the front.",
     ]
     lines += [f"Note: {note}" for note in notes(study, vocabulary)]
     return "\n".join(lines)
+
+
+def _plateau(study: StudyFile) -> list[str]:
+    plateau = study.budget.plateau
+    if plateau is None:
+        return []
+    gain = f"raised the hypervolume by no more than {_share(plateau.gain)}"
+    return [f"  less when the last {plateau.trials} trials {gain}, not counting the initial design"]
+
+
+def _early_stopping(study: StudyFile) -> list[str]:
+    stopping = study.early_stopping
+    if stopping.mode == "off" or "error" not in study.objectives:
+        return []
+    return [
+        "A training is given up when the chance that the trial still reaches the front is below "
+        f"{_share(stopping.chance)}."
+    ]
 
 
 def _share(fraction: float) -> str:

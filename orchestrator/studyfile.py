@@ -175,9 +175,33 @@ class Objective(_Model):
     limit: Quantity | None = None
 
 
+class Plateau(_Model):
+    """The search ends when the last ``trials`` trials raised the hypervolume by no more than the share ``gain``."""
+
+    trials: Annotated[int, Field(ge=1, description="Trials looked back on; the initial design is not among them.")]
+    gain: Annotated[Fraction, Field(description="Share of the hypervolume reached.")] = 0.005
+
+
 class Budget(_Model):
     trials: Annotated[int, Field(ge=1, le=1_000_000)]
     wall_clock: Seconds | None = None
+    plateau: Plateau | None = None
+
+
+class EarlyStopping(_Model):
+    """``conservative`` gives a training up when the chance that the trial still reaches the front is below ``chance``;
+    ``off`` lets every training run to its end."""
+
+    mode: Literal["conservative", "off"] = "conservative"
+    chance: Annotated[float, Field(gt=0, le=0.5)] = 0.02
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_alone(cls, given: Any) -> Any:
+        # YAML reads a bare off as false
+        if isinstance(given, dict) and given.get("mode") is False:
+            return {**given, "mode": "off"}
+        return given
 
 
 class Sampler(_Model):
@@ -250,6 +274,7 @@ class StudyFile(_Model):
     sampler: Sampler = Sampler()
     training: Training = Training()
     compression: Compression = Compression()
+    early_stopping: EarlyStopping = EarlyStopping()
     parallelism: Parallelism = Parallelism()
     profiling: Profiling = Profiling()
 

@@ -15,7 +15,8 @@ from orchestrator.report.contents import Trial
 from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile
 from orchestrator.view import sparkline
 
-STATES = ("complete", "infeasible", "fault", "running", "proposed")
+TOLD_STATES = ("complete", "infeasible", "stopped")
+STATES = ("complete", "infeasible", "stopped", "fault", "running", "proposed")
 
 
 def summarise(
@@ -32,7 +33,7 @@ def summarise(
         "name": study.name,
         "board": study.board,
         "budget": study.budget.trials,
-        "told": states["complete"] + states["infeasible"],
+        "told": sum(states[state] for state in TOLD_STATES),
         "states": states,
         "objectives": list(study.objectives),
         "hypervolume": history[-1][1] if history else 0.0,

@@ -6,6 +6,10 @@ all outputs share every tensor operation, which is what makes a proposal cheap. 
 centres and keeps nothing between calls, so it is a function of the trials alone and a resumed study goes on
 identically.
 
+Optionally every column is *bent* before the kernel sees it, by log(1 + (eᵇ − 1) u) / b with b per output and column,
+found with the other hyperparameters: b = log 10 turns a share u of [0.1, 1] into its logarithm, b = −log 10 does it to
+what a sparsity leaves over, and b = 0 leaves the column as it is. Both ends of a column stay where they are.
+
 Outputs may know different points: an unknown entry (NaN) is left out of its output's likelihood and posterior exactly,
 by giving it a row of the identity in the covariance.
 
@@ -29,9 +33,13 @@ from orchestrator.arrays import FloatArray, check_shape
 # the surrogate is then a plane, its improvement lies in the corners, and ARS loses to random search on interior optima.
 # The noise is centred lower than BoTorch's (-4) because most objectives here are counted, not measured.
 _LENGTH_PRIOR = (math.log(0.5), 1.0)
+# Bent columns vary more evenly, and the logarithm of the improvement is less drawn to corners: twice the length finds
+# more on smooth problems and as much on others.
+_BENT_LENGTH_PRIOR = (math.log(1.0), 1.0)
 _NOISE_PRIOR = (-6.0, 1.5)
 _SCALE_PRIOR = (1.0, 1.0)
 _MEAN_PRIOR = (0.0, 1.0)
+_BEND_PRIOR = (0.0, 1.0)
 
 # Bounds on the natural scale of standardised outputs in the unit cube. The least noise keeps the covariance of repeated
 # points invertible in float64.
@@ -39,6 +47,9 @@ _LENGTH_BOUNDS = (0.02, 200.0)
 _SCALE_BOUNDS = (0.02, 50.0)
 _NOISE_BOUNDS = (1e-5, 2.0)
 _MEAN_BOUNDS = (-5.0, 5.0)
+_BEND_BOUNDS = (-4.0, 4.0)
+# Bends smaller than this are no bends; the formula would divide by almost nothing.
+_STRAIGHT = 1e-3
 
 _JITTERS = (0.0, 1e-8, 1e-6, 1e-4, 1e-2)
 _ROOT_5 = math.sqrt(5.0)
@@ -46,9 +57,11 @@ _ROOT_5 = math.sqrt(5.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hyperparameters:
-    """For standardised outcomes: ``lengths`` (m, d); ``scale`` and ``noise``, both variances, and ``mean`` (m,)."""
+    """For standardised outcomes: ``lengths`` and ``bends`` (m, d); the variances ``scale`` and ``noise``, and ``mean``,
+    are (m,)."""
 
     lengths: Tensor
+    bends: Tensor
     scale: Tensor
     noise: Tensor
     mean: Tensor
@@ -58,7 +71,8 @@ class Hyperparameters:
         """The centres of the priors."""
         ones = torch.ones(n_outputs, dtype=torch.float64)
         return Hyperparameters(
-            lengths=math.exp(_length_centre(dim)) * torch.ones(n_outputs, dim, dtype=torch.float64),
+            lengths=math.exp(_grown(_LENGTH_PRIOR[0], dim)) * torch.ones(n_outputs, dim, dtype=torch.float64),
+            bends=torch.zeros(n_outputs, dim, dtype=torch.float64),
             scale=math.exp(_SCALE_PRIOR[0]) * ones,
             noise=math.exp(_NOISE_PRIOR[0]) * ones,
             mean=_MEAN_PRIOR[0] * ones,
@@ -158,9 +172,7 @@ class Surrogate:
 
     def _standard_posterior(self, points: Tensor) -> tuple[Tensor, Tensor]:
         hyper = self.hyperparameters
-        scaled_squares = _squared_distances(
-            points / hyper.lengths[:, None, :], self.observations.points / hyper.lengths[:, None, :]
-        )
+        scaled_squares = _squared_distances(_scaled(points, hyper), _scaled(self.observations.points, hyper))
         cross = hyper.scale[:, None, None] * _matern(scaled_squares) * self.observations.known[:, None, :]  # (m, q, n)
         mean = hyper.mean[:, None] + torch.einsum("mqn,mn->mq", cross, self.weights)
         explained = torch.bmm(self.whitener, cross.mT).square_().sum(dim=1)
@@ -176,8 +188,8 @@ class Fit:
     warning: str = ""
 
 
-def fit(points: FloatArray, outcomes: FloatArray, *, max_iterations: int = 60) -> Fit:
-    """Fit one GP per column of ``outcomes``, in natural units, NaN where unknown.
+def fit(points: FloatArray, outcomes: FloatArray, *, bent: bool = False, max_iterations: int = 60) -> Fit:
+    """Fit one GP per column of ``outcomes``, in natural units, NaN where unknown; with ``bent`` columns or without.
 
     A failing fit never raises: the GPs then keep their priors' hyperparameters, and ``warning`` says so.
 
@@ -187,7 +199,7 @@ def fit(points: FloatArray, outcomes: FloatArray, *, max_iterations: int = 60) -
     """
     observations = Observations.standardise(points, outcomes)
     try:
-        hyperparameters = _maximise_likelihood(observations, max_iterations=max_iterations)
+        hyperparameters = _maximise_likelihood(observations, bent=bent, max_iterations=max_iterations)
         return Fit(surrogate=Surrogate.condition(observations, hyperparameters))
     except (ArithmeticError, ValueError) as error:
         prior = Hyperparameters.prior(outcomes.shape[1], points.shape[1])
@@ -197,18 +209,28 @@ def fit(points: FloatArray, outcomes: FloatArray, *, max_iterations: int = 60) -
         return Fit(surrogate=Surrogate.condition(observations, cautious), warning=warning)
 
 
+def log_likelihood(points: FloatArray, outcomes: FloatArray) -> FloatArray:
+    """Log density (m,) of each column of ``outcomes``, in natural units, under a process at its priors' centres."""
+    observations = Observations.standardise(points, outcomes)
+    theta = _priors(points.shape[1], bent=False)[0].expand(outcomes.shape[1], -1)
+    value, _ = negative_log_posterior(observations, theta)
+    return np.asarray((-value - observations.known.sum(dim=-1) * observations.spread.log()).numpy())
+
+
 def negative_log_posterior(observations: Observations, theta: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log of marginal likelihood times priors of each output, and its gradient.
 
     ``theta`` (m, d + 3) holds per output the logarithms of the length scales, of the kernel's scale and of the noise,
-    and the mean. Priors count as densities of these columns, up to a constant.
+    and the mean; in front of them d bends, where columns are bent (m, 2 d + 3). Priors count as densities of these
+    columns, up to a constant.
 
     Returns:
-        (m,), (m, d + 3)
+        (m,), and the gradient in the shape of ``theta``.
 
     Source: Rasmussen, Williams, Gaussian Processes for Machine Learning, equations 5.8 and 5.9.
     """
-    hyper = _unpack(theta)
+    dim = observations.points.shape[1]
+    hyper = _unpack(theta, dim)
     known = observations.known
     # 1. covariance, its factor, and the residuals' weights
     covariance, kernel, slope = _covariance(observations, hyper)
@@ -223,30 +245,32 @@ def negative_log_posterior(observations: Observations, theta: Tensor) -> tuple[T
     by_covariance = 0.5 * (torch.cholesky_inverse(factor) - outer) * known[:, :, None] * known[:, None, :]
     # 4. chain rule; Σ_ij W_ij (x_ik − x_jk)² without an (n, n, d) tensor, for symmetric W
     by_squares = by_covariance * slope
-    scaled = observations.points / hyper.lengths[:, None, :]
-    moments = (by_squares.sum(dim=-1)[..., None] * scaled * scaled).sum(dim=1)
-    products = (scaled * torch.bmm(by_squares, scaled)).sum(dim=1)
+    scaled = _scaled(observations.points, hyper)
+    pulls = by_squares.sum(dim=-1)[..., None] * scaled - torch.bmm(by_squares, scaled)
     gradient = torch.empty_like(theta)
-    gradient[:, :-3] = -4.0 * (moments - products)
+    gradient[:, -3 - dim : -3] = -4.0 * (scaled * pulls).sum(dim=1)
+    if theta.shape[1] > dim + 3:
+        by_bend = _bend_slope(observations.points, hyper.bends) / hyper.lengths[:, None, :]
+        gradient[:, :dim] = 4.0 * (by_bend * pulls).sum(dim=1)
     gradient[:, -3] = (by_covariance * kernel).sum(dim=(-2, -1))
     gradient[:, -2] = hyper.noise * torch.diagonal(by_covariance, dim1=-2, dim2=-1).sum(dim=-1)
     gradient[:, -1] = -(weights * known).sum(dim=-1)
     # 5. priors, all normal on these columns
-    centres, widths = _priors(theta.shape[1] - 3)
+    centres, widths = _priors(dim, bent=theta.shape[1] > dim + 3)
     standard = (theta - centres) / widths
     return value + 0.5 * standard.square().sum(dim=-1), gradient + standard / widths
 
 
-def _maximise_likelihood(observations: Observations, *, max_iterations: int) -> Hyperparameters:
+def _maximise_likelihood(observations: Observations, *, bent: bool, max_iterations: int) -> Hyperparameters:
     dim = observations.points.shape[1]
     n_outputs = len(observations.targets)
-    lower, upper = _bounds(dim)
-    centres = _priors(dim)[0]
+    lower, upper = _bounds(dim, bent=bent)
+    centres = _priors(dim, bent=bent)[0]
     start = torch.maximum(torch.minimum(centres, upper), lower).expand(n_outputs, -1)
     scale = 1.0 / max(float(observations.known.sum()), 1.0)
 
     def objective(flat: FloatArray) -> tuple[float, FloatArray]:
-        theta = torch.as_tensor(flat).reshape(n_outputs, dim + 3)
+        theta = torch.as_tensor(flat).reshape(n_outputs, -1)
         value, gradient = negative_log_posterior(observations, theta)
         return float(value.sum()) * scale, gradient.reshape(-1).numpy() * scale
 
@@ -261,12 +285,12 @@ def _maximise_likelihood(observations: Observations, *, max_iterations: int) -> 
     )
     if not (np.isfinite(result.fun) and np.all(np.isfinite(result.x))):
         raise ArithmeticError(f"the likelihood is {result.fun}")
-    return _unpack(torch.as_tensor(result.x).reshape(n_outputs, dim + 3))
+    return _unpack(torch.as_tensor(result.x).reshape(n_outputs, -1), dim)
 
 
 def _covariance(observations: Observations, hyper: Hyperparameters) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy covariance, kernel, and the kernel's slope by the squared scaled distance, each (m, n, n)."""
-    scaled = observations.points / hyper.lengths[:, None, :]
+    scaled = _scaled(observations.points, hyper)
     squares = _squared_distances(scaled, scaled)
     known = observations.known
     mask = hyper.scale[:, None, None] * known[:, :, None] * known[:, None, :]
@@ -301,24 +325,50 @@ def _cholesky(covariance: Tensor) -> Tensor:
     raise ArithmeticError(f"covariance of {covariance.shape[-1]} points is not positive definite")
 
 
-def _length_centre(dim: int) -> float:
-    return _LENGTH_PRIOR[0] + 0.5 * math.log(dim)
+def _grown(log_length: float, dim: int) -> float:
+    """Points lie farther apart in more dimensions, and so do those that are alike."""
+    return log_length + 0.5 * math.log(dim)
 
 
-def _priors(dim: int) -> tuple[Tensor, Tensor]:
-    centres = [_length_centre(dim)] * dim + [_SCALE_PRIOR[0], _NOISE_PRIOR[0], _MEAN_PRIOR[0]]
-    widths = [_LENGTH_PRIOR[1]] * dim + [_SCALE_PRIOR[1], _NOISE_PRIOR[1], _MEAN_PRIOR[1]]
-    return torch.tensor(centres, dtype=torch.float64), torch.tensor(widths, dtype=torch.float64)
+def _priors(dim: int, *, bent: bool) -> tuple[Tensor, Tensor]:
+    centre, width = _BENT_LENGTH_PRIOR if bent else _LENGTH_PRIOR
+    priors = [_BEND_PRIOR] * (dim if bent else 0) + [(_grown(centre, dim), width)] * dim
+    centres, widths = torch.tensor([*priors, _SCALE_PRIOR, _NOISE_PRIOR, _MEAN_PRIOR], dtype=torch.float64).T
+    return centres, widths
 
 
-def _bounds(dim: int) -> tuple[Tensor, Tensor]:
+def _bounds(dim: int, *, bent: bool) -> tuple[Tensor, Tensor]:
     logs = [tuple(map(math.log, pair)) for pair in (_LENGTH_BOUNDS, _SCALE_BOUNDS, _NOISE_BOUNDS)]
-    pairs = [logs[0]] * dim + [logs[1], logs[2], _MEAN_BOUNDS]
+    pairs = [_BEND_BOUNDS] * (dim if bent else 0) + [logs[0]] * dim + [logs[1], logs[2], _MEAN_BOUNDS]
     lower, upper = torch.tensor(pairs, dtype=torch.float64).T
     return lower, upper
 
 
-def _unpack(theta: Tensor) -> Hyperparameters:
+def _unpack(theta: Tensor, dim: int) -> Hyperparameters:
+    lengths = theta[:, -3 - dim : -3].exp()
     return Hyperparameters(
-        lengths=theta[:, :-3].exp(), scale=theta[:, -3].exp(), noise=theta[:, -2].exp(), mean=theta[:, -1].clone()
+        lengths=lengths,
+        bends=theta[:, :dim].clone() if theta.shape[1] > dim + 3 else torch.zeros_like(lengths),
+        scale=theta[:, -3].exp(),
+        noise=theta[:, -2].exp(),
+        mean=theta[:, -1].clone(),
     )
+
+
+def _scaled(points: Tensor, hyper: Hyperparameters) -> Tensor:
+    """Points (n, d) as each output's kernel sees them: bent, then divided by the length scales; (m, n, d)."""
+    if not hyper.bends.any():
+        return points / hyper.lengths[:, None, :]
+    bends = _not_straight(hyper.bends)[:, None, :]
+    return torch.log1p(torch.expm1(bends) * points) / (bends * hyper.lengths[:, None, :])
+
+
+def _bend_slope(points: Tensor, bends: Tensor) -> Tensor:
+    """Derivative of bent points by their bends, (m, n, d)."""
+    bends = _not_straight(bends)[:, None, :]
+    growth = torch.expm1(bends) * points
+    return (bends.exp() * points / (1.0 + growth) - torch.log1p(growth) / bends) / bends
+
+
+def _not_straight(bends: Tensor) -> Tensor:
+    return torch.where(bends.abs() < _STRAIGHT, torch.full_like(bends, _STRAIGHT), bends)

@@ -11,6 +11,10 @@ infeasible
     ``edgefront:violations`` (:data:`VIOLATIONS_ATTR`) holds one positive number per broken limit, how far beyond it as
     a share of the limit; the same number is an Optuna constraint named after the quantity. Objectives that are known
     nevertheless are constraints as well, so the surrogate learns what can be learnt.
+stopped early
+    ``TrialState.PRUNED``, without values or constraints: it was given up before it had a result, so it is none. The
+    user attribute ``edgefront:stopped`` (:data:`STOPPED_ATTR`) holds the reason. Samplers that look at values pass
+    it over; ours treats its candidate like a pending one, so that neither it nor its neighbours come again at once.
 fault
     ``TrialState.FAIL``. Ignored entirely: the lab failed, not the candidate.
 running
@@ -28,6 +32,7 @@ from orchestrator.objectives import Objectives, relative_excess
 from orchestrator.records import Ending, Outcome
 
 VIOLATIONS_ATTR = "edgefront:violations"
+STOPPED_ATTR = "edgefront:stopped"
 
 
 def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives: Objectives) -> None:
@@ -38,6 +43,10 @@ def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives:
     """
     if outcome.ending is Ending.FAULT:
         study.tell(number, state=TrialState.FAIL)
+        return
+    if outcome.ending is Ending.STOPPED:
+        _running(study, number).set_user_attr(STOPPED_ATTR, outcome.reason)
+        study.tell(number, state=TrialState.PRUNED)
         return
     if outcome.ending is Ending.COMPLETE:
         vector = objectives.vector(outcome.values).tolist()

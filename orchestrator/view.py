@@ -24,7 +24,7 @@ from orchestrator.records import Event
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STAGE_MARKS = {"done": "[green]●[/]", "now": "[yellow]◉[/]", "queued": "[dim yellow]○[/]", "ahead": "[dim]·[/]"}
-_ENDING_STYLES = {"complete": "green", "infeasible": "yellow", "fault": "red"}
+_ENDING_STYLES = {"complete": "green", "infeasible": "yellow", "stopped": "blue", "fault": "red"}
 _FRAMES_PER_SECOND = 4
 # The terminal writes ^C at the cursor, behind the picture; in the last column it would go on to the next line, and the
 # picture be drawn one line too low.
@@ -86,10 +86,14 @@ class PlainLines:
     def _ended_line(self, fields: Mapping[str, Any]) -> str:
         progress = self._progress
         trial = progress.ended[-1]
-        what = values_text(trial.values, self._objectives) if trial.state == "complete" else trial.reason
+        what = f"{trial.state}: {trial.reason}"
+        if trial.state == "complete":
+            what = f"complete: {values_text(trial.values, self._objectives)}"
+        elif trial.state == "stopped":
+            what = trial.reason  # begins with the word itself
         left = progress.seconds_left()
         ahead = f"  {elapsed(left)} left" if left else ""
-        return f"[{progress.told}/{progress.budget}] trial {trial.number} {trial.state}: {what}{ahead}"
+        return f"[{progress.told}/{progress.budget}] trial {trial.number} {what}{ahead}"
 
 
 class LiveView:

@@ -1,10 +1,11 @@
-"""Errors of the pipeline. Each class belongs to exactly one of three kinds, and the kind decides the retry."""
+"""Errors of the pipeline. Each class belongs to exactly one kind, and the kind decides the retry."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orchestrator.records import Value, Violation
+from orchestrator.records import Json, Value, Violation
+from orchestrator.stopping import Stop
 
 
 class PipelineError(Exception):
@@ -21,6 +22,15 @@ class Infeasible(PipelineError):
         super().__init__("; ".join(violation.message for violation in violations))
         self.violations = violations
         self.values = dict(values or {})
+
+
+class Stopped(PipelineError):
+    """Given up while it trained, because it could hardly reach the front any more; ``notes`` are the stage's so far."""
+
+    def __init__(self, stop: Stop, notes: Json) -> None:
+        super().__init__(stop.message)
+        self.stop = stop
+        self.notes = notes
 
 
 class TransientFault(PipelineError):

@@ -32,7 +32,7 @@ _FUNCTIONS = {
 OVERRIDE_VARIABLE = "EDGEFRONT_STAGES"
 
 # What of a study cannot change a stage's result; all the rest is part of a result's name.
-_IRRELEVANT = {"name", "budget", "sampler", "parallelism"}
+_IRRELEVANT = {"name", "budget", "sampler", "parallelism", "early_stopping"}
 _MEMO_VERSION = 2
 
 
@@ -61,10 +61,11 @@ def _load(address: str, what: str):  # type: ignore[no-untyped-def]  # whatever 
 
 
 def memo_key(request: StageRequest) -> str:
-    """A hash of everything that determines the stage's result; trial number and attempt do not."""
+    """A hash of everything that determines the stage's result, the rule for stopping early included; trial number and
+    attempt do not."""
     study = {key: value for key, value in request.study.items() if key not in _IRRELEVANT}
     facts = [_MEMO_VERSION, request.stage, study, dict(request.params), request.seed, dict(request.inputs)]
-    facts.append(dict(request.sources))
+    facts += [dict(request.sources), request.stopping]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

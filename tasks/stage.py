@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Protocol
 
 from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult, Value, Violation
-from tasks.errors import Defect, Infeasible, TransientFault
+from tasks.errors import Defect, Infeasible, Stopped, TransientFault
 
 
 class Artifacts(Protocol):
@@ -50,6 +50,8 @@ def run_stage(function: StageFunction, request: StageRequest, context: StageCont
         output = function(request, context)
     except Infeasible as error:
         ending, violations, output = Ending.INFEASIBLE, error.violations, StageOutput(values=error.values)
+    except Stopped as error:
+        ending, output = Ending.STOPPED, StageOutput(notes={**error.notes, "stopped": error.stop.to_json()})
     except TransientFault as error:
         ending, fault = Ending.FAULT, Fault(kind=FaultKind.TRANSIENT, reason=error.reason, detail=error.detail)
     except Defect as error:

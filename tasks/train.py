@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from orchestrator.records import Event, Source, StageRequest, Value
+from orchestrator.stopping import StoppingRule
 from orchestrator.studyfile import StudyFile
+from tasks.errors import Stopped
 from tasks.nn.candidate import build_candidate, training_of
 from tasks.nn.fit import Epoch, OnEpoch, TensorData, choose_device, error_of, fit, reproducible
 from tasks.nn.sources import data_for
@@ -19,6 +23,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
 
     Raises:
         Infeasible: training diverged.
+        Stopped: the request's rule gave it up after one of the epochs; the notes hold the curve so far.
         Defect: data set, network or training options cannot be used.
     """
     study = StudyFile.from_json(request.study)
@@ -28,18 +33,40 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     with reproducible(request.seed, training.threads):
         module = build_candidate(study, request.params, request.seed, data).to(device)
         tensors = TensorData.of(data, device)
-        curve = fit(module, tensors, training, seed=request.seed, on_epoch=reporter(request, context))
+        on_epoch = stopping(request, reporter(request, context))
+        curve = fit(module, tensors, training, seed=request.seed, on_epoch=on_epoch)
         error = error_of(module, data.validation)
         weights = pack_weights(module)
     return StageOutput(
         values={"float_error": Value(amount=error, unit="1", source=Source.EXACT, note="validation, floating point")},
         artifacts={"weights": context.artifacts.put_bytes(weights)},
         notes={
-            "curve": [[round(epoch.loss, 5), round(epoch.accuracy, 5)] for epoch in curve],
+            "curve": _rounded(curve),
             "n_parameters": sum(parameter.numel() for parameter in module.parameters()),
             "dataset_sha256": data.sha256,
         },
     )
+
+
+def stopping(request: StageRequest, report: OnEpoch) -> OnEpoch:
+    """``report``, which then ends the training where the request's rule says so."""
+    if request.stopping is None:
+        return report
+    rule = StoppingRule.from_json(request.stopping)
+    curve: list[Epoch] = []
+
+    def report_and_look(epoch: Epoch) -> None:
+        report(epoch)
+        curve.append(epoch)
+        stop = rule.look([1.0 - item.accuracy for item in curve])
+        if stop is not None:
+            raise Stopped(stop, {"curve": _rounded(curve)})
+
+    return report_and_look
+
+
+def _rounded(curve: Sequence[Epoch]) -> list[list[float]]:
+    return [[round(epoch.loss, 5), round(epoch.accuracy, 5)] for epoch in curve]
 
 
 def reporter(request: StageRequest, context: StageContext, *, done: int = 0, total: int | None = None) -> OnEpoch:

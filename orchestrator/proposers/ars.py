@@ -1,52 +1,64 @@
-"""ARS-MOBOpt in its published form (Deutel, Kontes, Mutschler, Teich, ACM TELO 5(3), 2025).
+"""The default: competing ARS policies on Gaussian processes, rewarded by the hypervolume they would add.
 
-What the publication leaves open (pending, infeasible and repeated trials) is settled as ``docs/method.md`` describes.
+The frame is that of ARS-MOBOpt (``ars_published.py``): one surrogate of all trials, start points from clusters of the
+front, a policy trained from each by Augmented Random Search, the best one's proposal evaluated. What is added, and what
+each addition is worth, is listed in ``docs/method.md``.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from orchestrator.acquisition import (
-    Chebyshev,
-    ExpectedImprovement,
-    FeasibilityWeighted,
-    Reward,
-    base_draws,
-    draw_weights,
-)
+from orchestrator.acquisition import Reward
 from orchestrator.arrays import FloatArray
 from orchestrator.ars import ArsSettings, search
+from orchestrator.beliefs import Beliefs, Known, margin_surrogate
+from orchestrator.boxes import free_boxes
 from orchestrator.clustering import centres
-from orchestrator.pareto import non_dominated
+from orchestrator.improvement import LogHypervolumeImprovement
+from orchestrator.proposers.front import pareto_set, reference_point, unexplained_margins
+from orchestrator.proposers.nearby import moved
 from orchestrator.proposers.protocol import History
 from orchestrator.proposers.untried import Tried
 from orchestrator.space import SearchSpace
-from orchestrator.surrogate import Surrogate, fit
+from orchestrator.surrogate import Surrogate
+from orchestrator.threads import one_thread
 
-_log = logging.getLogger(__name__)
-
-# Random candidates that are scored when the policies found nothing new, or nothing that promises an improvement.
-_POOL = 512
+# Fewer than in the published form: starts chosen by their reward and the polish leave less to be trained.
+DEFAULT_ITERATIONS = 10
+# The best points ever visited are kept: more than could all be tried or pending.
+_REMEMBERED = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArsProposer:
-    """Trains local policies on the surrogate and proposes the best point of their rollouts."""
+    """Trains policies from the front and from elsewhere, and proposes the best new candidate any of them visited.
+
+    ``known`` computes the objectives that need no evaluation. ``pool`` random candidates, and as many near the front,
+    are scored to find the starts away from it; ``off_front`` is those starts' share. ``polish`` rounds of small moves
+    around the best candidates end the search.
+    """
 
     space: SearchSpace
-    settings: ArsSettings = field(default_factory=ArsSettings)
-    draws: int = 64
+    settings: ArsSettings = field(default_factory=lambda: ArsSettings(iterations=DEFAULT_ITERATIONS))
+    pool: int = 512
+    off_front: float = 0.5
+    polish: int = 3
+    known: Known | None = None
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}, allowed are whole numbers from 1")
+        if self.pool < 1:
+            raise ValueError(f"pool is {self.pool}, allowed are whole numbers from 1")
+        if not 0 <= self.off_front <= 1:
+            raise ValueError(f"off_front is {self.off_front}, allowed are numbers from 0 to 1")
+        if self.polish < 0:
+            raise ValueError(f"polish is {self.polish}, allowed are whole numbers from 0")
 
     def propose(self, history: History, pending: FloatArray, rng: np.random.Generator) -> FloatArray:
         """See :class:`orchestrator.proposers.protocol.Proposer`.
@@ -56,87 +68,114 @@ class ArsProposer:
         tried = Tried(self.space, history.points, pending)
         if not len(history):
             return np.asarray(tried.draw(1, rng)[0])
-        with _one_thread():
-            return self._search(history, pending, tried, rng)
+        scales = _scales(history)
+        proposer = replace(self, known=None if self.known is None else _divided(self.known, scales))
+        with one_thread():
+            return proposer._search(replace(history, outcomes=history.outcomes / scales), pending, tried, rng)
 
     def _search(self, history: History, pending: FloatArray, tried: Tried, rng: np.random.Generator) -> FloatArray:
-        # 2. fit the surrogate on all trials, then condition on the pending ones
-        reward = self._snapped(self._reward(history, pending, rng))
-        # 3. the Pareto set's clusters are the start points
-        starts = _repeated(centres(_pareto_set(history), self.settings.policies, rng), self.settings.policies)
-        # 4. train a policy from each; 5. roll it out without noise
+        visited = _Visited(reward=self._reward(history, pending), snap=self.space.snap)
+        front = pareto_set(history)
+        # candidates everywhere and near the front
+        pool = np.concatenate([tried.draw(self.pool, rng), moved(self.space, front, self.pool, rng)])
+        worth = visited(torch.as_tensor(pool)).numpy()
+        starts = self._starts(front, pool[np.argsort(-worth, kind="stable")], rng)
+        # policies from each start compete
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        found = search(reward, torch.as_tensor(starts), self.settings, generator)
-        best_first = found.rewards.flatten().argsort(descending=True, stable=True)
-        points = found.points.flatten(0, 1)[best_first].numpy()
-        proposal = tried.first_untried(points) if float(found.rewards.max()) > 0 else None
-        return proposal if proposal is not None else _best_of_pool(reward, tried.draw(_POOL, rng))
+        search(visited, torch.as_tensor(starts), self.settings, generator)
+        for round_ in range(self.polish):
+            best = visited.best_first()[: self.settings.policies]
+            visited(torch.as_tensor(moved(self.space, best, self.pool, rng, size=0.1 / 2**round_)))
+        best_first = self._possible(visited.best_first(), history)
+        proposal = tried.first_untried(best_first)
+        return proposal if proposal is not None else self._possible(tried.draw(self.pool, rng), history)[0]
 
-    def _reward(self, history: History, pending: FloatArray, rng: np.random.Generator) -> Reward:
-        if not history.feasible.any():
-            # Nothing feasible is known, so there is no front to improve: the margin itself is the one objective.
-            margins = np.clip(history.margins, -1.0, 1.0)[:, None]
-            return self._improvement(history.points, margins, margins, pending, rng)
-        outcomes = history.outcomes
-        reward: Reward = self._improvement(history.points, outcomes, outcomes[history.feasible], pending, rng)
-        if not history.feasible.all():
-            margins = np.clip(history.margins, -1.0, 1.0)[:, None]
-            reward = FeasibilityWeighted(reward=reward, margin=_surrogate(history.points, margins, pending))
+    def _starts(self, front: FloatArray, best_first: FloatArray, rng: np.random.Generator) -> FloatArray:
+        """Start points (L, d): centres of the front's clusters, and the best of elsewhere, one per cluster too."""
+        n_policies = self.settings.policies
+        n_off = round(self.off_front * n_policies)
+        off = _apart(best_first[: 8 * n_policies], n_off)
+        on = centres(front, n_policies - n_off, rng) if n_off < n_policies else off[:0]
+        starts = np.concatenate([on, off])
+        return starts[np.arange(n_policies) % len(starts)]
+
+    def _reward(self, history: History, pending: FloatArray) -> Reward:
+        beliefs = Beliefs.learn(history.points, history.outcomes, pending, self.known)
+        reached = beliefs.expected(np.concatenate([history.points[history.feasible], pending]))
+        reached = reached[np.isfinite(reached).all(axis=1)]
+        reference = reference_point(history, reached)
+        boxes = free_boxes(reached, reference)
+        reward: Reward = LogHypervolumeImprovement.over(boxes, beliefs, reference)
+        unexplained = unexplained_margins(history)
+        if unexplained is not None:
+            margin = margin_surrogate(history.points, unexplained, pending)
+            reward = _WithFeasibility(reward=reward, margin=margin)
         return reward
 
-    def _improvement(
-        self, points: FloatArray, outcomes: FloatArray, known: FloatArray, pending: FloatArray, rng: np.random.Generator
-    ) -> ExpectedImprovement:
-        """EI over ``known`` (k, m), the complete rows of ``outcomes`` (n, m) that count as reached."""
-        n_objectives = outcomes.shape[1]
-        surrogate = _surrogate(points, outcomes, pending)
-        scalarisation = Chebyshev.over(known, draw_weights(n_objectives, rng))
-        best = float(scalarisation(torch.as_tensor(known)).min())
-        draws = base_draws(self.draws, n_objectives, rng)
-        return ExpectedImprovement(surrogate=surrogate, scalarisation=scalarisation, best=best, draws=draws)
-
-    def _snapped(self, reward: Reward) -> Reward:
-        """The reward of the candidate a point decodes to: in a discrete space nothing between candidates exists."""
-
-        def of_candidates(points: torch.Tensor) -> torch.Tensor:
-            return reward(torch.as_tensor(self.space.snap(points.numpy())))
-
-        return of_candidates
+    def _possible(self, points: FloatArray, history: History) -> FloatArray:
+        """Those of ``points`` not known to break a limit; all, when none is left."""
+        if self.known is None:
+            return points
+        values = np.asarray(self.known(points))[:, history.bounded]
+        fits = ~(values > 1.0).any(axis=1)
+        return points[fits] if fits.any() else points
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep PyTorch to one thread: the tensors are small, more threads wait for each other and for the workers' cores,
-    and the order of a sum, and with it the proposal, would depend on how many there are."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _WithFeasibility:
+    """A logarithmic reward plus the log probability that ``margin``'s one output is at most 0."""
+
+    reward: Reward
+    margin: Surrogate
+
+    def __call__(self, points: Tensor) -> Tensor:
+        mean, deviation = self.margin.posterior(points)
+        feasible: Tensor = torch.special.log_ndtr(-mean[:, 0] / deviation[:, 0])
+        return self.reward(points) + feasible
 
 
-def _surrogate(points: FloatArray, outcomes: FloatArray, pending: FloatArray) -> Surrogate:
-    fitted = fit(points, outcomes)
-    if fitted.warning:
-        _log.warning("%s", fitted.warning)
-    if not len(pending):
-        return fitted.surrogate
-    return fitted.surrogate.believing(torch.as_tensor(pending, dtype=torch.float64))
+@dataclass(kw_only=True, slots=True)
+class _Visited:
+    """A reward of the candidates that points decode to, which remembers the best of all it was asked about.
+
+    In a discrete space nothing between candidates exists, so a point is worth what its candidate is worth.
+    """
+
+    reward: Reward
+    snap: Callable[[FloatArray], FloatArray]
+    _points: list[Tensor] = field(default_factory=list)
+    _rewards: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, points: Tensor) -> Tensor:
+        candidates = torch.as_tensor(self.snap(points.numpy()))
+        rewards = self.reward(candidates).nan_to_num(-math.inf, neginf=-math.inf)
+        best = rewards.topk(min(_REMEMBERED, len(rewards))).indices
+        self._points.append(candidates[best])
+        self._rewards.append(rewards[best])
+        return rewards
+
+    def best_first(self) -> FloatArray:
+        """Different candidates (k, d), the most rewarding first."""
+        points, rewards = torch.cat(self._points).numpy(), torch.cat(self._rewards).numpy()
+        points = points[np.argsort(-rewards, kind="stable")]
+        first = np.sort(np.unique(np.round(points, 9), axis=0, return_index=True)[1])
+        return np.asarray(points[first[:_REMEMBERED]])
 
 
-def _pareto_set(history: History) -> FloatArray:
-    """Points of the feasible trials that no other dominates; where there is none, those nearest to feasible."""
-    if history.feasible.any():
-        return history.points[history.feasible][non_dominated(history.outcomes[history.feasible])]
-    return history.points[np.argsort(history.margins, kind="stable")[: max(1, len(history) // 4)]]
+def _scales(history: History) -> FloatArray:
+    """What outcomes (m,) are divided by: objectives without a limit come in units of any size."""
+    sizes = np.abs(np.where(np.isfinite(history.outcomes), history.outcomes, 0.0)).mean(axis=0)
+    return np.asarray(np.where(~history.bounded & (sizes > 0), sizes, 1.0))
 
 
-def _repeated(starts: FloatArray, count: int) -> FloatArray:
-    """All start points in turn until there are ``count``: policies that share one differ by their directions."""
-    return starts[np.arange(count) % len(starts)]
+def _divided(known: Known, scales: FloatArray) -> Known:
+    return lambda points: np.asarray(known(points)) / scales
 
 
-def _best_of_pool(reward: Reward, pool: FloatArray) -> FloatArray:
-    """The pool's best candidate; its first, which is a random one, when none promises anything."""
-    return np.asarray(pool[int(reward(torch.as_tensor(pool)).argmax())])
+def _apart(points: FloatArray, count: int) -> FloatArray:
+    """At most ``count`` of ``points``, best first: the first, then always the one farthest from those taken."""
+    taken = points[:1] if count else points[:0]
+    while len(taken) < min(count, len(points)):
+        distance = np.abs(points[:, None, :] - taken[None, :, :]).sum(axis=-1).min(axis=1)
+        taken = np.concatenate([taken, points[[int(distance.argmax())]]])
+    return taken

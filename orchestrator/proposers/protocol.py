@@ -20,6 +20,7 @@ class History:
         feasible: (n,).
         margins: (n,), the largest of amount / limit − 1 over everything with a limit: above 0 where infeasible, at most
             0 where feasible (-1 where nothing has a limit).
+        unbounded: the columns of objectives without a limit, whose outcomes are in natural units.
 
     Raises:
         ShapeError: lengths differ.
@@ -30,6 +31,7 @@ class History:
     outcomes: FloatArray
     feasible: BoolArray
     margins: FloatArray
+    unbounded: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_shape("points", self.points, None, None)
@@ -40,6 +42,13 @@ class History:
             raise ValueError("a feasible trial has an outcome that is not a finite number")
         if not np.array_equal(self.margins <= 0, self.feasible):
             raise ValueError("margins must be above 0 exactly where a trial is infeasible")
+
+    @property
+    def bounded(self) -> BoolArray:
+        """Which objectives (m,) have a limit, at which their outcome is 1."""
+        bounded = np.ones(self.outcomes.shape[1], dtype=np.bool_)
+        bounded[list(self.unbounded)] = False
+        return bounded
 
     @staticmethod
     def empty(dim: int, n_objectives: int) -> History:

@@ -24,5 +24,5 @@ class RandomProposer:
         """See :class:`orchestrator.proposers.protocol.Proposer`."""
         sampler = RandomSampler(seed=int(rng.integers(2**32)))
         nothing = History.empty(self.space.dim, max(history.outcomes.shape[1], 1))
-        study = replay(self.space, nothing, sampler, marks=[])
+        study = replay(self.space, nothing, sampler)
         return ask_untried(study, self.space, Tried(self.space, history.points, pending), rng)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from importlib import import_module
 from typing import Any
 
 from orchestrator.ars import ArsSettings
+from orchestrator.beliefs import Known
 from orchestrator.errors import UsageError
-from orchestrator.proposers.ars import ArsProposer
+from orchestrator.proposers.ars import DEFAULT_ITERATIONS, ArsProposer
+from orchestrator.proposers.ars_published import ArsPublishedProposer
+from orchestrator.proposers.gp import GpProposer
 from orchestrator.proposers.nsga2 import Nsga2Proposer
 from orchestrator.proposers.protocol import Proposer
+from orchestrator.proposers.qmc import QmcProposer
 from orchestrator.proposers.random import RandomProposer
+from orchestrator.proposers.tpe import TpeProposer
 from orchestrator.space import SearchSpace
 
 
@@ -20,34 +26,94 @@ from orchestrator.space import SearchSpace
 class _Entry:
     description: str
     defaults: Mapping[str, int | float]
-    build: Callable[[SearchSpace, Mapping[str, Any]], Proposer]
+    build: Callable[[SearchSpace, Mapping[str, Any], Known | None], Proposer]
 
 
-def _build_ars(space: SearchSpace, options: Mapping[str, Any]) -> Proposer:
-    settings = {name: value for name, value in options.items() if name != "draws"}
-    return ArsProposer(space=space, settings=ArsSettings(**settings), draws=options["draws"])
+_Build = Callable[[SearchSpace, Mapping[str, Any], "Known | None"], Proposer]
+
+_ASCENT: Mapping[str, int | float] = {"pool": 256, "restarts": 4}
+_REGION: Mapping[str, int | float] = {"initial": 8, "candidates": 1000}
+_POLICIES = {item.name: getattr(ArsSettings(), item.name) for item in fields(ArsSettings)}
 
 
-def _build_random(space: SearchSpace, options: Mapping[str, Any]) -> Proposer:
-    return RandomProposer(space=space)
+def _build_ars(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+    others = {name: value for name, value in options.items() if name not in _POLICIES}
+    settings = ArsSettings(**{name: options[name] for name in _POLICIES})
+    return ArsProposer(space=space, settings=settings, known=known, **others)
 
 
-def _build_nsga2(space: SearchSpace, options: Mapping[str, Any]) -> Proposer:
-    return Nsga2Proposer(space=space, population=options["population"])
+def _build_ars_published(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+    settings = ArsSettings(**{name: options[name] for name in _POLICIES})
+    return ArsPublishedProposer(space=space, settings=settings, draws=options["draws"])
+
+
+def _plain(proposer: Callable[..., Proposer]) -> _Build:
+    """A proposer whose options are its fields and which has no use for known objectives."""
+
+    def build(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+        return proposer(space=space, **options)
+
+    return build
+
+
+def _on_botorch(module: str, proposer: str) -> _Build:
+    """The same for those on BoTorch, imported when asked for: that takes seconds, which no other command should."""
+
+    def build(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+        found: Callable[..., Proposer] = getattr(import_module(f"orchestrator.proposers.{module}"), proposer)
+        return found(space=space, **options)
+
+    return build
 
 
 _PROPOSERS = {
     "ars": _Entry(
-        description="ARS-MOBOpt: local policies trained by random search on Gaussian processes",
-        defaults={item.name: getattr(ArsSettings(), item.name) for item in fields(ArsSettings)} | {"draws": 64},
+        description="competing policies, trained by random search on Gaussian processes; the default",
+        defaults=_POLICIES | {"iterations": DEFAULT_ITERATIONS, "pool": 512, "off_front": 0.5, "polish": 3},
         build=_build_ars,
     ),
-    "random": _Entry(description="uniform random search", defaults={}, build=_build_random),
+    "ars-published": _Entry(
+        description="ARS-MOBOpt as published, nothing added",
+        defaults=_POLICIES | {"draws": 64},
+        build=_build_ars_published,
+    ),
+    "qparego": _Entry(
+        description="qParEGO: expected improvement of random scalarisations (BoTorch)",
+        defaults=dict(_ASCENT) | {"draws": 128},
+        build=_on_botorch("qparego", "QparegoProposer"),
+    ),
+    "turbo-1": _Entry(
+        description="TuRBO-1: Thompson sampling of random scalarisations in a trust region (BoTorch)",
+        defaults=_REGION,
+        build=_on_botorch("turbo", "TurboProposer"),
+    ),
+    "morbo-1": _Entry(
+        description="MORBO-1: Thompson sampling by hypervolume in a trust region (BoTorch)",
+        defaults=_REGION,
+        build=_on_botorch("morbo", "MorboProposer"),
+    ),
+    "qlognehvi": _Entry(
+        description="qLogNEHVI: noisy expected hypervolume improvement (BoTorch); slow",
+        defaults=dict(_ASCENT) | {"draws": 16},
+        build=_on_botorch("qlognehvi", "QlognehviProposer"),
+    ),
+    "gp": _Entry(
+        description="Gaussian processes with expected hypervolume improvement (Optuna's); slow",
+        defaults={},
+        build=_plain(GpProposer),
+    ),
+    "tpe": _Entry(description="tree-structured Parzen estimator (Optuna's)", defaults={}, build=_plain(TpeProposer)),
     "nsga2": _Entry(
         description="NSGA-II, an evolutionary method (Optuna's)",
         defaults={"population": 20},
-        build=_build_nsga2,
+        build=_plain(Nsga2Proposer),
     ),
+    "qmc": _Entry(
+        description="quasi-random search along a Sobol sequence (Optuna's)",
+        defaults={"scrambling": 0},
+        build=_plain(QmcProposer),
+    ),
+    "random": _Entry(description="uniform random search", defaults={}, build=_plain(RandomProposer)),
 }
 
 
@@ -66,8 +132,10 @@ def defaults(name: str) -> dict[str, int | float]:
     return dict(_entry(name).defaults)
 
 
-def make_proposer(name: str, space: SearchSpace, options: Mapping[str, Any] | None = None) -> Proposer:
-    """The proposer of that name on this space.
+def make_proposer(
+    name: str, space: SearchSpace, options: Mapping[str, Any] | None = None, *, known: Known | None = None
+) -> Proposer:
+    """The proposer of that name on this space. ``known`` computes objectives for those that can use it (``ars``).
 
     Raises:
         UsageError: the name or an option is unknown, or an option has a value it cannot have.
@@ -77,7 +145,7 @@ def make_proposer(name: str, space: SearchSpace, options: Mapping[str, Any] | No
     for option, value in (options or {}).items():
         chosen[option] = _checked(name, option, value, entry.defaults)
     try:
-        return entry.build(space, chosen)
+        return entry.build(space, chosen, known)
     except ValueError as error:
         option, _, text = str(error).partition(" is ")
         raise UsageError(f"sampler.options.{option}: found {text}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 
 from orchestrator.arrays import FloatArray
 from orchestrator.proposers.protocol import History
@@ -23,14 +24,20 @@ _ASKS = 20
 
 
 def replay(
-    space: SearchSpace, history: History, sampler: BaseSampler, *, marks: Sequence[Mapping[str, Any]]
+    space: SearchSpace,
+    history: History,
+    sampler: BaseSampler,
+    *,
+    marks: Sequence[Mapping[str, Any]] | None = None,
+    pending: FloatArray | None = None,
 ) -> optuna.Study:
-    """A study that holds ``history``; ``marks`` are the system attributes of each trial."""
+    """A study that holds ``history``; ``marks`` are the system attributes of each trial, ``pending`` (k, d) run."""
     with _quiet():
-        study = optuna.create_study(sampler=sampler, directions=["minimize"] * history.outcomes.shape[1])
+        study = optuna.create_study(sampler=sampler, directions=["minimize"] * max(history.outcomes.shape[1], 1))
     distributions = space.distributions()
     outcomes = np.where(np.isfinite(history.outcomes), history.outcomes, _UNKNOWN)
-    for point, outcome, margin, mark in zip(history.points, outcomes, history.margins, marks, strict=True):
+    all_marks = marks if marks is not None else [{}] * len(history)
+    for point, outcome, margin, mark in zip(history.points, outcomes, history.margins, all_marks, strict=True):
         trial = create_trial(
             params=space.decode(point),
             distributions=distributions,
@@ -39,6 +46,11 @@ def replay(
             constraints={"margin": float(margin)},
         )
         study.add_trial(trial)
+    for point in pending if pending is not None else ():
+        running = create_trial(
+            state=TrialState.RUNNING, params=space.decode(point), distributions=distributions, values=None
+        )
+        study.add_trial(running)
     return study
 
 
@@ -46,7 +58,10 @@ def ask_untried(study: optuna.Study, space: SearchSpace, tried: Tried, rng: np.r
     """The first new candidate of a few asks, else a random one."""
     distributions = space.distributions()
     for _ in range(_ASKS):
-        point = space.encode(study.ask(distributions).params)
+        with warnings.catch_warnings():
+            # The samplers announce their age; that is the user's business where the user chose them.
+            warnings.simplefilter("ignore")
+            point = space.encode(study.ask(distributions).params)
         new = tried.first_untried(point[None, :])
         if new is not None:
             return point

@@ -17,6 +17,8 @@ _AXIS_BY_NAME = {"error": (100.0, "%"), "flops": (1e-6, "M"), "macs": (1e-6, "M"
 # Worth an axis beside the objectives, where a trial has them.
 _EXTRA_QUANTITIES = ("error", "rom", "ram", "flops", "macs", "latency", "energy", "cycles", "arena", "stack")
 
+_TOLD_STATES = ("complete", "infeasible", "stopped")
+
 SOURCE_TEXTS = {
     Source.EXACT: "counted: by the linker, by the compiler, or over the whole split of the data",
     Source.MEASURED: "read from a real board or meter",
@@ -90,7 +92,7 @@ def contents(source: ReportInput) -> Json:
 def headline(source: ReportInput) -> list[Json]:
     """The figures at the top of the page: ``{"title", "figure", "about"}`` each."""
     front = [trial for trial in source.trials if trial.number in set(source.front) and trial.outcome]
-    told = sum(trial.state in ("complete", "infeasible") for trial in source.trials)
+    told = sum(trial.state in _TOLD_STATES for trial in source.trials)
     counts = _counts_text(source.trials)
     hypervolume = source.history[-1][1] if source.history else 0.0
     figures = [
@@ -119,7 +121,7 @@ def _best_figure(name: str, trial: Trial, source: ReportInput) -> Json:
 
 
 def _counts_text(trials: Sequence[Trial]) -> str:
-    counts = {state: sum(trial.state == state for trial in trials) for state in ("complete", "infeasible", "fault")}
+    counts = {state: sum(trial.state == state for trial in trials) for state in (*_TOLD_STATES, "fault")}
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none ended"
 
 
@@ -189,7 +191,7 @@ def _reason(trial: Trial) -> str:
         return ""
     if trial.outcome.fault is not None:
         return f"{trial.outcome.fault.reason} at {trial.stage}"
-    return "; ".join(violation.message for violation in trial.outcome.violations)
+    return trial.outcome.reason or "; ".join(violation.message for violation in trial.outcome.violations)
 
 
 def layers_of(notes: Mapping[str, Json]) -> list[Json]:

@@ -12,7 +12,7 @@ const parallelConfig = { ...plotConfig, displayModeBar: false };
 
 let chosen = startTrial();
 let sorting = { key: "number", ascending: true };
-let shownStates = new Set(["front", "complete", "infeasible", "fault"]);
+let shownStates = new Set(["front", "complete", "infeasible", "stopped", "fault"]);
 
 // ---------------------------------------------------------------- small helpers
 
@@ -56,6 +56,10 @@ function paramText(value) {
 
 function stateOf(trial) {
   return trial.front ? "front" : trial.state;
+}
+
+function stateWords(trial) {
+  return { complete: "dominated", stopped: "stopped early" }[stateOf(trial)] ?? stateOf(trial);
 }
 
 function layout(more) {
@@ -161,11 +165,13 @@ function drawFront() {
     stairs(x, y),
     pointTrace("front", kind("front"), x, y, frontMarker(kind("front"), colour)),
   ];
-  const unknown = trials.filter((trial) => trial.state === "infeasible" && scaled(trial, x) !== null && scaled(trial, y) === null);
-  traces.push({
-    ...pointTrace(`infeasible, ${y.title} not known`, unknown, x, x, { color: css("infeasible"), symbol: "line-ns-open", size: 9, line: { width: 1.5 } }),
-    y: unknown.map(() => 0.985), yaxis: "y2",
-  });
+  for (const [state, words, symbol] of [["infeasible", "infeasible", "line-ns-open"], ["stopped", "stopped early", "triangle-up-open"]]) {
+    const unknown = trials.filter((trial) => trial.state === state && scaled(trial, x) !== null && scaled(trial, y) === null);
+    traces.push({
+      ...pointTrace(`${words}, ${y.title} not known`, unknown, x, x, { color: css(state), symbol, size: 9, line: { width: 1.5 } }),
+      y: unknown.map(() => 0.985), yaxis: "y2",
+    });
+  }
   const mark = byNumber.get(chosen);
   if (mark && scaled(mark, x) !== null && scaled(mark, y) !== null) {
     traces.push({
@@ -256,7 +262,7 @@ function drawDetail() {
   if (!trial) { $("detail").replaceChildren("No trial has ended yet."); return; }
   const order = [...report.quantities.map((quantity) => quantity.name), ...Object.keys(trial.values)];
   const names = [...new Set(order)].filter((name) => name in trial.values);
-  const parts = [element("h3", {}, `Trial ${trial.number}`, element("span", { class: `badge ${stateOf(trial)}` }, trial.front ? "on the front" : trial.state))];
+  const parts = [element("h3", {}, `Trial ${trial.number}`, element("span", { class: `badge ${stateOf(trial)}` }, trial.front ? "on the front" : stateWords(trial)))];
   if (trial.reason) parts.push(element("p", { class: "hint" }, trial.reason));
   if (trial.downloads.length) {
     parts.push(element("h4", {}, "Download"), element("div", { class: "downloads" },
@@ -427,11 +433,11 @@ function setUpTable() {
     }, column.title));
   }
   $("table").tHead.replaceChildren(head);
-  const states = ["front", "complete", "infeasible", "fault"].filter((state) => trials.some((trial) => stateOf(trial) === state));
+  const states = ["front", "complete", "infeasible", "stopped", "fault"].filter((state) => trials.some((trial) => stateOf(trial) === state));
   $("filters").replaceChildren(...states.map((state) => element("label", { class: "check" }, element("input", {
     type: "checkbox", checked: "checked",
     onchange: (event) => { shownStates[event.target.checked ? "add" : "delete"](state); drawTable(); },
-  }), ` ${state === "complete" ? "dominated" : state}`)));
+  }), ` ${{ complete: "dominated", stopped: "stopped early" }[state] ?? state}`)));
 }
 
 function sortBy(key) {
@@ -443,7 +449,7 @@ function drawTable() {
   const all = columns();
   const column = all.find(({ key }) => key === sorting.key);
   const sign = sorting.ascending ? 1 : -1;
-  const rows = trials.filter((trial) => shownStates.has(stateOf(trial)) || !["front", "complete", "infeasible", "fault"].includes(stateOf(trial)));
+  const rows = trials.filter((trial) => shownStates.has(stateOf(trial)) || !["front", "complete", "infeasible", "stopped", "fault"].includes(stateOf(trial)));
   rows.sort((a, b) => {
     const [left, right] = [column.of(a), column.of(b)];
     if (left === undefined || right === undefined) return (left === undefined) - (right === undefined); // those without stay last
@@ -463,7 +469,7 @@ function tableRow(trial, all) {
 }
 
 function tableCell(trial, column) {
-  if (column.key === "state") return element("td", {}, element("span", { class: `badge ${stateOf(trial)}` }, stateOf(trial) === "complete" ? "dominated" : stateOf(trial)));
+  if (column.key === "state") return element("td", {}, element("span", { class: `badge ${stateOf(trial)}` }, stateWords(trial)));
   if (column.key === "reason") {
     const links = trial.downloads.map(([label, link]) => element("a", { href: link, download: "", onclick: (event) => event.stopPropagation() }, label));
     return element("td", { class: "reason" }, trial.reason, links.length ? element("span", { class: "downloads" }, ...links) : "");

@@ -26,9 +26,14 @@ SPACES = {
     ),
 }
 OPTIONS = {
-    "ars": {"iterations": 1, "policies": 2, "directions": 2, "top": 1, "horizon": 2, "draws": 4},
+    "ars": {"iterations": 1, "policies": 2, "directions": 2, "top": 1, "horizon": 2, "pool": 16, "polish": 1},
+    "ars-published": {"iterations": 1, "policies": 2, "directions": 2, "top": 1, "horizon": 2, "draws": 4},
     "random": {},
+    "turbo-1": {"candidates": 10, "initial": 2},
+    "morbo-1": {"candidates": 10, "initial": 2},
+    "tpe": {},
     "nsga2": {"population": 4},
+    "qmc": {},
 }
 # A few values only, so that ties, constant objectives and repeated rows are frequent.
 levels = st.sampled_from([0.0, 0.25, 0.5, 0.999, 1.5, float("nan")])
@@ -44,9 +49,9 @@ def histories(draw: st.DrawFn, space: SearchSpace) -> History:
     return History(points=points, outcomes=outcomes, feasible=margins <= 0, margins=margins)
 
 
-@pytest.mark.parametrize("name", ["ars", "random", "nsga2"])
+@pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_a_proposal_is_a_new_candidate_of_the_space_while_there_is_one(
     name: str, space: SearchSpace, data: st.DataObject

@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from orchestrator.proposers.registry import defaults
+from orchestrator.proposers.registry import names as proposer_names
 
 PAGE = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
 
@@ -25,6 +26,11 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, optuna.Study] = {}
     exec(example.group(1).replace("n_trials=20", "n_trials=10"), names)
     assert len(names["study"].best_trials) > 0
+    assert all("constraint_0" in trial.constraints for trial in names["study"].trials)
+
+
+def test_the_page_names_every_method() -> None:
+    assert all(f"`{name}`" in PAGE for name in proposer_names())
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"`((?:\w+/)*\w+\.py)`", PAGE))))

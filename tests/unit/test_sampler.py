@@ -29,7 +29,7 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
 }
 SPACE = SearchSpace.from_distributions(DISTRIBUTIONS)
 OBJECTIVES = Objectives(names=("error", "rom"), units=("1", "byte"), limits=(1.0, 1000.0))
-QUICK = {"iterations": 2, "policies": 2, "directions": 3, "top": 2, "draws": 8}
+QUICK = {"iterations": 2, "policies": 2, "directions": 3, "top": 2, "pool": 32, "polish": 1}
 OPTIONS: dict[str, dict[str, Any]] = {"ars": QUICK, "random": {}, "nsga2": {"population": 4}}
 
 
@@ -274,7 +274,7 @@ def test_a_study_file_makes_its_sampler_and_fixed_parameters_reach_the_trial() -
 
 def test_a_wrong_sampler_in_the_study_file_is_a_usage_error() -> None:
     objectives = Objectives.from_study(study_file(), 1e6, 1e5)
-    with pytest.raises(UsageError, match=r"sampler\.name: found 'tpe'"):
-        make_sampler(study_file(sampler={"name": "tpe"}), objectives)
+    with pytest.raises(UsageError, match=r"sampler\.name: found 'tpes'"):
+        make_sampler(study_file(sampler={"name": "tpes"}), objectives)
     with pytest.raises(UsageError, match=r"sampler\.options\.depth"):
         make_sampler(study_file(sampler={"options": {"depth": 3}}), objectives)

@@ -9,7 +9,14 @@ import torch
 
 import orchestrator.surrogate as surrogate_module
 from orchestrator.errors import ShapeError
-from orchestrator.surrogate import Hyperparameters, Observations, Surrogate, fit, negative_log_posterior
+from orchestrator.surrogate import (
+    Hyperparameters,
+    Observations,
+    Surrogate,
+    fit,
+    log_likelihood,
+    negative_log_posterior,
+)
 
 
 def smooth(points: np.ndarray) -> np.ndarray:
@@ -24,6 +31,7 @@ def points() -> np.ndarray:
 def one_output(lengths: list[float], *, scale: float, noise: float, mean: float) -> Hyperparameters:
     return Hyperparameters(
         lengths=torch.tensor([lengths], dtype=torch.float64),
+        bends=torch.zeros(1, len(lengths), dtype=torch.float64),
         scale=torch.tensor([scale], dtype=torch.float64),
         noise=torch.tensor([noise], dtype=torch.float64),
         mean=torch.tensor([mean], dtype=torch.float64),
@@ -64,24 +72,27 @@ def test_the_posterior_is_that_of_gpytorch(points: np.ndarray) -> None:
 def test_the_marginal_likelihood_is_that_of_gpytorch(points: np.ndarray) -> None:
     observations = Observations.standardise(points, smooth(points)[:, :1])
     theta = torch.tensor([[-0.9, -0.1, 0.5, -4.6, 0.3]], dtype=torch.float64)
-    hyper = surrogate_module._unpack(theta)
+    hyper = surrogate_module._unpack(theta, 2)
     reference = _Reference(observations.points, observations.targets[0], hyper).train()
     with torch.no_grad():
         likelihood = reference.likelihood(reference(observations.points)).log_prob(observations.targets[0])
-    centres, widths = surrogate_module._priors(2)
+    centres, widths = surrogate_module._priors(2, bent=False)
     prior = 0.5 * (((theta - centres) / widths) ** 2).sum()
     value, _ = negative_log_posterior(observations, theta)
     assert float(value - prior) == pytest.approx(-float(likelihood), rel=1e-6)
 
 
-def test_the_gradient_is_that_of_finite_differences_with_unknown_entries_too(points: np.ndarray) -> None:
+@pytest.mark.parametrize("n_columns", [5, 7], ids=["straight", "bent"])
+def test_the_gradient_is_that_of_finite_differences_with_unknown_entries_too(
+    points: np.ndarray, n_columns: int
+) -> None:
     outcomes = smooth(points)
     outcomes[[2, 5], 0] = np.nan
     observations = Observations.standardise(points, outcomes)
-    theta = torch.as_tensor(np.random.default_rng(2).normal(0, 0.5, (2, 5)))
+    theta = torch.as_tensor(np.random.default_rng(2).normal(0, 0.5, (2, n_columns)))
     _, gradient = negative_log_posterior(observations, theta)
     step = 1e-5
-    for row, column in np.ndindex(2, 5):
+    for row, column in np.ndindex(2, n_columns):
         nudge = torch.zeros_like(theta)
         nudge[row, column] = step
         above = negative_log_posterior(observations, theta + nudge)[0][row]
@@ -185,3 +196,24 @@ def test_the_same_data_give_the_same_fit(points: np.ndarray) -> None:
 def test_lengths_that_differ_are_refused() -> None:
     with pytest.raises(ShapeError, match="outcomes has shape"):
         fit(np.zeros((3, 2)), np.zeros((4, 1)))
+
+
+def test_a_bent_process_predicts_a_function_of_the_logarithm_better() -> None:
+    rng = np.random.default_rng(0)
+    points, others = rng.random((20, 1)), rng.random((200, 1))
+
+    def outcome(points: np.ndarray) -> np.ndarray:
+        return np.sin(6 * np.log10(0.02 + 0.98 * points))
+
+    errors = []
+    for bent in (False, True):
+        mean, _ = fit(points, outcome(points), bent=bent).surrogate.posterior(torch.as_tensor(others))
+        errors.append(float(np.abs(mean.numpy() - outcome(others)).mean()))
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_positive_outcome_that_grows_by_factors_is_more_likely_as_its_logarithm() -> None:
+    points = np.random.default_rng(0).random((30, 2))
+    outcomes = np.exp(6 * points.sum(axis=1, keepdims=True))
+    as_log = log_likelihood(points, np.log(outcomes)) - np.log(outcomes).sum(axis=0)
+    assert as_log > log_likelihood(points, outcomes) + 30

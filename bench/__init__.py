@@ -1,0 +1,1 @@
+"""Benchmarks: programs that measure, and what they are made of."""

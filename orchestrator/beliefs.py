@@ -1,0 +1,149 @@
+"""What is believed of every objective at any point: computed where it can be, modelled where it must be.
+
+Known objectives come from a function of the candidate and take no surrogate, so no trial is spent on learning them. The
+others are Gaussian processes with bent columns, of the outcome or of its logarithm, whichever explains the trials
+better.
+
+Shapes: n points told, q points asked, d columns, m objectives.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.arrays import BoolArray, FloatArray, check_shape
+from orchestrator.surrogate import Hyperparameters, Observations, Surrogate, fit, log_likelihood
+
+_log = logging.getLogger(__name__)
+
+Known = Callable[[FloatArray], FloatArray]
+"""Outcomes that need no evaluation: candidates (q, d), encoded and snapped, to (q, m) in the units of the history
+(minimised, divided by their limits); NaN in every row of a column that is not known."""
+
+# A logarithm must explain each trial this much better (in nats). Where it is only a little better, outcomes near 0
+# become far outliers, and their large deviations promise improvements that are not there.
+_CLEARLY_BETTER = 0.25
+
+# An outcome that is this much smaller than the largest is a 0 (cos(π/2) is 6e-17): its logarithm says nothing of size,
+# and one of them promises improvements of any size in every corner.
+_NEXT_TO_NOTHING = 1e-6
+
+# Hyperparameters are fitted on at most this many trials, spread evenly over the history; the posterior uses all.
+_FITTED = 400
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beliefs:
+    """``posterior`` of all objectives. ``computed`` columns come from ``known``, ``modelled`` ones are the
+    surrogate's outputs, and ``is_log`` (m,) says of which columns mean and deviation are those of the logarithm."""
+
+    n_objectives: int
+    surrogate: Surrogate | None
+    modelled: tuple[int, ...]
+    is_log: Tensor
+    computed: tuple[int, ...]
+    known: Known | None
+
+    @property
+    def believed(self) -> tuple[int, ...]:
+        """The objectives of which anything is believed."""
+        return tuple(sorted(self.modelled + self.computed))
+
+    @staticmethod
+    def learn(points: FloatArray, outcomes: FloatArray, pending: FloatArray, known: Known | None) -> Beliefs:
+        """From outcomes (n, m) at points (n, d), n ≥ 1, NaN where not known, and the points (k, d) waiting for theirs.
+
+        A column without any outcome is neither modelled nor known: nothing is believed of it (NaN).
+        """
+        is_known = _known_columns(known, points, outcomes.shape[1])
+        modelled = [j for j in range(outcomes.shape[1]) if not is_known[j] and np.isfinite(outcomes[:, j]).any()]
+        is_log = np.zeros(outcomes.shape[1], dtype=np.bool_)
+        surrogate = None
+        if modelled:
+            is_log[modelled] = _better_as_log(points, outcomes[:, modelled])
+            scaled = np.where(is_log, np.log(np.where(is_log, outcomes, 1.0)), outcomes)[:, modelled]
+            surrogate = _surrogate(points, scaled, pending)
+        return Beliefs(
+            n_objectives=outcomes.shape[1],
+            surrogate=surrogate,
+            modelled=tuple(modelled),
+            is_log=torch.as_tensor(is_log),
+            computed=tuple(int(j) for j in np.flatnonzero(is_known)),
+            known=known,
+        )
+
+    def posterior(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (q, m) at ``points`` (q, d); deviation 0 where known, NaN where nothing is."""
+        shape = (len(points), self.n_objectives)
+        mean = torch.full(shape, torch.nan, dtype=torch.float64)
+        deviation = torch.zeros(shape, dtype=torch.float64)
+        if self.known is not None:
+            mean = torch.as_tensor(np.asarray(self.known(points.numpy()), dtype=np.float64)).clone()
+        if self.surrogate is not None:
+            columns = list(self.modelled)
+            mean[:, columns], deviation[:, columns] = self.surrogate.posterior(points)
+        return mean, deviation
+
+    def expected(self, points: FloatArray) -> FloatArray:
+        """The outcomes (q, m) believed in, in their own units (the median where the logarithm is modelled)."""
+        mean = self.posterior(torch.as_tensor(points))[0]
+        return torch.where(self.is_log, mean.exp(), mean).numpy()
+
+
+def margin_surrogate(points: FloatArray, margins: FloatArray, pending: FloatArray) -> Surrogate:
+    """A model of ``margins`` (n,), clipped to ±1 so that a far excess does not hide where the limit is."""
+    return _surrogate(points, np.clip(margins, -1.0, 1.0)[:, None], pending)
+
+
+def _known_columns(known: Known | None, points: FloatArray, n_objectives: int) -> BoolArray:
+    if known is None:
+        return np.zeros(n_objectives, dtype=np.bool_)
+    values = np.asarray(known(points))
+    check_shape("known objectives", values, len(points), n_objectives)
+    finite = np.isfinite(values)
+    if not np.array_equal(finite.any(axis=0), finite.all(axis=0)):
+        raise ValueError("a known objective must be known of every candidate, or NaN for every one")
+    return np.asarray(finite.all(axis=0))
+
+
+def _better_as_log(points: FloatArray, outcomes: FloatArray) -> BoolArray:
+    """Of which columns (m,) the logarithm is the more likely Gaussian process, before any fitting."""
+    known = np.isfinite(outcomes)
+    least = _NEXT_TO_NOTHING * np.where(known, outcomes, 0.0).max(axis=0)
+    positive = np.all((outcomes > np.maximum(least, 0.0)) | ~known, axis=0)
+    logs = np.log(np.where(known & positive, outcomes, 1.0))
+    plain = log_likelihood(points, outcomes)
+    # The density of Y is that of log Y divided by Y.
+    as_logs = log_likelihood(points, np.where(known & positive, logs, np.nan)) - np.where(known, logs, 0.0).sum(axis=0)
+    return np.asarray(positive & (as_logs - plain > _CLEARLY_BETTER * known.sum(axis=0)))
+
+
+def _surrogate(points: FloatArray, outcomes: FloatArray, pending: FloatArray) -> Surrogate:
+    surrogate = _fitted(points, outcomes)
+    if not len(pending):
+        return surrogate
+    return surrogate.believing(torch.as_tensor(pending, dtype=torch.float64))
+
+
+def _fitted(points: FloatArray, outcomes: FloatArray) -> Surrogate:
+    rows = np.linspace(0, len(points) - 1, min(len(points), _FITTED)).round().astype(int)
+    fitted = fit(points[rows], outcomes[rows], bent=True)
+    if fitted.warning:
+        _log.warning("%s", fitted.warning)
+    if len(rows) == len(points):
+        return fitted.surrogate
+    return _conditioned(Observations.standardise(points, outcomes), fitted.surrogate.hyperparameters)
+
+
+def _conditioned(observations: Observations, hyperparameters: Hyperparameters) -> Surrogate:
+    try:
+        return Surrogate.condition(observations, hyperparameters)
+    except ArithmeticError:
+        noisy = replace(hyperparameters, noise=hyperparameters.noise.clamp_min(0.5))
+        return Surrogate.condition(observations, noisy)

@@ -1,0 +1,91 @@
+"""Objectives that are computed instead of modelled."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from orchestrator.arrays import FloatArray
+from orchestrator.known import known_outcomes
+from orchestrator.objectives import Objectives
+from orchestrator.proposers.ars import ArsProposer
+from orchestrator.proposers.protocol import History
+from orchestrator.records import Params
+from orchestrator.sampler import ProposerSampler
+from orchestrator.space import SearchSpace
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+SPACE = SearchSpace.from_distributions(
+    {
+        "width": IntDistribution(4, 64, log=True),
+        "sparsity": FloatDistribution(0.0, 0.9),
+        "kernel": CategoricalDistribution([3, 5, 7]),
+    }
+)
+OBJECTIVES = Objectives(names=("error", "rom", "speed"), units=("1", "byte", "1"), limits=(1.0, 2000.0, math.inf))
+
+
+def size(params: Params) -> float:
+    return float(params["width"]) * (1.0 - float(params["sparsity"])) * float(params["kernel"]) ** 2  # type: ignore[arg-type]
+
+
+def test_known_values_are_scaled_and_flipped_like_told_ones() -> None:
+    known = known_outcomes(lambda params: {"rom": size(params), "speed": 3.0}, SPACE, OBJECTIVES, (1, 1, -1))
+    points = SPACE.at_quantiles(np.random.default_rng(0).random((4, 3)))
+    values = known(points)
+    assert np.isnan(values[:, 0]).all()
+    np.testing.assert_allclose(values[:, 1], [size(SPACE.decode(point)) / 2000 for point in points])
+    assert values[:, 2].tolist() == [-3.0] * 4
+
+
+def test_equal_candidates_are_computed_once() -> None:
+    asked: list[Params] = []
+
+    def values(params: Params) -> dict[str, float]:
+        asked.append(params)
+        return {"rom": 1.0}
+
+    known = known_outcomes(values, SPACE, OBJECTIVES, (1, 1, 1))
+    points = np.repeat(SPACE.at_quantiles(np.random.default_rng(0).random((2, 3))), 3, axis=0)
+    known(points)
+    known(points)
+    assert len(asked) == 2
+
+
+def test_a_candidate_known_not_to_fit_is_never_proposed() -> None:
+    def known(points: FloatArray) -> FloatArray:
+        rom = np.array([size(SPACE.decode(point)) for point in points]) / 100
+        return np.stack([np.full(len(points), np.nan), rom], axis=1)
+
+    rng = np.random.default_rng(0)
+    points = SPACE.at_quantiles(rng.random((12, 3)))
+    # Errors fall with the size, so everything draws the search to what does not fit: most of the space.
+    outcomes = np.stack([1 / (1 + known(points)[:, 1]), known(points)[:, 1]], axis=1)
+    margins = outcomes.max(axis=1) - 1
+    history = History(points=points, outcomes=outcomes, feasible=margins <= 0, margins=margins)
+    proposer = ArsProposer(space=SPACE, known=known)
+    for seed in range(4):
+        point = proposer.propose(history, np.zeros((0, SPACE.dim)), np.random.default_rng(seed))
+        assert known(point[None])[0, 1] <= 1.0
+
+
+def test_a_known_limit_holds_from_the_first_proposal_on() -> None:
+    sampler = ProposerSampler(
+        "ars",
+        seed=0,
+        initial=6,
+        search_space=SPACE,
+        objectives=Objectives(names=("error", "rom"), units=("1", "byte"), limits=(1.0, 300.0)),
+        options={"policies": 4, "iterations": 3},
+        known=lambda params: {"rom": size(params)},
+    )
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    for _ in range(12):
+        trial = study.ask(SPACE.distributions())
+        study.tell(trial, [1 / (1 + size(trial.params) / 300), size(trial.params)])
+    proposed = [size(trial.params) for trial in study.trials[6:]]
+    assert max(proposed) <= 300
