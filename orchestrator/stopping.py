@@ -124,8 +124,9 @@ def remaining_shares(curves: Sequence[Curve], epochs: int, chance: float) -> tup
     1 − ``chance``; zeros where there are fewer than :data:`LEAST_CURVES` finished trials.
 
     Each finished trial tells by which factor it still fell from the same fraction of its training to its deployed end
-    (rounded to the earlier epoch, from where it fell further). The share is the lower of the largest such fall and
-    Student's prediction bound for one more normal draw of their logarithms.
+    (rounded to the earlier epoch, from where it fell further). The share is the lower of two bounds: the falls' own
+    quantile, which is the deepest of all unless they are many, and Student's prediction bound for one more normal draw
+    of their logarithms.
     """
     if len(curves) < LEAST_CURVES:
         return (0.0,) * epochs
@@ -140,7 +141,8 @@ def _share(best: Sequence[FloatArray], finals: FloatArray, fraction: float, chan
     falls = finals - np.log([errors[row] for errors, row in zip(best, rows, strict=True)])
     spread = max(float(falls.std(ddof=1)), LEAST_SPREAD)
     bound = float(falls.mean()) + float(stdtrit(n - 1, chance)) * spread * math.sqrt(1 + 1 / n)
-    return math.exp(min(bound, float(falls.min())))
+    rank = max(1, math.floor(chance * (n + 1)))  # of n + 1 alike, the newest is among the lowest ranks that often
+    return math.exp(min(bound, float(np.sort(falls)[rank - 1])))
 
 
 def lowest_values(

@@ -193,7 +193,7 @@ class EarlyStopping(_Model):
     ``off`` lets every training run to its end."""
 
     mode: Literal["conservative", "off"] = "conservative"
-    chance: Annotated[float, Field(gt=0, le=0.5)] = 0.02
+    chance: Annotated[float, Field(gt=0, le=0.5)] = 0.05
 
     @model_validator(mode="before")
     @classmethod

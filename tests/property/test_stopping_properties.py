@@ -49,7 +49,7 @@ def test_what_is_not_known_never_lowers_the_threshold_below_what_it_will_be(
     assert error_threshold(front, bounds, 0) >= error_threshold(front, known, 0)
 
 
-@given(CURVES, st.integers(1, 12), st.floats(0.001, 0.5))
+@given(CURVES, st.integers(1, 12), st.floats(0.001, 0.15))
 def test_no_finished_trial_that_would_make_the_front_would_have_been_stopped(
     curves: list[Curve], epochs: int, chance: float
 ) -> None:

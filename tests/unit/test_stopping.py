@@ -82,9 +82,9 @@ def test_a_fraction_between_two_epochs_counts_as_the_earlier_one() -> None:
     assert shares[5] > shares[4]
 
 
-def test_no_share_is_larger_than_the_deepest_fall_ever_seen() -> None:
+def test_at_a_small_chance_no_share_is_larger_than_the_deepest_fall_ever_seen() -> None:
     one_deep = [*curves(200), *curves(1, fall=0.05)]
-    assert remaining_shares(one_deep, 1, 0.05)[0] <= 0.05 + 1e-9
+    assert remaining_shares(one_deep, 1, 0.005)[0] <= 0.05 + 1e-9
 
 
 def test_fewer_or_less_alike_trials_and_a_smaller_chance_stop_less() -> None:
@@ -187,3 +187,10 @@ def test_a_plateau_is_little_gain_over_the_last_trials_after_the_initial_design(
     hypervolumes: list[float], *, is_over: bool
 ) -> None:
     assert has_plateaued(hypervolumes, 2, Plateau(trials=2, gain=0.005)) is is_over
+
+
+def test_with_many_trials_a_share_of_them_as_large_as_the_chance_may_have_fallen_deeper() -> None:
+    one_deep = [*curves(200), *curves(1, fall=0.3)]
+    cautious, bold = (remaining_shares(one_deep, 1, chance)[0] for chance in (0.005, 0.05))
+    assert cautious <= 0.3
+    assert bold > 0.3

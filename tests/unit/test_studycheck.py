@@ -252,3 +252,23 @@ def test_the_schema_describes_every_section_and_allows_units_and_plain_values() 
     for model in ("Dataset", "Network", "Budget", "Sampler", "Training", "Compression", "Parallelism", "Profiling"):
         for name, field in definitions[model]["properties"].items():
             assert field.get("description"), f"{model}.{name} has no description"
+
+
+def test_mistakes_in_early_stopping_and_plateau_name_what_is_allowed_there(tmp_path: Path) -> None:
+    text = GOOD.replace("{trials: 30}", "{trials: 30, plateau: {trials: 9, gian: 0.1}}")
+    text += "early_stopping: {mode: aggressive, chances: 0.1}\n"
+    found = complaint(tmp_path, text)
+    assert ":12: budget.plateau.gian: unknown field (did you mean 'gain'?); allowed: trials, gain" in found
+    assert ":13: early_stopping.mode: found 'aggressive'; allowed: 'conservative' or 'off'" in found
+    assert ":13: early_stopping.chances: unknown field (did you mean 'chance'?)" in found
+
+
+def test_the_explanation_says_when_trainings_and_the_search_end_early(tmp_path: Path) -> None:
+    plain = load(tmp_path, GOOD)
+    assert "given up when the chance that the trial still reaches the front is below 5 %" in explain(plain, VOCABULARY)
+    text = (
+        GOOD.replace("{trials: 30}", "{trials: 30, plateau: {trials: 9, gain: 0.01}}") + "early_stopping: {mode: off}\n"
+    )
+    told = explain(load(tmp_path, text), VOCABULARY)
+    assert "less when the last 9 trials raised the hypervolume by no more than 1 %" in told
+    assert "given up" not in told
