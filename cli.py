@@ -7,6 +7,7 @@ load, and ``edgefront --help`` or ``status`` must not wait for what they do not 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shlex
@@ -95,6 +96,9 @@ def main(debug: bool) -> None:
       edgefront study check FILE             what a study file means, and what is wrong with it
       edgefront run FILE                     search; the same command goes on after a stop
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows "?" and no traceback
+            stream.reconfigure(errors="replace")
 
 
 def _studies_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -113,10 +113,12 @@ class TransferCorrupt(AgentError):
 
 
 class BitMismatch(FirmwareError):
-    """The device's outputs differ from the reference; ``layer`` names the first layer whose output differs."""
+    """The device's outputs differ from the reference for the input ``index``; ``layer`` names the first layer whose
+    output differs, and is empty where the job's layer outputs, which are those of the first input, do not show it."""
 
     reason = "bit_mismatch"
 
-    def __init__(self, detail: str, layer: str) -> None:
+    def __init__(self, detail: str, layer: str, index: int = 0) -> None:
         super().__init__(detail)
         self.layer = layer
+        self.index = index

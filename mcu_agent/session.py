@@ -297,13 +297,12 @@ class Link:
         wrong = np.flatnonzero(found != expected)
         at = int(wrong[0])
         layer = self.first_differing_layer() if self._code_layers and self.job.layer_outputs else None
-        named = layer or "unknown"
         text = (
             f"board {self.board.board_id}: input {index} gives {len(wrong)} of {len(expected)} output values that "
             f"differ from the reference, first at {at}: {found[at]} instead of {expected[at]}; "
         )
         text += f"first differing layer: {layer}" if layer else "every layer is right for the first input"
-        return BitMismatch(text, named)
+        return BitMismatch(text, layer or "", index)
 
     def _run_to(self, symbol: str) -> bool:
         """Run to ``symbol``; False when the firmware came back to waiting for commands without passing it."""

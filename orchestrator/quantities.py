@@ -12,8 +12,8 @@ _COUNTS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _TITLES = {
     "error": "error (validation)",
     "test_error": "error (test)",
-    "float_error": "error before int8",
-    "pruned_float_error": "error pruned, before int8",
+    "float_error": "error (float)",
+    "pruned_float_error": "error (pruned, float)",
     "rom": "ROM",
     "ram": "RAM",
     "ram_static": "RAM, static",

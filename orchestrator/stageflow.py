@@ -146,11 +146,24 @@ class StageFlow:
         for item in ended:
             if item.fault is not None and item.fault.kind is FaultKind.DEFECT:
                 raise EvaluationDefect(
-                    f"trial {item.trial}, stage {item.stage}: {item.fault.reason}: {item.fault.detail}\n"
+                    f"trial {item.trial}, stage {item.stage}: {item.fault.reason}: {self._shown(item, item.fault)}\n"
                     "The study has stopped; nothing is lost. Once the cause is removed, the same command goes on and "
                     "runs this stage again."
                 )
         return ended
+
+    def _shown(self, item: StageEnded, fault: Fault) -> str:
+        """The detail of a fault; of one with a traceback the first line, and the file that the whole is written to."""
+        first, _, rest = fault.detail.partition("\n")
+        if not rest.startswith("Traceback"):
+            return fault.detail
+        path = self.study.folder / "logs" / f"trial-{item.trial}-{item.stage}.txt"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(fault.detail, encoding="utf-8")
+        except OSError as error:
+            return f"{first} (its traceback could not be written: {error})"
+        return f"{first}; the whole traceback is in {path}"
 
     def look_for_lost(self) -> list[StageEnded]:
         """Try again what was with a worker that is gone; returns the stages given up."""

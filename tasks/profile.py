@@ -23,7 +23,7 @@ from time import monotonic
 import numpy as np
 import numpy.typing as npt
 
-from mcu_agent.errors import AgentError, FirmwareHang
+from mcu_agent.errors import AgentError, BitMismatch, FirmwareHang
 from mcu_agent.kinds import BoardKind, load_kind
 from mcu_agent.pool import Pool, lock_folder
 from mcu_agent.rack import load_rack, virtual_rack
@@ -32,8 +32,10 @@ from orchestrator.errors import UsageError
 from orchestrator.objectives import Objectives
 from orchestrator.records import Event, Json, Source, StageRequest, Value
 from orchestrator.studyfile import StudyFile
+from tasks.deployment import integer_graph
 from tasks.errors import Defect, Infeasible, TransientFault
 from tasks.firmware.image import measure
+from tasks.quant import reference
 from tasks.stage import StageContext, StageOutput
 
 RACK_VARIABLE = "EDGEFRONT_RACK"
@@ -52,7 +54,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     try:
         kind = load_kind(study.board)
         job = _job(request, context, study)
-        result = _on_leased_board(request, context, study, job)
+        result = _bit_exact(request, context, study, job)
     except AgentError as error:
         raise _classified(error) from error
     values = _values(result, job, kind)
@@ -71,6 +73,35 @@ def pool_of(study: StudyFile, study_id: str) -> Pool:
     if path:
         return Pool(load_rack(Path(path)), lock_folder())
     return Pool(virtual_rack(study.board, study.parallelism.boards), lock_folder(study_id))
+
+
+def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, job: Job) -> Profile:
+    """The profile; on a mismatch that the first input does not explain, once more with the one that does.
+
+    Raises:
+        BitMismatch: names the first differing layer.
+    """
+    try:
+        return _on_leased_board(request, context, study, job)
+    except BitMismatch as error:
+        if error.layer or "onnx" not in request.inputs:
+            raise
+        one = slice(error.index, error.index + 1)
+        layers = _reference_layers(context.artifacts.get_bytes(request.inputs["onnx"]), job.inputs[one])
+        alone = replace(job, inputs=job.inputs[one], expected=job.expected[one], layer_outputs=layers)
+        try:
+            _on_leased_board(request, context, study, alone)
+        except BitMismatch as again:
+            text = f"{error}; of input {error.index} the first differing layer: {again.layer or 'unknown'}"
+            raise BitMismatch(text, again.layer, error.index) from error
+        raise BitMismatch(f"{error}; run alone, input {error.index} gives what it should", "", error.index) from error
+
+
+def _reference_layers(onnx: bytes, inputs: npt.NDArray[np.int8]) -> dict[int, npt.NDArray[np.int8]]:
+    """What every layer gives for the one input (1, bytes), by the integer reference."""
+    graph = integer_graph(onnx)
+    outputs = reference.run(graph, inputs.reshape(1, *graph.input_tensor.shape))
+    return {index: outputs[layer.output][0] for index, layer in enumerate(graph.layers)}
 
 
 def _on_leased_board(request: StageRequest, context: StageContext, study: StudyFile, job: Job) -> Profile:

@@ -98,9 +98,11 @@ def _remembered(result: StageResult, request: StageRequest, store: ArtifactStore
         fault = Fault(kind=FaultKind.DEFECT, reason=error.reason, detail=error.detail)
     except OSError as error:
         fault = Fault(kind=FaultKind.TRANSIENT, reason="os_error", detail=str(error))
+    except (TypeError, ValueError) as error:
+        fault = Fault(kind=FaultKind.DEFECT, reason="bad_stage", detail=f"the result cannot be kept as JSON: {error}")
     else:
         return result
-    return replace(result, ending=Ending.FAULT, fault=fault, values={}, artifacts={}, violations=())
+    return replace(result, ending=Ending.FAULT, fault=fault, values={}, artifacts={}, violations=(), notes={})
 
 
 def _resolving(stage: str) -> StageFunction:

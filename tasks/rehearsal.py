@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.records import ParamValue
 from orchestrator.studyfile import CategoricalParameter, FloatParameter, IntParameter, Parameter, StudyFile
 from tasks.deployment import integer_graph
-from tasks.errors import Defect, TransientFault
+from tasks.errors import Defect, Infeasible, TransientFault
 from tasks.nn.candidate import build_candidate, pruned_untrained, unmatched_prefixes
 from tasks.nn.datasets import DataSplit, load_dataset
 from tasks.nn.families import FAMILIES
@@ -88,7 +89,8 @@ def _compile(study: StudyFile, params: Params, data: DataSplit) -> None:
     with reproducible(study.seed, 1):
         module = pruned_untrained(study, params, study.seed, data)
         _, onnx_int8 = quantise(module, calibration_inputs(data, _CALIBRATION_SAMPLES, study.seed))
-    integer_graph(onnx_int8)
+    with contextlib.suppress(Infeasible):  # a result like any other
+        integer_graph(onnx_int8)
 
 
 def _wrong_prefixes(study: StudyFile, candidates: Sequence[Params], data: DataSplit) -> Iterator[Found]:

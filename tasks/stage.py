@@ -47,7 +47,7 @@ def run_stage(function: StageFunction, request: StageRequest, context: StageCont
     output, ending, fault = StageOutput(), Ending.COMPLETE, None
     violations: tuple[Violation, ...] = ()
     try:
-        output = function(request, context)
+        output = _checked(function(request, context), request.stage)
     except Infeasible as error:
         ending, violations, output = Ending.INFEASIBLE, error.violations, StageOutput(values=error.values)
     except Stopped as error:
@@ -58,8 +58,10 @@ def run_stage(function: StageFunction, request: StageRequest, context: StageCont
         ending, fault = Ending.FAULT, Fault(kind=FaultKind.DEFECT, reason=error.reason, detail=error.detail)
     except OSError as error:  # disk full, no permission, a lost mount: the machine's fault
         ending, fault = Ending.FAULT, Fault(kind=FaultKind.TRANSIENT, reason="os_error", detail=str(error))
-    except Exception:  # the outermost loop of a worker: whatever is left is a defect, and its trace is the detail
-        detail = traceback.format_exc()
+    except Exception as error:  # the outermost loop of a worker: whatever is left is a defect
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+        detail = f"{' '.join(where.splitlines())}\n{traceback.format_exc()}"
         ending, fault = Ending.FAULT, Fault(kind=FaultKind.DEFECT, reason="unexpected_error", detail=detail)
     return StageResult(
         study_id=request.study_id,
@@ -75,3 +77,10 @@ def run_stage(function: StageFunction, request: StageRequest, context: StageCont
         notes=output.notes,
         worker=socket.gethostname(),
     )
+
+
+def _checked(output: StageOutput, stage: str) -> StageOutput:
+    """What a stage of one's own gave, if it is what a stage gives."""
+    if not isinstance(output, StageOutput):
+        raise Defect("bad_stage", f"stage {stage} gave {type(output).__name__}; expected a tasks.stage.StageOutput")
+    return output

@@ -15,6 +15,7 @@ from orchestrator.records import Ending, FaultKind, StageRequest, StageResult
 from tasks.artifacts import ArtifactStore
 from tasks.evaluator import CeleryEvaluator, InlineEvaluator
 from tasks.workers import EmbeddedLab
+from tests.support.fake_stages import NO_JSON, NO_OUTPUT
 from tests.support.studies import BOARD, FAKE_STAGES, Recorder, request
 
 PATIENCE_S = 30.0
@@ -106,6 +107,8 @@ def test_every_stage_of_every_queue_is_served(bench: Bench) -> None:
         (102, Ending.FAULT, FaultKind.DEFECT, "bit_mismatch"),
         (103, Ending.INFEASIBLE, None, ""),
         (104, Ending.FAULT, FaultKind.DEFECT, "unexpected_error"),
+        (NO_OUTPUT, Ending.FAULT, FaultKind.DEFECT, "bad_stage"),
+        (NO_JSON, Ending.FAULT, FaultKind.DEFECT, "bad_stage"),
     ],
 )
 def test_a_stage_that_fails_is_a_result_and_no_exception(

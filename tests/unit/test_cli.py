@@ -252,3 +252,12 @@ def test_a_full_disk_is_said_with_the_file_and_what_to_do() -> None:
     text = cli._os_error_text(error)
     assert text.startswith("studies/mine/report.html: No space left on device; free some space")
     assert cli._os_error_text(OSError(errno.EACCES, "Permission denied", "x")) == "x: Permission denied"
+
+
+def test_a_terminal_that_knows_few_characters_gets_question_marks_for_the_rest() -> None:
+    code = "import cli; cli.main(['boards'], standalone_mode=False)"
+    surroundings = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", code + "; print('12 \\u00b5s')"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, env=surroundings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("12 ?s\n")

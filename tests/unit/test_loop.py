@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -11,7 +12,7 @@ import pytest
 
 from orchestrator.errors import EvaluationDefect, StudyError
 from orchestrator.loop import StudyEnd, run_study, trial_seed
-from orchestrator.records import Event, FaultKind, StageRequest, StageResult
+from orchestrator.records import Event, Fault, FaultKind, StageRequest, StageResult
 from orchestrator.study import Study
 from tests.support.scripted import Answer, ScriptedEvaluator, complete, fault, infeasible
 from tests.support.studies import Recorder, make_sampler, make_study
@@ -185,6 +186,22 @@ def test_a_defect_stops_the_study_with_its_detail_and_the_trial_is_evaluated_by_
     assert run(study, mended).complete == 4
     again = next(one for one in mended.submitted if one.trial == 1)
     assert (again.stage, again.attempt) == ("build", 2)
+
+
+def test_a_traceback_goes_to_a_file_and_its_last_line_to_the_user(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    detail = "KeyError: 'x' (net.py, line 3)\nTraceback (most recent call last):\n  …"
+
+    def crashed(one: StageRequest) -> StageResult:
+        unforeseen = Fault(kind=FaultKind.DEFECT, reason="unexpected_error", detail=detail)
+        return replace(fault(one, FaultKind.DEFECT), fault=unforeseen)
+
+    with pytest.raises(
+        EvaluationDefect, match=r"unexpected_error: KeyError: 'x' \(net.py, line 3\); the whole"
+    ) as caught:
+        run(study, ScriptedEvaluator(answering(lambda one: one.trial == 1 and one.stage == "build", crashed)))
+    assert "Traceback" not in str(caught.value)
+    assert (study.folder / "logs" / "trial-1-build.txt").read_text(encoding="utf-8") == detail
 
 
 def test_defects_do_not_use_up_the_attempts(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from mcu_agent.kinds import load_kind
 from orchestrator.records import Ending, Event, FaultKind, Source, StageRequest, StageResult
 from orchestrator.studyfile import StudyFile
+from tasks import profile as profile_stage
 from tasks.firmware.image import measure
 from tasks.profile import run
 from tasks.stage import StageContext, run_stage
@@ -128,6 +129,35 @@ def test_a_mismatch_is_a_defect_that_names_the_layer() -> None:
     assert result.fault is not None
     assert (result.fault.kind, result.fault.reason) == (FaultKind.DEFECT, "bit_mismatch")
     assert "first differing layer: add" in result.fault.detail
+
+
+def test_a_mismatch_that_the_first_input_does_not_show_is_looked_into_with_the_one_that_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = boards.inputs(40, 0)
+    x[3] = boards.inputs(40, 106)[0]  # the firmware adds wrongly for an input that begins so
+    outputs = boards.layer_outputs(x)
+    file = io.BytesIO()
+    layers = {f"layer_{index}": output[0] for index, output in enumerate(outputs)}
+    np.savez(file, inputs=x.reshape(40, 1, 1, 16), outputs=outputs[1], **layers)
+
+    def reference_layers(onnx: bytes, inputs: np.ndarray) -> dict[int, np.ndarray]:
+        assert onnx == b"the network"
+        return {index: output[0] for index, output in enumerate(boards.layer_outputs(inputs))}
+
+    monkeypatch.setattr(profile_stage, "_reference_layers", reference_layers)
+    store = MemoryArtifacts()
+    request = ask(store, vector_file=file.getvalue())
+    named = replace(request, inputs={**request.inputs, "onnx": store.put_bytes(b"the network")})
+    fault = answer(named, store).fault
+    assert fault is not None
+    assert fault.kind is FaultKind.DEFECT
+    assert "input 3 gives" in fault.detail
+    assert fault.detail.endswith("of input 3 the first differing layer: add")
+
+
+def test_a_wrong_reference_is_told_by_the_input_it_is_of() -> None:
+    store = MemoryArtifacts()
     later = answer(ask(store, vector_file=vectors(wrong=True)), store)
     assert later.fault is not None
     assert later.fault.detail.startswith("board virtual-nrf52-dk: input 3 gives 1 of 16")
