@@ -1,7 +1,7 @@
 """NAS-Bench-Macro: 6,561 networks that were really trained, each three times, as a table.
 
 Su et al., "Prioritized Architecture Sampling with Monto-Carlo Tree Search", CVPR 2021
-(github.com/xiusu/NAS-Bench-Macro, Apache-2.0). The table is not part of this project: ``nas_bench_macro.npz`` is looked
+(xiusu/NAS-Bench-Macro on GitHub, Apache-2.0). The table is not part of this project: ``nas_bench_macro.npz`` is looked
 for in the folder that the environment variable EDGEFRONT_DATA names.
 """
 
