@@ -86,8 +86,12 @@ def _torch_onnx(module: nn.Module, example: Tensor) -> onnx.ModelProto:
                 dynamic_shapes=dynamic,
             )
     except Exception as error:  # the module may be the user's; the exporter raises many kinds of error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise Defect("cannot_export", f"PyTorch cannot export the network to ONNX: {reason}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter wraps what happened in advice about itself
+            cause = cause.__cause__
+        reason = " ".join([type(cause).__name__, *str(cause).strip().splitlines()[:1]])
+        text = f"PyTorch cannot export the network to ONNX: {reason}. Its way must not depend on the values of x"
+        raise Defect("cannot_export", text) from error
     assert program is not None
     return norms_as_convolutions(program.model_proto)
 
