@@ -203,9 +203,12 @@ def run_file(options: RunOptions) -> StudyEnd:
 
     from mcu_agent.kinds import load_kind
     from orchestrator.objectives import Objectives
-    from orchestrator.study import Study
+    from orchestrator.study import ARTIFACTS_VARIABLE, Study
+    from tasks.artifacts import check_writable
     from tasks.nn.sources import sources_of
 
+    if address := os.environ.get(ARTIFACTS_VARIABLE):
+        check_writable(address)
     file = _overridden(_load_file(options.file), options)
     kind = load_kind(file.board)
     objectives = Objectives.from_study(file, kind.flash_bytes, kind.ram_bytes)

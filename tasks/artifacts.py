@@ -19,6 +19,7 @@ from pathlib import Path
 
 import fsspec
 
+from orchestrator.errors import UsageError
 from tasks.errors import Defect, TransientFault
 
 _NO_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -49,6 +50,22 @@ class DiskFull(Defect):
             f"no space left for {needed_bytes} bytes at {location}; free some space and run the same command again",
         )
         self.needed_bytes = needed_bytes
+
+
+def check_writable(url: str) -> None:
+    """Try an address before a study begins with it, by keeping a few bytes there.
+
+    Raises:
+        UsageError: fsspec does not know the address, its package is missing, or nothing can be written there.
+    """
+    try:
+        ArtifactStore(url).put_bytes(b"edgefront")
+    except ImportError as error:
+        raise UsageError(f"artifacts at {url}: {error}") from None
+    except ValueError as error:
+        raise UsageError(f"artifacts at {url}: {error}; give a folder, or an address that fsspec knows") from None
+    except (TransientFault, Defect, OSError) as error:
+        raise UsageError(f"artifacts at {url}: nothing can be written there: {error}") from None
 
 
 class ArtifactStore:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.errors import UsageError
 from tasks import artifacts
-from tasks.artifacts import ArtifactAltered, ArtifactMissing, ArtifactStore, DiskFull
+from tasks.artifacts import ArtifactAltered, ArtifactMissing, ArtifactStore, DiskFull, check_writable
 
 
 @given(st.binary(max_size=300))
@@ -79,3 +80,13 @@ def test_a_remembered_result_is_replaced_by_a_later_one(tmp_path: Path) -> None:
     store.remember("ab" * 32, b"one")
     store.remember("ab" * 32, b"two")
     assert store.recall("ab" * 32) == b"two"
+
+
+@pytest.mark.parametrize("url", ["nowhere://bucket/studies", "/dev/null/studies"])
+def test_an_address_that_cannot_be_written_is_told_before_a_study_begins(url: str) -> None:
+    with pytest.raises(UsageError, match=f"artifacts at {url}: "):
+        check_writable(url)
+
+
+def test_an_address_that_can_be_written_passes(tmp_path: Path) -> None:
+    check_writable(str(tmp_path / "new"))
