@@ -31,7 +31,8 @@ import numpy as np  # noqa: E402
 from bench.searching import catalogue, reference, scaling  # noqa: E402
 from bench.searching.comparison import Estimate, Lead, Results, Standing, estimate  # noqa: E402
 from bench.searching.figures import write_page  # noqa: E402
-from bench.searching.run import Run, fingerprint, sampler_of  # noqa: E402
+from bench.searching.fingerprint import fingerprint  # noqa: E402
+from bench.searching.run import Run, sampler_of  # noqa: E402
 from bench.searching.schedule import complete, results  # noqa: E402
 from bench.searching.store import read, write  # noqa: E402
 from orchestrator.errors import UsageError  # noqa: E402
@@ -96,7 +97,7 @@ def _report(found: Sequence[dict[str, Any]], given: argparse.Namespace) -> None:
         print("\n".join([*_standing_lines(standings), "", *_lead_lines(leads), *_sequential_lines(found, given.out)]))
     if unions:
         _say(f"no stored reference for {', '.join(unions)}: the union of these runs is 100 %")
-    stale = sum(run["code"] != fingerprint() for run in found)
+    stale = sum(run["code"] != fingerprint(run["proposer"]) for run in found)
     if stale:
         _say(f"{stale} of {len(found)} results come from other code than this; --redo repeats them")
     _say(f"figures: {given.out / 'search.html'}; statistics: {given.out / 'statistics.json'}")

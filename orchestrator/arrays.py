@@ -9,6 +9,8 @@ from orchestrator.errors import ShapeError
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+ParamArray = npt.NDArray[np.generic]
+"""The values of one parameter of many candidates: numbers, texts, or objects where choices are of several kinds."""
 
 
 def check_shape(name: str, array: npt.NDArray[np.generic], *expected: int | None) -> None:

@@ -10,7 +10,6 @@ Shapes: n points told, q points asked, d columns, m objectives.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,13 +17,10 @@ import torch
 from torch import Tensor
 
 from orchestrator.arrays import BoolArray, FloatArray, check_shape
+from orchestrator.known import Known
 from orchestrator.surrogate import Hyperparameters, Observations, Surrogate, fit, log_likelihood
 
 _log = logging.getLogger(__name__)
-
-Known = Callable[[FloatArray], FloatArray]
-"""Outcomes that need no evaluation: candidates (q, d), encoded and snapped, to (q, m) in the units of the history
-(minimised, divided by their limits); NaN in every row of a column that is not known."""
 
 # A logarithm must explain each trial this much better (in nats). Where it is only a little better, outcomes near 0
 # become far outliers, and their large deviations promise improvements that are not there.
@@ -80,14 +76,21 @@ class Beliefs:
 
     def posterior(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (q, m) at ``points`` (q, d); deviation 0 where known, NaN where nothing is."""
-        shape = (len(points), self.n_objectives)
-        mean = torch.full(shape, torch.nan, dtype=torch.float64)
-        deviation = torch.zeros(shape, dtype=torch.float64)
-        if self.known is not None:
-            mean = torch.as_tensor(np.asarray(self.known(points.numpy()), dtype=np.float64)).clone()
-        if self.surrogate is not None:
-            columns = list(self.modelled)
-            mean[:, columns], deviation[:, columns] = self.surrogate.posterior(points)
+        return self.posterior_given(points, self.computed_outcomes(points))
+
+    def computed_outcomes(self, points: Tensor) -> Tensor:
+        """What is known at ``points`` (q, d) without any model, (q, m), NaN where that is nothing."""
+        if self.known is None:
+            return torch.full((len(points), self.n_objectives), torch.nan, dtype=torch.float64)
+        return torch.as_tensor(np.asarray(self.known(points.detach().numpy()), dtype=np.float64))
+
+    def posterior_given(self, points: Tensor, computed: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`posterior` where the outcomes ``computed`` (q, m) of these points are there already."""
+        if self.surrogate is None:
+            return computed, torch.zeros_like(computed)
+        columns = list(self.modelled)
+        mean, deviation = computed.clone(), torch.zeros_like(computed)
+        mean[:, columns], deviation[:, columns] = self.surrogate.posterior(points)
         return mean, deviation
 
     def expected(self, points: FloatArray) -> FloatArray:

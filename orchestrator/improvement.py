@@ -79,7 +79,9 @@ class LogHypervolumeImprovement:
 
     def __call__(self, points: Tensor) -> Tensor:
         """(q, d) → (q,)"""
-        return torch.cat([self._reward(*self.beliefs.posterior(block)) for block in torch.split(points, _BLOCK)])
+        known = self.beliefs.computed_outcomes(points)
+        blocks = zip(torch.split(points, _BLOCK), torch.split(known, _BLOCK), strict=True)
+        return torch.cat([self._reward(*self.beliefs.posterior_given(block, outcomes)) for block, outcomes in blocks])
 
     def _reward(self, mean: Tensor, deviation: Tensor) -> Tensor:
         expected: Tensor | None = None
@@ -89,7 +91,8 @@ class LogHypervolumeImprovement:
             below = _expected_below(side.values[:, None], mean[:, j], deviation[:, j], is_log=is_log)
             below = torch.cat([below, torch.zeros_like(below[:1])])  # (k + 1, q); nothing is below -inf
             lengths = (below.index_select(0, side.upper) - below.index_select(0, side.lower)).clamp_min_(0.0)
-            expected = lengths if expected is None else expected.mul_(lengths)
+            # Without a gradient to keep, products may overwrite their factors.
+            expected = lengths if expected is None else _times(expected, lengths)
         if expected is None:
             return torch.zeros(len(mean), dtype=torch.float64)
         reward = expected.sum(dim=0).clamp_min_(_NOTHING).log_()
@@ -97,6 +100,10 @@ class LogHypervolumeImprovement:
         beyond = torch.where(deviation <= _NO_SPREAD, natural - self.reference, 0.0).nan_to_num(0.0)
         excess = beyond.clamp(0.0, 10.0).sum(dim=-1)
         return reward - excess
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    return left * right if left.requires_grad or right.requires_grad else left.mul_(right)
 
 
 def _expected_below(limit: Tensor, mean: Tensor, deviation: Tensor, *, is_log: bool) -> Tensor:

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from orchestrator.arrays import FloatArray
 from orchestrator.design import initial_design
-from orchestrator.known import KnownValues, known_outcomes
+from orchestrator.known import KnownValues, Vectorised, known_outcomes
 from orchestrator.objectives import Objectives
 from orchestrator.proposers.protocol import History
 from orchestrator.proposers.registry import make_proposer
@@ -65,7 +65,8 @@ class ProposerSampler(BaseSampler):
     from the trials that had all of it. ``objectives`` name the objectives in the order of the
     study's directions and bound them; bounds are for minimised objectives. Constraints set with
     ``trial.set_constraint`` are respected too. ``known`` computes objectives from the parameters, for the proposers
-    that can use it (``ars``); its values are named and measured like ``objectives``.
+    that can use it (``ars``); its values are named and measured like ``objectives``. Wrapped as
+    ``Vectorised(function)`` it is asked about many candidates at once.
 
     Raises:
         UsageError: the proposer's name or an option is not allowed.
@@ -80,7 +81,7 @@ class ProposerSampler(BaseSampler):
         search_space: SearchSpace | Mapping[str, BaseDistribution] | None = None,
         objectives: Objectives | None = None,
         options: Mapping[str, Any] | None = None,
-        known: KnownValues | None = None,
+        known: KnownValues | Vectorised | None = None,
     ) -> None:
         self._known = known
         self._name = name
@@ -126,7 +127,9 @@ class ProposerSampler(BaseSampler):
         others = [item for item in study.get_trials(deepcopy=False) if item.number != number]
         objectives = self._objectives or _unbounded(study)
         history = read_history(others, space, objectives, study.directions)
-        known = self._known and known_outcomes(self._known, space, objectives, _signs(study.directions))
+        known = None
+        if self._known is not None:
+            known = known_outcomes(self._known, space, objectives, _signs(study.directions))
         proposer = make_proposer(self._name, space, self._options, known=known)
         return proposer.propose(history, read_pending(others, space), self._rng(_PROPOSAL_STREAM, number, group))
 
@@ -170,7 +173,7 @@ class ARSSampler(ProposerSampler):
         seed: int | None = None,
         n_startup_trials: int = 10,
         options: Mapping[str, Any] | None = None,
-        known: KnownValues | None = None,
+        known: KnownValues | Vectorised | None = None,
     ) -> None:
         chosen = int(np.random.default_rng().integers(2**32)) if seed is None else seed
         super().__init__("ars", seed=chosen, initial=n_startup_trials, options=options, known=known)

@@ -27,7 +27,7 @@ from typing import Protocol
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from orchestrator.arrays import BoolArray, FloatArray, check_shape
+from orchestrator.arrays import BoolArray, FloatArray, ParamArray, check_shape
 from orchestrator.errors import UsageError
 from orchestrator.records import Params, ParamValue
 from orchestrator.studyfile import CategoricalParameter, FixedParameter, FloatParameter, IntParameter, Parameter
@@ -38,7 +38,8 @@ _SIGNIFICANT_DIGITS = 10
 class Axis(Protocol):
     """One searched parameter; columns and quantiles are in [0, 1].
 
-    ``snap`` moves columns (…, width) to those of the nearest value; ``at_quantiles`` (n,) gives columns (n, width).
+    ``snap`` moves columns (…, width) to those of the nearest value; ``at_quantiles`` (n,) gives columns (n, width);
+    ``decode_all`` is ``decode`` of every row of columns (n, width).
     """
 
     @property
@@ -50,6 +51,8 @@ class Axis(Protocol):
     def encode(self, value: ParamValue) -> list[float]: ...
 
     def decode(self, columns: FloatArray) -> ParamValue: ...
+
+    def decode_all(self, columns: FloatArray) -> ParamArray: ...
 
     def at_quantiles(self, quantiles: FloatArray) -> FloatArray: ...
 
@@ -95,6 +98,18 @@ class RealAxis:
         digits = _SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(magnitude))
         return min(max(round(number, digits), self.low), self.high)
 
+    def decode_all(self, columns: FloatArray) -> FloatArray:
+        shares = np.clip(columns[:, 0], 0.0, 1.0)
+        if self.is_log:
+            numbers = self.low * np.exp(shares * math.log(self.high / self.low))
+            magnitudes = np.abs(numbers)
+        else:
+            numbers = self.low + shares * (self.high - self.low)
+            magnitudes = np.full_like(numbers, max(abs(self.low), abs(self.high)))
+        units = 10.0 ** (_SIGNIFICANT_DIGITS - 1 - np.floor(np.log10(magnitudes)))
+        rounded = np.clip(np.round(numbers * units) / units, self.low, self.high)
+        return np.asarray(np.select([shares <= 0, shares >= 1], [self.low, self.high], rounded))
+
     def at_quantiles(self, quantiles: FloatArray) -> FloatArray:
         return quantiles[:, None]
 
@@ -132,6 +147,11 @@ class SteppedAxis:
     def decode(self, columns: FloatArray) -> int | float:
         return self.level(round(min(max(float(columns[0]), 0.0), 1.0) * self._last))
 
+    def decode_all(self, columns: FloatArray) -> ParamArray:
+        return np.asarray(
+            self.low + np.round(np.clip(columns[:, 0], 0.0, 1.0) * self._last).astype(np.int64) * self.step
+        )
+
     def at_quantiles(self, quantiles: FloatArray) -> FloatArray:
         return np.minimum(np.floor(quantiles * self.n_levels), self._last)[:, None] / self._last
 
@@ -168,6 +188,10 @@ class LogIntAxis:
     def decode(self, columns: FloatArray) -> int:
         exponent = min(max(float(columns[0]), 0.0), 1.0) * math.log(self.high / self.low)
         return min(max(round(self.low * math.exp(exponent)), self.low), self.high)
+
+    def decode_all(self, columns: FloatArray) -> ParamArray:
+        exponents = np.clip(columns[:, 0], 0.0, 1.0) * math.log(self.high / self.low)
+        return np.asarray(np.clip(np.round(self.low * np.exp(exponents)), self.low, self.high).astype(np.int64))
 
     def at_quantiles(self, quantiles: FloatArray) -> FloatArray:
         # Half a step beyond both ends, so that the end values get their share.
@@ -210,6 +234,14 @@ class ChoiceAxis:
         if self.width == 1:
             return self.choices[int(columns[0] > 0.5)]
         return self.choices[int(np.argmax(columns))]
+
+    def decode_all(self, columns: FloatArray) -> ParamArray:
+        if self.width == 0:
+            indices = np.zeros(len(columns), dtype=np.intp)
+        else:
+            indices = (columns[:, 0] > 0.5).astype(np.intp) if self.width == 1 else columns.argmax(axis=1)
+        is_uniform = len({type(item) for item in self.choices}) == 1
+        return np.array(self.choices, dtype=None if is_uniform else object)[indices]
 
     def at_quantiles(self, quantiles: FloatArray) -> FloatArray:
         indices = np.minimum((quantiles * len(self.choices)).astype(np.intp), len(self.choices) - 1)
@@ -290,6 +322,13 @@ class SearchSpace:
         for name, axis, columns in self._columns(point):
             params[name] = axis.decode(columns)
         return params
+
+    def decode_all(self, points: FloatArray) -> dict[str, ParamArray]:
+        """What :meth:`decode` says of every row of ``points`` (n, d), parameter by parameter, each (n,); real numbers
+        may differ in their last bit."""
+        check_shape("points", points, None, self.dim)
+        columns = {name: np.full(len(points), value) for name, value in self.fixed.items()}
+        return columns | {name: axis.decode_all(part) for name, axis, part in self._columns(points)}
 
     def snap(self, points: FloatArray) -> FloatArray:
         """``encode(decode(u))`` for every row of ``points`` (n, d); real numbers are clipped but not rounded."""

@@ -53,6 +53,7 @@ _STRAIGHT = 1e-3
 
 _JITTERS = (0.0, 1e-8, 1e-6, 1e-4, 1e-2)
 _ROOT_5 = math.sqrt(5.0)
+_NEXT_TO_ZERO = 1e-20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -304,7 +305,11 @@ def _covariance(observations: Observations, hyper: Hyperparameters) -> tuple[Ten
 
 
 def _matern(squares: Tensor) -> Tensor:
-    """Matérn 5/2 correlation of squared scaled distances."""
+    """Matérn 5/2 correlation of squared scaled distances, which are used up unless a gradient is wanted."""
+    if squares.requires_grad:
+        # The root's slope at 0 is infinite, the kernel's is 0.
+        root = _ROOT_5 * squares.clamp_min(_NEXT_TO_ZERO).sqrt()
+        return (1.0 + root + root.square() / 3.0) * torch.exp(-root)
     root = squares.sqrt_().mul_(_ROOT_5)
     return (1.0 + root + root.square() / 3.0).mul_(root.neg_().exp_())
 
@@ -355,12 +360,17 @@ def _unpack(theta: Tensor, dim: int) -> Hyperparameters:
     )
 
 
+def bent_columns(points: Tensor, bends: Tensor) -> Tensor:
+    """log(1 + (eᵇ − 1) u) / b of points (…, d) and bends that broadcast to them; almost u itself for b next to 0."""
+    bends = _not_straight(bends)
+    return torch.log1p(torch.expm1(bends) * points) / bends
+
+
 def _scaled(points: Tensor, hyper: Hyperparameters) -> Tensor:
     """Points (n, d) as each output's kernel sees them: bent, then divided by the length scales; (m, n, d)."""
     if not hyper.bends.any():
         return points / hyper.lengths[:, None, :]
-    bends = _not_straight(hyper.bends)[:, None, :]
-    return torch.log1p(torch.expm1(bends) * points) / (bends * hyper.lengths[:, None, :])
+    return bent_columns(points, hyper.bends[:, None, :]) / hyper.lengths[:, None, :]
 
 
 def _bend_slope(points: Tensor, bends: Tensor) -> Tensor:

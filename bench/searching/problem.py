@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.arrays import FloatArray
+from orchestrator.arrays import FloatArray, ParamArray
 from orchestrator.errors import UsageError
+from orchestrator.known import KnownValues, Vectorised
 from orchestrator.pareto import hypervolume
 from orchestrator.records import Params
 from orchestrator.space import SearchSpace
@@ -50,8 +51,9 @@ class Problem:
 
     ``evaluate(params, seed)`` gives the objectives as a trial would measure them, noise included; the same seed gives
     the same noise. ``truth(params)`` is the same without noise and is what is scored. ``known_values(params)`` gives
-    the objectives listed in ``known``, which need no evaluation. ``best_hv`` is the largest score there can be, where
-    that is known exactly.
+    the objectives listed in ``known``, which need no evaluation; where ``known_columns`` is given, it does the same
+    for many candidates at once, arrays in and arrays out, which is much faster. ``best_hv`` is the largest score there
+    can be, where that is known exactly.
 
     Raises:
         UsageError: lengths differ, a limit is not above its floor, or a known objective is not an objective.
@@ -67,6 +69,7 @@ class Problem:
     scale: Literal["linear", "log"] = "linear"
     known: frozenset[str] = frozenset()
     known_values: Callable[[Params], Mapping[str, float]] = _nothing_known
+    known_columns: Callable[[Mapping[str, ParamArray]], Mapping[str, FloatArray]] | None = None
     best_hv: float | None = None
 
     def __post_init__(self) -> None:
@@ -112,6 +115,25 @@ class Problem:
         """
         bounds = zip(self.objectives, self.all_floors, self.limits, strict=True)
         return {name: self._share(name, float(values[name]), low, high) for name, low, high in bounds if name in values}
+
+    def known_shares(self) -> KnownValues | Vectorised | None:
+        """The known objectives' shares, as samplers ask for them; None where nothing is known."""
+        if not self.known:
+            return None
+        if self.known_columns is None:
+            return lambda params: self.shares(self.known_values(params))
+        return Vectorised(self._shares_of_columns)
+
+    def _shares_of_columns(self, params: Mapping[str, ParamArray]) -> dict[str, FloatArray]:
+        assert self.known_columns is not None
+        values = self.known_columns(params)
+        bounds = zip(self.objectives, self.all_floors, self.limits, strict=True)
+        return {name: self._shares(np.asarray(values[name]), low, high) for name, low, high in bounds if name in values}
+
+    def _shares(self, values: FloatArray, floor: float, limit: float) -> FloatArray:
+        if self.scale == "log":
+            return np.asarray(np.log(values / floor) / math.log(limit / floor))
+        return (values - floor) / (limit - floor)
 
     def vector(self, values: Mapping[str, float]) -> FloatArray:
         """The shares (m,) in the order of the objectives.
@@ -169,6 +191,7 @@ def adopt(given: Any, where: str) -> Problem:
         evaluate=given.evaluate,
         truth=getattr(given, "truth", lambda params: given.evaluate(params, 0)),
         known_values=getattr(given, "known_values", _nothing_known),
+        known_columns=getattr(given, "known_columns", None),
         best_hv=getattr(given, "best_hv", None),
     )
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +14,13 @@ import optuna
 import torch
 from optuna.trial import Trial
 
-import orchestrator
 from bench.searching.catalogue import problem as find_problem
+from bench.searching.fingerprint import fingerprint
 from bench.searching.problem import Problem
 from orchestrator.arrays import FloatArray
 from orchestrator.errors import UsageError
 from orchestrator.objectives import Objectives
-from orchestrator.records import Ending, Outcome, Params, ParamValue, Source, Value
+from orchestrator.records import Ending, Outcome, ParamValue, Source, Value
 from orchestrator.sampler import ProposerSampler
 from orchestrator.space import SearchSpace
 from orchestrator.telling import tell_outcome
@@ -76,7 +73,7 @@ def execute(run: Run) -> dict[str, Any]:
     """The run's result as JSON: the fields of :class:`Run` and :class:`Record`, the code's fingerprint."""
     with one_thread():
         record = simulate(run, find_problem(run.problem))
-    return {"version": VERSION, "code": fingerprint(), **asdict(run), **asdict(record)}
+    return {"version": VERSION, "code": fingerprint(run.proposer), **asdict(run), **asdict(record)}
 
 
 def simulate(run: Run, problem: Problem) -> Record:
@@ -125,10 +122,6 @@ def sampler_of(problem: Problem, proposer: str, *, seed: int, initial: int) -> P
         UsageError: the proposer or an option is unknown.
     """
     name, options = proposer_of(proposer)
-
-    def known(params: Params) -> dict[str, float]:
-        return problem.shares(problem.known_values(params))
-
     return ProposerSampler(
         name,
         seed=seed,
@@ -136,7 +129,7 @@ def sampler_of(problem: Problem, proposer: str, *, seed: int, initial: int) -> P
         search_space=problem.space,
         objectives=objectives_of(problem),
         options=options,
-        known=known if problem.known else None,
+        known=problem.known_shares(),
     )
 
 
@@ -151,16 +144,6 @@ def outcome_of(problem: Problem, params: dict[str, ParamValue], seed: int) -> Ou
 def distributions_of(space: SearchSpace) -> dict[str, optuna.distributions.BaseDistribution]:
     """What a trial has to suggest."""
     return {name: item for name, item in space.distributions().items() if name not in space.fixed}
-
-
-@cache
-def fingerprint() -> str:
-    """A hash of the orchestrator's and the problems' source, to notice results of other code."""
-    folders = (Path(orchestrator.__file__).parent, Path(__file__).parent)
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.searching.problem import Problem
+from orchestrator.arrays import FloatArray, ParamArray
 from orchestrator.errors import UsageError
 from orchestrator.records import Params
 from orchestrator.studyfile import CategoricalParameter
@@ -21,6 +22,7 @@ from orchestrator.studyfile import CategoricalParameter
 FILE = "nas_bench_macro.npz"
 _LAYERS = tuple(f"layer{index + 1}" for index in range(8))
 _CHOICES = ("identity", "k3e3", "k5e6")
+_PLACES = len(_CHOICES) ** np.arange(len(_LAYERS))
 
 
 def table_path() -> Path | None:
@@ -59,6 +61,19 @@ def nas_bench_macro() -> Problem:
             "flops": 2.0 * float(columns["macs"][at]),
         }
 
+    of_code = np.zeros(len(_CHOICES) ** len(_LAYERS), dtype=np.intp)
+    of_code[columns["arch"].astype(np.intp) @ _PLACES] = np.arange(len(columns["arch"]))
+
+    def known_columns(params: Mapping[str, ParamArray]) -> dict[str, FloatArray]:
+        chosen = [np.select([params[name] == item for item in _CHOICES], range(len(_CHOICES))) for name in _LAYERS]
+        at = of_code[np.stack(chosen, axis=-1) @ _PLACES]
+        values = {
+            "rom": columns["params"][at],
+            "ram": columns["peak_act_elems"][at],
+            "flops": 2.0 * columns["macs"][at],
+        }
+        return {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
+
     def evaluate(params: Params, seed: int) -> Mapping[str, float]:
         training = int(np.random.default_rng(seed).integers(errors.shape[1]))
         return {"error": float(errors[row(params), training]), **known(params)}
@@ -75,4 +90,5 @@ def nas_bench_macro() -> Problem:
         evaluate=evaluate,
         truth=truth,
         known_values=known,
+        known_columns=known_columns,
     )

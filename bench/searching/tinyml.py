@@ -11,19 +11,26 @@ kinds, and a 1×1 convolution on its shortcut where the shape changes. Pruning r
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bench.searching.problem import Problem
+from orchestrator.arrays import FloatArray, ParamArray
 from orchestrator.records import Params
 from orchestrator.studyfile import CategoricalParameter, FloatParameter, IntParameter, Parameter
 
+Numbers = Any
+"""A whole number, or an array of them, one a candidate."""
+
 CLASSES = 10
+BLOCKS = ("full", "separable", "bottleneck")
+_FULL, _SEPARABLE, _ = range(3)
+_MOST_BLOCKS = 3
 NOISE = 0.006
 
 # Bytes beside the weights: an int32 bias, an int32 multiplier and a shift for each output channel; program; stack.
@@ -39,40 +46,43 @@ _FLOORS = (0.08, 12_000.0, 3_000.0, 19_000.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """A convolution (or the dense layer, on a 1×1 image); ``live`` are the elements that must be in memory with it:
-    input, output and whatever a later layer still needs."""
+    """A convolution (or the dense layer, on a 1×1 image) of one candidate or, with arrays (q,), of many. ``live`` are
+    the elements that must be in memory with it: input, output and whatever a later layer still needs. ``count`` is 0
+    in candidates that do not have the layer."""
 
-    inputs: int
-    outputs: int
-    kernel: int
-    size: int
-    live: int
-    is_depthwise: bool = False
-
-    @property
-    def weights(self) -> int:
-        return self.kernel**2 * self.outputs * (1 if self.is_depthwise else self.inputs)
+    inputs: Numbers
+    outputs: Numbers
+    kernel: Numbers
+    size: Numbers
+    live: Numbers
+    is_depthwise: Numbers = False
+    count: Numbers = 1
 
     @property
-    def macs(self) -> int:
+    def weights(self) -> Numbers:
+        return self.count * self.kernel**2 * self.outputs * np.where(self.is_depthwise, 1, self.inputs)
+
+    @property
+    def macs(self) -> Numbers:
         return self.weights * self.size**2
 
 
 class Shape(NamedTuple):
-    """All of a candidate that its network depends on, after pruning; stages in threes."""
+    """All of a candidate that its network depends on, after pruning; stages in threes. ``block`` is its index in
+    ``BLOCKS``; numbers are those of one candidate, or arrays (q,) of many."""
 
-    channels: tuple[int, int, int]
-    blocks: tuple[int, int, int]
-    kernel: int
-    block: str
-    resolution: int
+    channels: tuple[Numbers, Numbers, Numbers]
+    blocks: tuple[Numbers, Numbers, Numbers]
+    kernel: Numbers
+    block: Numbers
+    resolution: Numbers
 
 
 class _Counts(NamedTuple):
-    weights: int
-    macs: int
-    rom: int
-    ram: int
+    weights: Numbers
+    macs: Numbers
+    rom: Numbers
+    ram: Numbers
 
 
 def parameters() -> dict[str, Parameter]:
@@ -84,7 +94,7 @@ def parameters() -> dict[str, Parameter]:
         "network.blocks3": IntParameter(type="int", low=0, high=3),
         "network.growth": FloatParameter(type="float", low=1.0, high=2.0),
         "network.kernel": CategoricalParameter(type="categorical", choices=(3, 5)),
-        "network.block": CategoricalParameter(type="categorical", choices=("full", "separable", "bottleneck")),
+        "network.block": CategoricalParameter(type="categorical", choices=BLOCKS),
         "network.resolution": IntParameter(type="int", low=16, high=32, step=4),
         "compression.sparsity": FloatParameter(type="float", low=0.0, high=0.9),
         "training.learning_rate": FloatParameter(type="float", low=1e-4, high=1e-1, log=True),
@@ -94,29 +104,50 @@ def parameters() -> dict[str, Parameter]:
 
 
 def layers(shape: Shape) -> list[Layer]:
-    """The pruned network, from the image to the classes."""
+    """The pruned network, from the image to the classes, with every layer that a network of the space can have."""
     size, channels = shape.resolution, shape.channels[0]
     found = [_layer(3, channels, shape.kernel, before=size, after=size)]
     for stage, (blocks, outputs) in enumerate(zip(shape.blocks, shape.channels, strict=True)):
-        for index in range(blocks):
+        for index in range(_MOST_BLOCKS):
+            is_there = np.less(index, blocks)
             before = size
             if stage > 0 and index == 0:
-                size = (size + 1) // 2
-            found += _block(shape.block, channels, outputs, shape.kernel, before, size)
-            channels = outputs
+                size = np.where(is_there, (size + 1) // 2, size)
+            parts = _block(shape.block, channels, outputs, shape.kernel, before, size)
+            found += [replace(layer, count=layer.count * is_there, live=layer.live * is_there) for layer in parts]
+            channels = np.where(is_there, outputs, channels)
     return [*found, Layer(inputs=channels, outputs=CLASSES, kernel=1, size=1, live=channels + CLASSES)]
 
 
 def cost(params: Params) -> dict[str, float]:
     """ROM and RAM in bytes, and FLOPs (two a multiply-accumulate), exactly."""
-    counts = _counted(_shape(params))
-    return {"rom": float(counts.rom), "ram": float(counts.ram), "flops": 2.0 * counts.macs}
+    counts = _counted_once(_shape(params))
+    return {"rom": float(counts.rom), "ram": float(counts.ram), "flops": 2.0 * float(counts.macs)}
+
+
+def costs(params: Mapping[str, ParamArray]) -> dict[str, FloatArray]:
+    """:func:`cost` of many candidates, each parameter and each result (q,)."""
+    width = np.asarray(params["network.width"], dtype=np.float64)
+    growth = np.asarray(params["network.growth"], dtype=np.float64)
+    kept = 1.0 - np.asarray(params["compression.sparsity"], dtype=np.float64)
+    kinds = np.asarray(params["network.block"])
+    counts = _counted(
+        Shape(
+            channels=tuple(_channels(width * growth**stage * kept) for stage in range(3)),  # type: ignore[arg-type]
+            blocks=(params["network.blocks1"], params["network.blocks2"], params["network.blocks3"]),
+            kernel=params["network.kernel"],
+            block=np.select([kinds == name for name in BLOCKS], range(len(BLOCKS))),
+            resolution=params["network.resolution"],
+        )
+    )
+    amounts = {"rom": counts.rom, "ram": counts.ram, "flops": 2.0 * counts.macs}
+    return {name: np.asarray(amount, dtype=np.float64) for name, amount in amounts.items()}
 
 
 def error(params: Params) -> float:
     """The invented error without noise, in (0.05, 0.9)."""
     shape = _shape(params)
-    counts, blocks = _counted(shape), sum(shape.blocks)
+    counts, blocks = _counted_once(shape), sum(shape.blocks)
     weights, macs = math.log10(counts.weights), math.log10(counts.macs)
     total = (
         # Larger networks are better, with falling returns: in weights, in arithmetic, in depth, in resolution.
@@ -127,7 +158,7 @@ def error(params: Params) -> float:
         + 0.10 * ((32 - shape.resolution) / 16) ** 1.3
         + _training_loss(params, weights)
         + _pruning_loss(params)
-        + {"full": 0.0, "separable": 0.012, "bottleneck": 0.02}[shape.block]
+        + (0.0, 0.012, 0.02)[shape.block]
     )
     return 0.05 + 0.85 * (1.0 - math.exp(-total / 0.85))
 
@@ -162,6 +193,7 @@ def _problem(name: str, *, is_log: bool) -> Problem:
         evaluate=noisy,
         truth=lambda params: {"error": error(params), **cost(params)},
         known_values=cost,
+        known_columns=costs,
     )
 
 
@@ -169,60 +201,81 @@ def _shape(params: Params) -> Shape:
     width, growth = float(params["network.width"]), float(params["network.growth"])
     kept = 1.0 - float(params["compression.sparsity"])
     return Shape(
-        channels=(_channels(width * kept), _channels(width * growth * kept), _channels(width * growth**2 * kept)),
+        channels=tuple(int(_channels(width * growth**stage * kept)) for stage in range(3)),  # type: ignore[arg-type]
         blocks=(int(params["network.blocks1"]), int(params["network.blocks2"]), int(params["network.blocks3"])),
         kernel=int(params["network.kernel"]),
-        block=str(params["network.block"]),
+        block=BLOCKS.index(str(params["network.block"])),
         resolution=int(params["network.resolution"]),
     )
 
 
-def _channels(kept: float) -> int:
-    return max(1, round(kept))
+def _channels(kept: Numbers) -> Numbers:
+    return np.maximum(1, np.round(kept)).astype(np.int64)
 
 
-# A search asks for thousands of candidates a proposal, most of which differ in training or by a rounded channel only.
-@lru_cache(maxsize=200_000)
 def _counted(shape: Shape) -> _Counts:
     network = layers(shape)
     weights = sum(layer.weights for layer in network)
-    channels = sum(layer.outputs for layer in network)
+    channels = sum(layer.count * layer.outputs for layer in network)
     return _Counts(
         weights=weights,
         macs=sum(layer.macs for layer in network),
         rom=weights + _ROM_PER_CHANNEL * channels + _ROM_PROGRAM,
-        ram=max(layer.live for layer in network) + _RAM_STACK,
+        ram=functools.reduce(np.maximum, [layer.live for layer in network]) + _RAM_STACK,
     )
 
 
+# An evolutionary run asks for the same shape again and again, with another training.
+_counted_once = functools.lru_cache(maxsize=200_000)(_counted)
+
+
 def _layer(
-    inputs: int, outputs: int, kernel: int, *, before: int, after: int, kept: int = 0, is_depthwise: bool = False
+    inputs: Numbers,
+    outputs: Numbers,
+    kernel: Numbers,
+    *,
+    before: Numbers,
+    after: Numbers,
+    kept: Numbers = 0,
+    is_depthwise: Numbers = False,
 ) -> Layer:
     """A layer from ``before`` to ``after`` pixels a side, while ``kept`` elements wait for a later layer."""
     live = inputs * before**2 + outputs * after**2 + kept
     return Layer(inputs=inputs, outputs=outputs, kernel=kernel, size=after, live=live, is_depthwise=is_depthwise)
 
 
-def _block(kind: str, inputs: int, outputs: int, kernel: int, before: int, after: int) -> Iterator[Layer]:
+def _block(
+    kind: Numbers, inputs: Numbers, outputs: Numbers, kernel: Numbers, before: Numbers, after: Numbers
+) -> Iterator[Layer]:
     """The shortcut first, where it is a layer, then the block's own; the sum is added into the shortcut's memory."""
-    kept = inputs * before**2
-    shortcut = outputs * after**2 if (inputs, before) != (outputs, after) else 0
-    if shortcut:
-        yield _layer(inputs, outputs, 1, before=before, after=after)
-    first, *others = _convolutions(kind, inputs, outputs, kernel)
-    yield _layer(*first[:3], before=before, after=after, kept=shortcut, is_depthwise=first[3])
-    for each in others:
-        yield _layer(*each[:3], before=after, after=after, kept=shortcut or kept, is_depthwise=each[3])
+    is_changed = (np.not_equal(inputs, outputs)) | (np.not_equal(before, after))
+    shortcut = np.where(is_changed, outputs * after**2, 0)
+    through = _layer(inputs, outputs, 1, before=before, after=after)
+    yield replace(through, count=is_changed, live=through.live * is_changed)
+    kept = np.where(is_changed, shortcut, inputs * before**2)
+    for index, (entering, leaving, side, is_depthwise, is_there) in enumerate(
+        _convolutions(kind, inputs, outputs, kernel)
+    ):
+        waiting, size = (kept, after) if index else (shortcut, before)
+        layer = _layer(entering, leaving, side, before=size, after=after, kept=waiting, is_depthwise=is_depthwise)
+        yield replace(layer, count=is_there, live=layer.live * is_there)
 
 
-def _convolutions(kind: str, inputs: int, outputs: int, kernel: int) -> list[tuple[int, int, int, bool]]:
-    """Inputs, outputs, kernel, and whether depthwise; the first one has the stride."""
-    if kind == "full":
-        return [(inputs, outputs, kernel, False), (outputs, outputs, kernel, False)]
-    if kind == "separable":
-        return [(inputs, inputs, kernel, True), (inputs, outputs, 1, False), (outputs, outputs, kernel, True)]
-    inner = max(1, outputs // 2)
-    return [(inputs, inner, 1, False), (inner, inner, kernel, False), (inner, outputs, 1, False)]
+def _convolutions(
+    kind: Numbers, inputs: Numbers, outputs: Numbers, kernel: Numbers
+) -> list[tuple[Numbers, Numbers, Numbers, Numbers, Numbers]]:
+    """Inputs, outputs, kernel, whether depthwise, and whether it is there; the first one has the stride."""
+    is_full, is_separable = np.equal(kind, _FULL), np.equal(kind, _SEPARABLE)
+    inner = np.maximum(1, outputs // 2)
+
+    def by_kind(full: Numbers, separable: Numbers, bottleneck: Numbers) -> Numbers:
+        return np.where(is_full, full, np.where(is_separable, separable, bottleneck))
+
+    return [
+        (inputs, by_kind(outputs, inputs, inner), by_kind(kernel, kernel, 1), is_separable, True),
+        (by_kind(outputs, inputs, inner), by_kind(outputs, outputs, inner), by_kind(kernel, 1, kernel), False, True),
+        (by_kind(outputs, outputs, inner), outputs, by_kind(1, kernel, 1), is_separable, ~is_full),
+    ]
 
 
 def _training_loss(params: Params, weights: float) -> float:

@@ -18,10 +18,11 @@ from torch import Tensor
 from orchestrator.acquisition import Reward
 from orchestrator.arrays import FloatArray
 from orchestrator.ars import ArsSettings, search
-from orchestrator.beliefs import Beliefs, Known, margin_surrogate
+from orchestrator.beliefs import Beliefs, margin_surrogate
 from orchestrator.boxes import free_boxes
 from orchestrator.clustering import centres
 from orchestrator.improvement import LogHypervolumeImprovement
+from orchestrator.known import Known
 from orchestrator.proposers.front import pareto_set, reference_point, unexplained_margins
 from orchestrator.proposers.nearby import moved
 from orchestrator.proposers.protocol import History

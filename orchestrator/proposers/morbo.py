@@ -6,7 +6,7 @@ trials, which are few enough not to need the publication's local subsets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,53 +14,35 @@ import torch
 from orchestrator.arrays import FloatArray
 from orchestrator.boxes import Boxes, free_boxes
 from orchestrator.pareto import hypervolume, non_dominated
-from orchestrator.proposers.bo import careful, model_of
 from orchestrator.proposers.front import reference_point, unexplained_margins
+from orchestrator.proposers.models import length_scales, model_of
 from orchestrator.proposers.protocol import History
-from orchestrator.proposers.trust_region import perturbed, replayed, sides_of
-from orchestrator.proposers.turbo import recent_part
-from orchestrator.proposers.untried import Tried
+from orchestrator.proposers.trust_region import RegionSearch, perturbed, sides_of
 from orchestrator.space import SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MorboProposer:
-    """``initial`` trials are the design, and random ones again after a restart; ``candidates`` are compared."""
+    """Candidates of the region by the hypervolume that one draw of the posterior says they add."""
 
     space: SearchSpace
-    initial: int = 8
-    candidates: int = 1000
-
-    def __post_init__(self) -> None:
-        for name in ("initial", "candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, allowed are whole numbers from 1")
+    region: RegionSearch = field(default_factory=RegionSearch)
 
     def propose(self, history: History, pending: FloatArray, rng: np.random.Generator) -> FloatArray:
         """See :class:`orchestrator.proposers.protocol.Proposer`."""
-        region = replayed(history, design=self.initial, n_parameters=len(self.space.axes))
-        tried = Tried(self.space, history.points, pending)
-        recent = recent_part(history, region)
-        if len(recent) < (self.initial if region.first else 1):
-            return np.asarray(tried.draw(1, rng)[0])
-        with careful(rng):
-            order, found = self._ranked(history, recent, region.side, rng)
-        proposal = tried.first_untried(found[order])
-        return proposal if proposal is not None else np.asarray(tried.draw(1, rng)[0])
+        return self.region.propose(
+            self.space, history, pending, rng, lambda recent, side: self._ranked(history, recent, side, rng)
+        )
 
-    def _ranked(
-        self, history: History, recent: History, side: float, rng: np.random.Generator
-    ) -> tuple[np.ndarray, FloatArray]:
-        """Candidates of the region (q, d), and their order by what one draw of the posterior says of them."""
+    def _ranked(self, history: History, recent: History, side: float, rng: np.random.Generator) -> FloatArray:
         columns = _columns(recent)
-        model = model_of(recent.points, -columns)
-        lengths = np.stack([part.covar_module.lengthscale.detach().numpy().reshape(-1) for part in model.models])
-        sides = sides_of(side, np.exp(np.log(lengths).mean(axis=0)))
-        found = perturbed(self.space, recent.points[_centre(recent)], sides, self.candidates, rng)
+        model = model_of(recent.points, -columns, is_bent=bool(self.region.bent))
+        sides = sides_of(side, np.exp(np.log(length_scales(model)).mean(axis=0)))
+        found = perturbed(self.space, recent.points[_centre(recent)], sides, self.region.candidates, rng)
         with torch.no_grad():
             draws = -model.posterior(torch.as_tensor(found)).sample(torch.Size([1]))[0].numpy()
         if not recent.feasible.any():
-            return np.argsort(draws[:, 0], kind="stable"), found
+            return found[np.argsort(draws[:, 0], kind="stable")]
         m = recent.outcomes.shape[1]
         front = history.outcomes[history.feasible]
         reference = reference_point(history, front)
@@ -69,7 +51,7 @@ class MorboProposer:
             gains = np.where(draws[:, m] > 0, 0.0, gains)
         # Without any gain: the least excess over the reference point, or over the front where there is none.
         excess = (draws[:, :m] - reference).max(axis=1)
-        return np.lexsort([excess, -gains]), found
+        return found[np.lexsort([excess, -gains])]
 
 
 def _columns(history: History) -> FloatArray:

@@ -5,7 +5,7 @@ Source: Daulton, Balandat, Bakshy, NeurIPS 2021 (qNEHVI); Ament et al., NeurIPS 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,53 +14,32 @@ from botorch.acquisition.multi_objective.objective import IdentityMCMultiOutputO
 from torch import Tensor
 
 from orchestrator.arrays import FloatArray
-from orchestrator.proposers.bo import (
-    Ascent,
-    best_untried,
-    careful,
-    model_of,
-    pending_tensor,
-    sampler_of,
-    towards_feasible,
-)
+from orchestrator.proposers.bo import Ascent, pending_tensor, sampler_of
 from orchestrator.proposers.front import reference_point, unexplained_margins
+from orchestrator.proposers.models import model_of
 from orchestrator.proposers.protocol import History
 from orchestrator.proposers.qparego import QparegoProposer
-from orchestrator.proposers.untried import Tried
 from orchestrator.space import SearchSpace
+
+DEFAULT_DRAWS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QlognehviProposer:
     """qLogNEHVI with straight-through gradients over discrete parameters and candidates around the front.
 
-    ``draws`` posterior draws; each has a front and a partitioning of its own, which is where the time goes.
+    Each of the posterior draws has a front and a partitioning of its own, which is where the time goes.
     """
 
     space: SearchSpace
-    pool: int = 256
-    restarts: int = 4
-    draws: int = 16
-
-    def __post_init__(self) -> None:
-        Ascent(pool=self.pool, restarts=self.restarts)
-        if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}, allowed are whole numbers from 1")
+    ascent: Ascent = field(default_factory=lambda: Ascent(draws=DEFAULT_DRAWS))
 
     def propose(self, history: History, pending: FloatArray, rng: np.random.Generator) -> FloatArray:
         """See :class:`orchestrator.proposers.protocol.Proposer`."""
-        if not len(history):
-            return np.asarray(Tried(self.space, pending).draw(1, rng)[0])
         if history.outcomes.shape[1] == 1:
             # The hypervolume of one objective is its improvement.
-            single = QparegoProposer(space=self.space, pool=self.pool, restarts=self.restarts, draws=self.draws)
-            return single.propose(history, pending, rng)
-        with careful(rng):
-            ascent = Ascent(pool=self.pool, restarts=self.restarts)
-            if not history.feasible.any():
-                return towards_feasible(self.space, history, pending, rng, ascent)
-            acquisition = self._acquisition(history, pending, rng)
-            return best_untried(acquisition, self.space, history, pending, rng, ascent)
+            return QparegoProposer(space=self.space, ascent=self.ascent).propose(history, pending, rng)
+        return self.ascent.propose(self.space, history, pending, rng, lambda: self._acquisition(history, pending, rng))
 
     def _acquisition(
         self, history: History, pending: FloatArray, rng: np.random.Generator
@@ -74,10 +53,10 @@ class QlognehviProposer:
             constraints = [lambda outcomes: outcomes[..., n_objectives]]
         feasible = history.outcomes[history.feasible]
         return qLogNoisyExpectedHypervolumeImprovement(
-            model=model_of(history.points, columns),
+            model=model_of(history.points, columns, is_bent=bool(self.ascent.bent)),
             ref_point=torch.as_tensor(-reference_point(history, feasible)),
             X_baseline=_baseline(history),
-            sampler=sampler_of(self.draws, rng),
+            sampler=sampler_of(self.ascent.draws, rng),
             objective=IdentityMCMultiOutputObjective(outcomes=list(range(n_objectives))),
             constraints=constraints,
             X_pending=pending_tensor(pending),

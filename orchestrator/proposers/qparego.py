@@ -6,7 +6,7 @@ with Monte Carlo).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,18 +16,10 @@ from torch import Tensor
 
 from orchestrator.acquisition import Chebyshev, draw_weights
 from orchestrator.arrays import FloatArray
-from orchestrator.proposers.bo import (
-    Ascent,
-    best_untried,
-    careful,
-    model_of,
-    pending_tensor,
-    sampler_of,
-    towards_feasible,
-)
+from orchestrator.proposers.bo import Ascent, pending_tensor, sampler_of
 from orchestrator.proposers.front import unexplained_margins
+from orchestrator.proposers.models import model_of
 from orchestrator.proposers.protocol import History
-from orchestrator.proposers.untried import Tried
 from orchestrator.space import SearchSpace
 
 
@@ -36,25 +28,11 @@ class QparegoProposer:
     """Fresh weights for every proposal; limits are constraints; straight-through gradients over discrete parameters."""
 
     space: SearchSpace
-    pool: int = 256
-    restarts: int = 4
-    draws: int = 128
-
-    def __post_init__(self) -> None:
-        Ascent(pool=self.pool, restarts=self.restarts)
-        if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}, allowed are whole numbers from 1")
+    ascent: Ascent = field(default_factory=Ascent)
 
     def propose(self, history: History, pending: FloatArray, rng: np.random.Generator) -> FloatArray:
         """See :class:`orchestrator.proposers.protocol.Proposer`."""
-        if not len(history):
-            return np.asarray(Tried(self.space, pending).draw(1, rng)[0])
-        with careful(rng):
-            ascent = Ascent(pool=self.pool, restarts=self.restarts)
-            if not history.feasible.any():
-                return towards_feasible(self.space, history, pending, rng, ascent)
-            acquisition = self._acquisition(history, pending, rng)
-            return best_untried(acquisition, self.space, history, pending, rng, ascent)
+        return self.ascent.propose(self.space, history, pending, rng, lambda: self._acquisition(history, pending, rng))
 
     def _acquisition(
         self, history: History, pending: FloatArray, rng: np.random.Generator
@@ -70,9 +48,9 @@ class QparegoProposer:
             return -scalarisation(-outcomes[..., :n_objectives])
 
         return qLogNoisyExpectedImprovement(
-            model=model_of(history.points, columns),
+            model=model_of(history.points, columns, is_bent=bool(self.ascent.bent)),
             X_baseline=torch.as_tensor(history.points[history.feasible]),
-            sampler=sampler_of(self.draws, rng),
+            sampler=sampler_of(self.ascent.draws, rng),
             objective=GenericMCObjective(scalarised),
             constraints=_constraints(history, n_columns=columns.shape[1]) or None,
             X_pending=pending_tensor(pending),

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import Any
 
 from orchestrator.ars import ArsSettings
-from orchestrator.beliefs import Known
 from orchestrator.errors import UsageError
+from orchestrator.known import Known
 from orchestrator.proposers.ars import DEFAULT_ITERATIONS, ArsProposer
 from orchestrator.proposers.ars_published import ArsPublishedProposer
 from orchestrator.proposers.gp import GpProposer
@@ -24,6 +24,7 @@ from orchestrator.space import SearchSpace
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Entry:
+    module: str
     description: str
     defaults: Mapping[str, int | float]
     build: Callable[[SearchSpace, Mapping[str, Any], Known | None], Proposer]
@@ -31,8 +32,8 @@ class _Entry:
 
 _Build = Callable[[SearchSpace, Mapping[str, Any], "Known | None"], Proposer]
 
-_ASCENT: Mapping[str, int | float] = {"pool": 256, "restarts": 4}
-_REGION: Mapping[str, int | float] = {"initial": 8, "candidates": 1000}
+_ASCENT: Mapping[str, int | float] = {"pool": 256, "restarts": 4, "bent": 1}
+_REGION: Mapping[str, int | float] = {"initial": 8, "candidates": 1000, "bent": 1}
 _POLICIES = {item.name: getattr(ArsSettings(), item.name) for item in fields(ArsSettings)}
 
 
@@ -56,64 +57,77 @@ def _plain(proposer: Callable[..., Proposer]) -> _Build:
     return build
 
 
-def _on_botorch(module: str, proposer: str) -> _Build:
-    """The same for those on BoTorch, imported when asked for: that takes seconds, which no other command should."""
+def _on_botorch(module: str, proposer: str, field: str, settings: str) -> _Build:
+    """One on BoTorch, whose ``field`` takes its options as an object of the class ``settings`` of its module; imported
+    when asked for: that takes seconds, which no other command should."""
 
     def build(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
-        found: Callable[..., Proposer] = getattr(import_module(f"orchestrator.proposers.{module}"), proposer)
-        return found(space=space, **options)
+        found = import_module(f"orchestrator.proposers.{module}")
+        made: Proposer = getattr(found, proposer)(space=space, **{field: getattr(found, settings)(**options)})
+        return made
 
     return build
 
 
 _PROPOSERS = {
     "ars": _Entry(
+        module="ars",
         description="competing policies, trained by random search on Gaussian processes; the default",
         defaults=_POLICIES | {"iterations": DEFAULT_ITERATIONS, "pool": 512, "off_front": 0.5, "polish": 3},
         build=_build_ars,
     ),
     "ars-published": _Entry(
+        module="ars_published",
         description="ARS-MOBOpt as published, nothing added",
         defaults=_POLICIES | {"draws": 64},
         build=_build_ars_published,
     ),
     "qparego": _Entry(
+        module="qparego",
         description="qParEGO: expected improvement of random scalarisations (BoTorch)",
         defaults=dict(_ASCENT) | {"draws": 128},
-        build=_on_botorch("qparego", "QparegoProposer"),
+        build=_on_botorch("qparego", "QparegoProposer", "ascent", "Ascent"),
     ),
     "turbo-1": _Entry(
+        module="turbo",
         description="TuRBO-1: Thompson sampling of random scalarisations in a trust region (BoTorch)",
         defaults=_REGION,
-        build=_on_botorch("turbo", "TurboProposer"),
+        build=_on_botorch("turbo", "TurboProposer", "region", "RegionSearch"),
     ),
     "morbo-1": _Entry(
+        module="morbo",
         description="MORBO-1: Thompson sampling by hypervolume in a trust region (BoTorch)",
         defaults=_REGION,
-        build=_on_botorch("morbo", "MorboProposer"),
+        build=_on_botorch("morbo", "MorboProposer", "region", "RegionSearch"),
     ),
     "qlognehvi": _Entry(
+        module="qlognehvi",
         description="qLogNEHVI: noisy expected hypervolume improvement (BoTorch); slow",
         defaults=dict(_ASCENT) | {"draws": 16},
-        build=_on_botorch("qlognehvi", "QlognehviProposer"),
+        build=_on_botorch("qlognehvi", "QlognehviProposer", "ascent", "Ascent"),
     ),
     "gp": _Entry(
+        module="gp",
         description="Gaussian processes with expected hypervolume improvement (Optuna's); slow",
         defaults={},
         build=_plain(GpProposer),
     ),
-    "tpe": _Entry(description="tree-structured Parzen estimator (Optuna's)", defaults={}, build=_plain(TpeProposer)),
+    "tpe": _Entry(
+        module="tpe", description="tree-structured Parzen estimator (Optuna's)", defaults={}, build=_plain(TpeProposer)
+    ),
     "nsga2": _Entry(
+        module="nsga2",
         description="NSGA-II, an evolutionary method (Optuna's)",
         defaults={"population": 20},
         build=_plain(Nsga2Proposer),
     ),
     "qmc": _Entry(
+        module="qmc",
         description="quasi-random search along a Sobol sequence (Optuna's)",
         defaults={"scrambling": 0},
         build=_plain(QmcProposer),
     ),
-    "random": _Entry(description="uniform random search", defaults={}, build=_plain(RandomProposer)),
+    "random": _Entry(module="random", description="uniform random search", defaults={}, build=_plain(RandomProposer)),
 }
 
 
@@ -130,6 +144,11 @@ def description(name: str) -> str:
 def defaults(name: str) -> dict[str, int | float]:
     """The proposer's options and their default values."""
     return dict(_entry(name).defaults)
+
+
+def module(name: str) -> str:
+    """Where the proposer's code is."""
+    return f"orchestrator.proposers.{_entry(name).module}"
 
 
 def make_proposer(

@@ -12,13 +12,16 @@ Shapes: n points, d columns.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from orchestrator.arrays import FloatArray
 from orchestrator.pareto import non_dominated
+from orchestrator.proposers.bo import careful, check_bent
 from orchestrator.proposers.protocol import History
+from orchestrator.proposers.untried import Tried
 from orchestrator.space import SearchSpace
 
 _FIRST_SIDE, _LARGEST_SIDE, _SMALLEST_SIDE = 0.8, 1.6, 0.5**7
@@ -27,6 +30,9 @@ _FEWEST_FAILURES = 4
 # Columns that change in a candidate, on average, as in TuRBO.
 _CHANGED = 20.0
 
+Ranked = Callable[[History, float], FloatArray]
+"""The region's trials and its side to candidates (q, d), the best first."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrustRegion:
@@ -34,6 +40,37 @@ class TrustRegion:
 
     side: float
     first: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegionSearch:
+    """What the methods with a trust region share: ``initial`` trials are the design, and random ones again after a
+    restart; ``candidates`` of the region are compared; with ``bent`` 1 the processes bend their columns, with 0 not."""
+
+    initial: int = 8
+    candidates: int = 1000
+    bent: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("initial", "candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, allowed are whole numbers from 1")
+        check_bent(self.bent)
+
+    def propose(
+        self, space: SearchSpace, history: History, pending: FloatArray, rng: np.random.Generator, ranked: Ranked
+    ) -> FloatArray:
+        """The first new candidate (d,) of those that ``ranked`` finds in the region, the best first; a random one as
+        long as the region has too few trials."""
+        region = replayed(history, design=self.initial, n_parameters=len(space.axes))
+        tried = Tried(space, history.points, pending)
+        recent = _since(history, region.first)
+        if len(recent) < (self.initial if region.first else 1):
+            return np.asarray(tried.draw(1, rng)[0])
+        with careful(rng):
+            best_first = ranked(recent, region.side)
+        proposal = tried.first_untried(best_first)
+        return proposal if proposal is not None else np.asarray(tried.draw(1, rng)[0])
 
 
 def replayed(history: History, *, design: int, n_parameters: int) -> TrustRegion:
@@ -80,6 +117,18 @@ def sides_of(side: float, lengths: FloatArray) -> FloatArray:
     """The box's sides (d,): long where the surrogate's length scale is, with the volume of side ** d."""
     weights = lengths / lengths.mean()
     return np.asarray(side * weights / math.exp(float(np.log(weights).mean())))
+
+
+def _since(history: History, first: int) -> History:
+    """The trials from number ``first`` of the history on."""
+    part = slice(first, None)
+    return replace(
+        history,
+        points=history.points[part],
+        outcomes=history.outcomes[part],
+        feasible=history.feasible[part],
+        margins=history.margins[part],
+    )
 
 
 def _succeeds(history: History, first: int, index: int) -> bool:

@@ -7,65 +7,42 @@ minimises an augmented Chebyshev scalarisation with fresh weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from orchestrator.acquisition import Chebyshev, draw_weights
 from orchestrator.arrays import FloatArray
-from orchestrator.proposers.bo import careful, model_of
+from orchestrator.proposers.models import length_scales, model_of
 from orchestrator.proposers.protocol import History
-from orchestrator.proposers.trust_region import TrustRegion, perturbed, replayed, sides_of
-from orchestrator.proposers.untried import Tried
+from orchestrator.proposers.trust_region import RegionSearch, perturbed, sides_of
 from orchestrator.space import SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TurboProposer:
-    """``initial`` trials are the design, and random ones again after a restart; ``candidates`` are compared."""
+    """Candidates of the region by one draw of the scalarised posterior."""
 
     space: SearchSpace
-    initial: int = 8
-    candidates: int = 1000
-
-    def __post_init__(self) -> None:
-        for name in ("initial", "candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, allowed are whole numbers from 1")
+    region: RegionSearch = field(default_factory=RegionSearch)
 
     def propose(self, history: History, pending: FloatArray, rng: np.random.Generator) -> FloatArray:
         """See :class:`orchestrator.proposers.protocol.Proposer`."""
-        region = replayed(history, design=self.initial, n_parameters=len(self.space.axes))
-        tried = Tried(self.space, history.points, pending)
-        recent = recent_part(history, region)
-        if len(recent) < (self.initial if region.first else 1):
-            return np.asarray(tried.draw(1, rng)[0])
-        with careful(rng):
-            values, margins = _scalarised(recent, rng)
-            points = recent.points
-            centre = points[_best(values, recent)]
-            columns = np.column_stack([values, margins]) if margins is not None else values[:, None]
-            model = model_of(points, -columns)
-            lengths = model.models[0].covar_module.lengthscale.detach().numpy().reshape(-1)
-            found = perturbed(self.space, centre, sides_of(region.side, lengths), self.candidates, rng)
-            with torch.no_grad():
-                draws = -model.posterior(torch.as_tensor(found)).sample(torch.Size([1]))[0].numpy()
-        order = _best_first(draws)
-        proposal = tried.first_untried(found[order])
-        return proposal if proposal is not None else np.asarray(tried.draw(1, rng)[0])
+        return self.region.propose(
+            self.space, history, pending, rng, lambda recent, side: self._ranked(recent, side, rng)
+        )
 
-
-def recent_part(history: History, region: TrustRegion) -> History:
-    """The trials of this region."""
-    part = slice(region.first, None)
-    return History(
-        points=history.points[part],
-        outcomes=history.outcomes[part],
-        feasible=history.feasible[part],
-        margins=history.margins[part],
-        unbounded=history.unbounded,
-    )
+    def _ranked(self, recent: History, side: float, rng: np.random.Generator) -> FloatArray:
+        values, margins = _scalarised(recent, rng)
+        centre = recent.points[_best(values, recent)]
+        columns = np.column_stack([values, margins]) if margins is not None else values[:, None]
+        model = model_of(recent.points, -columns, is_bent=bool(self.region.bent))
+        sides = sides_of(side, length_scales(model)[0])
+        found = perturbed(self.space, centre, sides, self.region.candidates, rng)
+        with torch.no_grad():
+            draws = -model.posterior(torch.as_tensor(found)).sample(torch.Size([1]))[0].numpy()
+        return np.asarray(found[_best_first(draws)])
 
 
 def _scalarised(history: History, rng: np.random.Generator) -> tuple[FloatArray, FloatArray | None]:

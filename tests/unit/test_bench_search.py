@@ -139,8 +139,9 @@ def test_the_sampler_is_told_the_shares_of_known_objectives(monkeypatch: pytest.
     problem = tinyml()
     run_module.sampler_of(problem, "random", seed=0, initial=4)
     params = problem.space.decode(np.full(problem.space.dim, 0.5))
-    assert set(taken["known"](params)) == {"rom", "ram", "flops"}
-    assert taken["known"](params)["rom"] == pytest.approx(problem.known_values(params)["rom"] / (128 * 1024))
+    shares = taken["known"].values({name: np.array([value]) for name, value in params.items()})
+    assert set(shares) == {"rom", "ram", "flops"}
+    assert shares["rom"].tolist() == [pytest.approx(problem.known_values(params)["rom"] / (128 * 1024))]
 
 
 def test_options_follow_the_name_of_a_proposer() -> None:
@@ -359,7 +360,7 @@ def test_results_of_other_code_are_pointed_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(tmp_path)
-    monkeypatch.setattr(search, "fingerprint", lambda: "other")
+    monkeypatch.setattr(search, "fingerprint", lambda proposer: "other")
     command(tmp_path)
     assert "2 of 2 results come from other code" in capsys.readouterr().err
 
