@@ -83,6 +83,13 @@ class LogHypervolumeImprovement:
         blocks = zip(torch.split(points, _BLOCK), torch.split(known, _BLOCK), strict=True)
         return torch.cat([self._reward(*self.beliefs.posterior_given(block, outcomes)) for block, outcomes in blocks])
 
+    def knowing(self, points: Tensor, outcomes: Tensor) -> Tensor:
+        """The reward of ``points`` (q, d) of which outcomes (q, m) have become known, NaN where not → (q,)"""
+        mean, deviation = self.beliefs.posterior(points)
+        known = outcomes.isfinite()
+        natural = torch.where(self.beliefs.is_log, outcomes.clamp_min(_NOTHING).log(), outcomes)
+        return self._reward(torch.where(known, natural, mean), torch.where(known, 0.0, deviation))
+
     def _reward(self, mean: Tensor, deviation: Tensor) -> Tensor:
         expected: Tensor | None = None
         for side in self.sides:

@@ -29,6 +29,31 @@ class Vectorised:
     values: Callable[[Mapping[str, ParamArray]], Mapping[str, FloatArray | float]]
 
 
+CheckedValues = Callable[[Params, int], Mapping[str, float] | None]
+"""Parameters and the number of the trial that may get them, to the amounts that a look at the candidate gives, by the
+objective's name; None where it does not fit. It is asked about a few candidates a proposal, so it may be a build of
+seconds."""
+
+Checked = Callable[[FloatArray], FloatArray]
+"""What a look at few candidates (k, d) gives of their outcomes (k, m), in the units of the history: NaN where nothing,
+inf in every column of one that does not fit."""
+
+
+def checked_outcomes(
+    values: CheckedValues, space: SearchSpace, objectives: Objectives, signs: Sequence[float] | FloatArray, trial: int
+) -> Checked:
+    """``values`` as proposers ask for them."""
+    scale = objectives.normalised(np.array(signs, dtype=np.float64))
+
+    def outcome(point: FloatArray) -> FloatArray:
+        amounts = values(space.decode(point), trial)
+        if amounts is None:
+            return np.full(len(scale), np.inf)
+        return np.array([s * amounts.get(name, np.nan) for s, name in zip(scale, objectives.names, strict=True)])
+
+    return lambda points: np.array([outcome(point) for point in points]).reshape(len(points), len(scale))
+
+
 def known_outcomes(
     values: KnownValues | Vectorised, space: SearchSpace, objectives: Objectives, signs: Sequence[float] | FloatArray
 ) -> Known:

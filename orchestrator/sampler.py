@@ -25,10 +25,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from orchestrator.arrays import FloatArray
 from orchestrator.design import initial_design
-from orchestrator.known import KnownValues, Vectorised, known_outcomes
+from orchestrator.known import CheckedValues, KnownValues, Vectorised, checked_outcomes, known_outcomes
 from orchestrator.objectives import Objectives
 from orchestrator.proposers.protocol import History
-from orchestrator.proposers.registry import make_proposer
+from orchestrator.proposers.registry import Insight, make_proposer
 from orchestrator.space import RealAxis, SearchSpace
 from orchestrator.studyfile import StudyFile
 from orchestrator.telling import STOPPED_ATTR, VIOLATIONS_ATTR, tell_outcome
@@ -66,7 +66,8 @@ class ProposerSampler(BaseSampler):
     study's directions and bound them; bounds are for minimised objectives. Constraints set with
     ``trial.set_constraint`` are respected too. ``known`` computes objectives from the parameters, for the proposers
     that can use it (``ars``); its values are named and measured like ``objectives``. Wrapped as
-    ``Vectorised(function)`` it is asked about many candidates at once.
+    ``Vectorised(function)`` it is asked about many candidates at once. ``checked`` looks at a few candidates a
+    proposal, the best, and may take its time.
 
     Raises:
         UsageError: the proposer's name or an option is not allowed.
@@ -82,8 +83,10 @@ class ProposerSampler(BaseSampler):
         objectives: Objectives | None = None,
         options: Mapping[str, Any] | None = None,
         known: KnownValues | Vectorised | None = None,
+        checked: CheckedValues | None = None,
     ) -> None:
         self._known = known
+        self._checked = checked
         self._name = name
         self._seed = seed
         self._initial = initial
@@ -127,10 +130,12 @@ class ProposerSampler(BaseSampler):
         others = [item for item in study.get_trials(deepcopy=False) if item.number != number]
         objectives = self._objectives or _unbounded(study)
         history = read_history(others, space, objectives, study.directions)
-        known = None
-        if self._known is not None:
-            known = known_outcomes(self._known, space, objectives, _signs(study.directions))
-        proposer = make_proposer(self._name, space, self._options, known=known)
+        signs = _signs(study.directions)
+        insight = Insight(
+            known=known_outcomes(self._known, space, objectives, signs) if self._known is not None else None,
+            checked=self._checked and checked_outcomes(self._checked, space, objectives, signs, number),
+        )
+        proposer = make_proposer(self._name, space, self._options, insight=insight)
         return proposer.propose(history, read_pending(others, space), self._rng(_PROPOSAL_STREAM, number, group))
 
     def sample_independent(
@@ -196,8 +201,8 @@ class ARSSampler(ProposerSampler):
             finished.set_constraint(f"constraint_{index}", float(value))
 
 
-def make_sampler(study: StudyFile, objectives: Objectives) -> ProposerSampler:
-    """The sampler a study file asks for.
+def make_sampler(study: StudyFile, objectives: Objectives, checked: CheckedValues | None = None) -> ProposerSampler:
+    """The sampler a study file asks for; ``checked`` looks at the best candidates of a proposal.
 
     Raises:
         UsageError: the sampler's name or one of its options is not allowed, or the space has nothing to search.
@@ -209,6 +214,7 @@ def make_sampler(study: StudyFile, objectives: Objectives) -> ProposerSampler:
         search_space=SearchSpace.from_parameters(study.space),
         objectives=objectives,
         options=study.sampler.options,
+        checked=checked,
     )
 
 

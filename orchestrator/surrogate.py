@@ -34,8 +34,11 @@ from orchestrator.arrays import FloatArray, check_shape
 # The noise is centred lower than BoTorch's (-4) because most objectives here are counted, not measured.
 _LENGTH_PRIOR = (math.log(0.5), 1.0)
 # Bent columns vary more evenly, and the logarithm of the improvement is less drawn to corners: twice the length finds
-# more on smooth problems and as much on others.
-_BENT_LENGTH_PRIOR = (math.log(1.0), 1.0)
+# more on smooth problems and as much on others. How smooth an output is shows in all of its columns, so their lengths
+# are correlated: a width each, and one that all share. On recorded searches this predicts the next 25 trials better
+# than independent lengths of width 1 do, on smooth problems and on rough ones.
+_BENT_LENGTH_PRIOR = (math.log(1.0), 0.5)
+_BENT_SHARED_WIDTH = 1.0
 _NOISE_PRIOR = (-6.0, 1.5)
 _SCALE_PRIOR = (1.0, 1.0)
 _MEAN_PRIOR = (0.0, 1.0)
@@ -256,10 +259,22 @@ def negative_log_posterior(observations: Observations, theta: Tensor) -> tuple[T
     gradient[:, -3] = (by_covariance * kernel).sum(dim=(-2, -1))
     gradient[:, -2] = hyper.noise * torch.diagonal(by_covariance, dim1=-2, dim2=-1).sum(dim=-1)
     gradient[:, -1] = -(weights * known).sum(dim=-1)
-    # 5. priors, all normal on these columns
-    centres, widths = _priors(dim, bent=theta.shape[1] > dim + 3)
+    # 5. priors, all normal on these columns, the lengths' with a common part
+    is_bent = theta.shape[1] > dim + 3
+    centres, widths = _priors(dim, bent=is_bent)
     standard = (theta - centres) / widths
-    return value + 0.5 * standard.square().sum(dim=-1), gradient + standard / widths
+    pulled = standard.clone()
+    if is_bent:
+        pulled[:, dim : 2 * dim] -= _common_part(standard[:, dim : 2 * dim])
+    return value + 0.5 * (standard * pulled).sum(dim=-1), gradient + pulled / widths
+
+
+def _common_part(standard: Tensor) -> Tensor:
+    """What correlation takes from each of the standardised log lengths (m, d): Σ⁻¹ z = z − k Σ z, k = t² / (1 + d t²),
+    for Σ = 1 + t² 11ᵀ, by Sherman and Morrison's formula."""
+    ratio = (_BENT_SHARED_WIDTH / _BENT_LENGTH_PRIOR[1]) ** 2
+    common: Tensor = ratio / (1.0 + standard.shape[1] * ratio) * standard.sum(dim=-1, keepdim=True)
+    return common
 
 
 def _maximise_likelihood(observations: Observations, *, bent: bool, max_iterations: int) -> Hyperparameters:

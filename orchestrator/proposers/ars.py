@@ -22,7 +22,7 @@ from orchestrator.beliefs import Beliefs, margin_surrogate
 from orchestrator.boxes import free_boxes
 from orchestrator.clustering import centres
 from orchestrator.improvement import LogHypervolumeImprovement
-from orchestrator.known import Known
+from orchestrator.known import Checked, Known
 from orchestrator.proposers.front import pareto_set, reference_point, unexplained_margins
 from orchestrator.proposers.nearby import moved
 from orchestrator.proposers.protocol import History
@@ -35,6 +35,8 @@ from orchestrator.threads import one_thread
 DEFAULT_ITERATIONS = 10
 # The best points ever visited are kept: more than could all be tried or pending.
 _REMEMBERED = 256
+# So many shortlists are checked at most for a candidate that fits.
+_SHORTLISTS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,8 @@ class ArsProposer:
 
     ``known`` computes the objectives that need no evaluation. ``pool`` random candidates, and as many near the front,
     are scored to find the starts away from it; ``off_front`` is those starts' share. ``polish`` rounds of small moves
-    around the best candidates end the search.
+    around the best candidates end the search. Of the ``shortlist`` best candidates ``checked`` then says what a look at
+    each of them gives, and the best of those that fit is proposed.
     """
 
     space: SearchSpace
@@ -51,11 +54,14 @@ class ArsProposer:
     pool: int = 512
     off_front: float = 0.5
     polish: int = 3
+    shortlist: int = 4
     known: Known | None = None
+    checked: Checked | None = None
 
     def __post_init__(self) -> None:
-        if self.pool < 1:
-            raise ValueError(f"pool is {self.pool}, allowed are whole numbers from 1")
+        for name in ("pool", "shortlist"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, allowed are whole numbers from 1")
         if not 0 <= self.off_front <= 1:
             raise ValueError(f"off_front is {self.off_front}, allowed are numbers from 0 to 1")
         if self.polish < 0:
@@ -70,12 +76,13 @@ class ArsProposer:
         if not len(history):
             return np.asarray(tried.draw(1, rng)[0])
         scales = _scales(history)
-        proposer = replace(self, known=None if self.known is None else _divided(self.known, scales))
+        proposer = replace(self, known=_divided(self.known, scales), checked=_divided(self.checked, scales))
         with one_thread():
             return proposer._search(replace(history, outcomes=history.outcomes / scales), pending, tried, rng)
 
     def _search(self, history: History, pending: FloatArray, tried: Tried, rng: np.random.Generator) -> FloatArray:
-        visited = _Visited(reward=self._reward(history, pending), snap=self.space.snap)
+        reward = self._reward(history, pending)
+        visited = _Visited(reward=reward, snap=self.space.snap)
         front = pareto_set(history)
         # candidates everywhere and near the front
         pool = np.concatenate([tried.draw(self.pool, rng), moved(self.space, front, self.pool, rng)])
@@ -87,9 +94,32 @@ class ArsProposer:
         for round_ in range(self.polish):
             best = visited.best_first()[: self.settings.policies]
             visited(torch.as_tensor(moved(self.space, best, self.pool, rng, size=0.1 / 2**round_)))
-        best_first = self._possible(visited.best_first(), history)
-        proposal = tried.first_untried(best_first)
-        return proposal if proposal is not None else self._possible(tried.draw(self.pool, rng), history)[0]
+        new = tried.untried(self._possible(visited.best_first(), history))
+        if not len(new):
+            new = self._possible(tried.draw(self.pool, rng), history)
+        return self._best_checked(new, reward, history)
+
+    def _best_checked(self, best_first: FloatArray, reward: _Reward, history: History) -> FloatArray:
+        """The first of the candidates; where they can be checked, the best of the first few that fit after all.
+
+        When none of a shortlist fits, the next one is checked; after ``_SHORTLISTS`` of them the first candidate goes
+        out, and its trial will teach what is wrong with it.
+        """
+        if self.checked is None:
+            return np.asarray(best_first[0])
+        for start in range(0, _SHORTLISTS * self.shortlist, self.shortlist):
+            some = best_first[start : start + self.shortlist]
+            if not len(some):
+                break
+            outcomes = self.checked(some)
+            bounded = np.where(np.isnan(outcomes), -np.inf, outcomes)[:, history.bounded]
+            fits = ~np.isposinf(outcomes).any(axis=1) & ~(bounded > 1.0).any(axis=1)
+            if fits.any():
+                worth = reward.knowing(torch.as_tensor(some[fits]), torch.as_tensor(outcomes[fits])).nan_to_num(
+                    -math.inf
+                )
+                return np.asarray(some[fits][int(worth.argmax())])
+        return np.asarray(best_first[0])
 
     def _starts(self, front: FloatArray, best_first: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Start points (L, d): centres of the front's clusters, and the best of elsewhere, one per cluster too."""
@@ -100,18 +130,17 @@ class ArsProposer:
         starts = np.concatenate([on, off])
         return starts[np.arange(n_policies) % len(starts)]
 
-    def _reward(self, history: History, pending: FloatArray) -> Reward:
+    def _reward(self, history: History, pending: FloatArray) -> _Reward:
         beliefs = Beliefs.learn(history.points, history.outcomes, pending, self.known)
         reached = beliefs.expected(np.concatenate([history.points[history.feasible], pending]))
         reached = reached[np.isfinite(reached).all(axis=1)]
         reference = reference_point(history, reached)
         boxes = free_boxes(reached, reference)
-        reward: Reward = LogHypervolumeImprovement.over(boxes, beliefs, reference)
+        improvement = LogHypervolumeImprovement.over(boxes, beliefs, reference)
         unexplained = unexplained_margins(history)
-        if unexplained is not None:
-            margin = margin_surrogate(history.points, unexplained, pending)
-            reward = _WithFeasibility(reward=reward, margin=margin)
-        return reward
+        if unexplained is None:
+            return improvement
+        return _WithFeasibility(reward=improvement, margin=margin_surrogate(history.points, unexplained, pending))
 
     def _possible(self, points: FloatArray, history: History) -> FloatArray:
         """Those of ``points`` not known to break a limit; all, when none is left."""
@@ -126,13 +155,22 @@ class ArsProposer:
 class _WithFeasibility:
     """A logarithmic reward plus the log probability that ``margin``'s one output is at most 0."""
 
-    reward: Reward
+    reward: LogHypervolumeImprovement
     margin: Surrogate
 
     def __call__(self, points: Tensor) -> Tensor:
+        return self.reward(points) + self._feasible(points)
+
+    def knowing(self, points: Tensor, outcomes: Tensor) -> Tensor:
+        return self.reward.knowing(points, outcomes) + self._feasible(points)
+
+    def _feasible(self, points: Tensor) -> Tensor:
         mean, deviation = self.margin.posterior(points)
         feasible: Tensor = torch.special.log_ndtr(-mean[:, 0] / deviation[:, 0])
-        return self.reward(points) + feasible
+        return feasible
+
+
+_Reward = LogHypervolumeImprovement | _WithFeasibility
 
 
 @dataclass(kw_only=True, slots=True)
@@ -169,8 +207,8 @@ def _scales(history: History) -> FloatArray:
     return np.asarray(np.where(~history.bounded & (sizes > 0), sizes, 1.0))
 
 
-def _divided(known: Known, scales: FloatArray) -> Known:
-    return lambda points: np.asarray(known(points)) / scales
+def _divided(values: Known | None, scales: FloatArray) -> Known | None:
+    return None if values is None else lambda points: np.asarray(values(points)) / scales
 
 
 def _apart(points: FloatArray, count: int) -> FloatArray:

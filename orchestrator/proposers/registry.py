@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.ars import ArsSettings
 from orchestrator.errors import UsageError
-from orchestrator.known import Known
+from orchestrator.known import Checked, Known
 from orchestrator.proposers.ars import DEFAULT_ITERATIONS, ArsProposer
 from orchestrator.proposers.ars_published import ArsPublishedProposer
 from orchestrator.proposers.gp import GpProposer
@@ -27,23 +27,31 @@ class _Entry:
     module: str
     description: str
     defaults: Mapping[str, int | float]
-    build: Callable[[SearchSpace, Mapping[str, Any], Known | None], Proposer]
+    build: _Build
 
 
-_Build = Callable[[SearchSpace, Mapping[str, Any], "Known | None"], Proposer]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Insight:
+    """What may be known of candidates without a trial: of all of them by a formula, of a few by a look."""
+
+    known: Known | None = None
+    checked: Checked | None = None
+
+
+_Build = Callable[[SearchSpace, Mapping[str, Any], Insight], Proposer]
 
 _ASCENT: Mapping[str, int | float] = {"pool": 256, "restarts": 4, "bent": 1}
 _REGION: Mapping[str, int | float] = {"initial": 8, "candidates": 1000, "bent": 1}
 _POLICIES = {item.name: getattr(ArsSettings(), item.name) for item in fields(ArsSettings)}
 
 
-def _build_ars(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+def _build_ars(space: SearchSpace, options: Mapping[str, Any], insight: Insight) -> Proposer:
     others = {name: value for name, value in options.items() if name not in _POLICIES}
     settings = ArsSettings(**{name: options[name] for name in _POLICIES})
-    return ArsProposer(space=space, settings=settings, known=known, **others)
+    return ArsProposer(space=space, settings=settings, known=insight.known, checked=insight.checked, **others)
 
 
-def _build_ars_published(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+def _build_ars_published(space: SearchSpace, options: Mapping[str, Any], insight: Insight) -> Proposer:
     settings = ArsSettings(**{name: options[name] for name in _POLICIES})
     return ArsPublishedProposer(space=space, settings=settings, draws=options["draws"])
 
@@ -51,7 +59,7 @@ def _build_ars_published(space: SearchSpace, options: Mapping[str, Any], known: 
 def _plain(proposer: Callable[..., Proposer]) -> _Build:
     """A proposer whose options are its fields and which has no use for known objectives."""
 
-    def build(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+    def build(space: SearchSpace, options: Mapping[str, Any], insight: Insight) -> Proposer:
         return proposer(space=space, **options)
 
     return build
@@ -61,7 +69,7 @@ def _on_botorch(module: str, proposer: str, field: str, settings: str) -> _Build
     """One on BoTorch, whose ``field`` takes its options as an object of the class ``settings`` of its module; imported
     when asked for: that takes seconds, which no other command should."""
 
-    def build(space: SearchSpace, options: Mapping[str, Any], known: Known | None) -> Proposer:
+    def build(space: SearchSpace, options: Mapping[str, Any], insight: Insight) -> Proposer:
         found = import_module(f"orchestrator.proposers.{module}")
         made: Proposer = getattr(found, proposer)(space=space, **{field: getattr(found, settings)(**options)})
         return made
@@ -73,7 +81,8 @@ _PROPOSERS = {
     "ars": _Entry(
         module="ars",
         description="competing policies, trained by random search on Gaussian processes; the default",
-        defaults=_POLICIES | {"iterations": DEFAULT_ITERATIONS, "pool": 512, "off_front": 0.5, "polish": 3},
+        defaults=_POLICIES
+        | {"iterations": DEFAULT_ITERATIONS, "pool": 512, "off_front": 0.5, "polish": 3, "shortlist": 4},
         build=_build_ars,
     ),
     "ars-published": _Entry(
@@ -152,9 +161,9 @@ def module(name: str) -> str:
 
 
 def make_proposer(
-    name: str, space: SearchSpace, options: Mapping[str, Any] | None = None, *, known: Known | None = None
+    name: str, space: SearchSpace, options: Mapping[str, Any] | None = None, *, insight: Insight | None = None
 ) -> Proposer:
-    """The proposer of that name on this space. ``known`` computes objectives for those that can use it (``ars``).
+    """The proposer of that name on this space. ``insight`` is for those that can use it (``ars``).
 
     Raises:
         UsageError: the name or an option is unknown, or an option has a value it cannot have.
@@ -164,7 +173,7 @@ def make_proposer(
     for option, value in (options or {}).items():
         chosen[option] = _checked(name, option, value, entry.defaults)
     try:
-        return entry.build(space, chosen, known)
+        return entry.build(space, chosen, insight or Insight())
     except ValueError as error:
         option, _, text = str(error).partition(" is ")
         raise UsageError(f"sampler.options.{option}: found {text}") from None

@@ -28,6 +28,11 @@ class Tried:
                 return np.asarray(point)
         return None
 
+    def untried(self, points: FloatArray) -> FloatArray:
+        """Those of ``points`` (n, d), snapped to their candidates, that were not tried, in their order; (k, d)."""
+        keys = self._keys_of(points)
+        return np.asarray(self._space.snap(points)[[key not in self._keys for key in keys]])
+
     def draw(self, count: int, rng: np.random.Generator) -> FloatArray:
         """Up to ``count`` different untried candidates, uniform over the parameters; tried ones only when none is left.
 
