@@ -1,8 +1,8 @@
 """What is believed of every objective at any point: computed where it can be, modelled where it must be.
 
-Known objectives come from a function of the candidate and take no surrogate, so no trial is spent on learning them. The
-others are Gaussian processes with bent columns, of the outcome or of its logarithm, whichever explains the trials
-better.
+Known objectives come from a function of the candidate and take no surrogate, so no trial is spent on learning them; as
+features they help to model the others. Those are Gaussian processes with bent columns, of the outcome or of its
+logarithm, whichever explains the trials better.
 
 Shapes: n points told, q points asked, d columns, m objectives.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.arrays import BoolArray, FloatArray, check_shape
+from orchestrator.features import CostFeatures
 from orchestrator.known import Known
 from orchestrator.surrogate import Hyperparameters, Observations, Surrogate, fit, log_likelihood
 
@@ -37,13 +38,15 @@ _FITTED = 400
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beliefs:
     """``posterior`` of all objectives. ``computed`` columns come from ``known``, ``modelled`` ones are the
-    surrogate's outputs, and ``is_log`` (m,) says of which columns mean and deviation are those of the logarithm."""
+    surrogate's outputs, and ``is_log`` (m,) says of which columns mean and deviation are those of the logarithm. The
+    surrogate sees points and the ``features`` of what is known of them."""
 
     n_objectives: int
     surrogate: Surrogate | None
     modelled: tuple[int, ...]
     is_log: Tensor
     computed: tuple[int, ...]
+    features: CostFeatures
     known: Known | None
 
     @property
@@ -52,25 +55,38 @@ class Beliefs:
         return tuple(sorted(self.modelled + self.computed))
 
     @staticmethod
-    def learn(points: FloatArray, outcomes: FloatArray, pending: FloatArray, known: Known | None) -> Beliefs:
+    def learn(
+        points: FloatArray,
+        outcomes: FloatArray,
+        pending: FloatArray,
+        known: Known | None,
+        elsewhere: FloatArray | None = None,
+    ) -> Beliefs:
         """From outcomes (n, m) at points (n, d), n ≥ 1, NaN where not known, and the points (k, d) waiting for theirs.
 
-        A column without any outcome is neither modelled nor known: nothing is believed of it (NaN).
+        Points ``elsewhere`` (r, d) tell with those told how far known objectives range. A column without any outcome
+        is neither modelled nor known: nothing is believed of it (NaN).
         """
-        is_known = _known_columns(known, points, outcomes.shape[1])
+        computed = _computed(known, points, outcomes.shape[1])
+        is_known: BoolArray = np.asarray(np.isfinite(computed).all(axis=0))
+        reach = computed if elsewhere is None else np.vstack([computed, _computed(known, elsewhere, outcomes.shape[1])])
+        features = CostFeatures.over(reach)
         modelled = [j for j in range(outcomes.shape[1]) if not is_known[j] and np.isfinite(outcomes[:, j]).any()]
         is_log = np.zeros(outcomes.shape[1], dtype=np.bool_)
         surrogate = None
         if modelled:
-            is_log[modelled] = _better_as_log(points, outcomes[:, modelled])
+            seen = _seen(points, computed, features)
+            is_log[modelled] = _better_as_log(seen, outcomes[:, modelled])
             scaled = np.where(is_log, np.log(np.where(is_log, outcomes, 1.0)), outcomes)[:, modelled]
-            surrogate = _surrogate(points, scaled, pending)
+            waiting = _seen(pending, _computed(known, pending, outcomes.shape[1]), features)
+            surrogate = _surrogate(seen, scaled, waiting)
         return Beliefs(
             n_objectives=outcomes.shape[1],
             surrogate=surrogate,
             modelled=tuple(modelled),
             is_log=torch.as_tensor(is_log),
             computed=tuple(int(j) for j in np.flatnonzero(is_known)),
+            features=features,
             known=known,
         )
 
@@ -90,7 +106,8 @@ class Beliefs:
             return computed, torch.zeros_like(computed)
         columns = list(self.modelled)
         mean, deviation = computed.clone(), torch.zeros_like(computed)
-        mean[:, columns], deviation[:, columns] = self.surrogate.posterior(points)
+        seen = torch.cat([points, self.features(computed)], dim=1)
+        mean[:, columns], deviation[:, columns] = self.surrogate.posterior(seen)
         return mean, deviation
 
     def expected(self, points: FloatArray) -> FloatArray:
@@ -104,15 +121,21 @@ def margin_surrogate(points: FloatArray, margins: FloatArray, pending: FloatArra
     return _surrogate(points, np.clip(margins, -1.0, 1.0)[:, None], pending)
 
 
-def _known_columns(known: Known | None, points: FloatArray, n_objectives: int) -> BoolArray:
-    if known is None:
-        return np.zeros(n_objectives, dtype=np.bool_)
-    values = np.asarray(known(points))
+def _computed(known: Known | None, points: FloatArray, n_objectives: int) -> FloatArray:
+    """What is known of ``points`` (n, d) without a model, (n, m)."""
+    if known is None or not len(points):
+        return np.full((len(points), n_objectives), np.nan)
+    values = np.asarray(known(points), dtype=np.float64)
     check_shape("known objectives", values, len(points), n_objectives)
     finite = np.isfinite(values)
     if not np.array_equal(finite.any(axis=0), finite.all(axis=0)):
         raise ValueError("a known objective must be known of every candidate, or NaN for every one")
-    return np.asarray(finite.all(axis=0))
+    return values
+
+
+def _seen(points: FloatArray, computed: FloatArray, features: CostFeatures) -> FloatArray:
+    """What the surrogate sees of points (n, d) with these outcomes (n, m), (n, d + k)."""
+    return np.hstack([points, features(torch.as_tensor(computed)).numpy()])
 
 
 def _better_as_log(points: FloatArray, outcomes: FloatArray) -> BoolArray:

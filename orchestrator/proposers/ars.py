@@ -81,11 +81,11 @@ class ArsProposer:
             return proposer._search(replace(history, outcomes=history.outcomes / scales), pending, tried, rng)
 
     def _search(self, history: History, pending: FloatArray, tried: Tried, rng: np.random.Generator) -> FloatArray:
-        reward = self._reward(history, pending)
-        visited = _Visited(reward=reward, snap=self.space.snap)
         front = pareto_set(history)
         # candidates everywhere and near the front
         pool = np.concatenate([tried.draw(self.pool, rng), moved(self.space, front, self.pool, rng)])
+        reward = self._reward(history, pending, pool)
+        visited = _Visited(reward=reward, snap=self.space.snap)
         worth = visited(torch.as_tensor(pool)).numpy()
         starts = self._starts(front, pool[np.argsort(-worth, kind="stable")], rng)
         # policies from each start compete
@@ -130,8 +130,8 @@ class ArsProposer:
         starts = np.concatenate([on, off])
         return starts[np.arange(n_policies) % len(starts)]
 
-    def _reward(self, history: History, pending: FloatArray) -> _Reward:
-        beliefs = Beliefs.learn(history.points, history.outcomes, pending, self.known)
+    def _reward(self, history: History, pending: FloatArray, pool: FloatArray) -> _Reward:
+        beliefs = Beliefs.learn(history.points, history.outcomes, pending, self.known, pool)
         reached = beliefs.expected(np.concatenate([history.points[history.feasible], pending]))
         reached = reached[np.isfinite(reached).all(axis=1)]
         reference = reference_point(history, reached)
