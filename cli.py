@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import which
 from types import FrameType
@@ -236,11 +237,13 @@ def _overridden(file: StudyFile, options: RunOptions) -> StudyFile:
 def _run_study(study: Study, options: RunOptions, console: Console, stop: threading.Event) -> StudyEnd:
     from prometheus_client import CollectorRegistry
 
-    from orchestrator.loop import SystemClock, run_study
+    from orchestrator.loop import SystemClock, run_study, trial_seed
     from orchestrator.metrics import MetricsServer, PrometheusSink
     from orchestrator.sampler import make_sampler
     from orchestrator.view import FanOut
+    from tasks.artifacts import ArtifactStore
     from tasks.broker import without_password
+    from tasks.look import looks
 
     registry = CollectorRegistry()
     clock = SystemClock()
@@ -257,7 +260,9 @@ def _run_study(study: Study, options: RunOptions, console: Console, stop: thread
         sink = study.recording(FanOut(view, PrometheusSink(registry, study.file.name)), clock.now_iso)
         evaluator = _make_evaluator(study, lab, sink)
         stack.callback(evaluator.close)
-        sampler = make_sampler(study.file, study.objectives)
+        artifacts = ArtifactStore(study.artifacts)
+        look = looks(study.study_id, study.file, study.sources, artifacts, partial(trial_seed, study.file.seed))
+        sampler = make_sampler(study.file, study.objectives, look)
         return run_study(study, evaluator, sampler, sink=sink, clock=clock, stop=stop)
 
 

@@ -109,6 +109,7 @@ def summary(recording: Recording, n_orders: int, settings: EarlyStopping) -> Jso
         "recording": recording.name,
         "command": recording.command,
         "chance": settings.chance,
+        "gain": settings.gain,
         "recorded_order": {**asdict(recorded), "saved_share": recorded.saved_share},
         "shuffled": {
             "orders": n_orders,
@@ -147,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--orders", type=int, default=200, help="shuffled orders beside the recorded one")
     parser.add_argument("--chance", type=float, default=EarlyStopping().chance, help="as in the study file")
+    parser.add_argument("--gain", type=float, default=EarlyStopping().gain, help="as in the study file")
     parser.add_argument("--record", type=Path, metavar="FILE", help="run a study to the end and record it")
     parser.add_argument("--study", type=Path, default=ROOT / "examples" / "digits.yaml", help="what to record")
     parser.add_argument("--trials", type=int, default=40)
@@ -157,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record(given.record, study=given.study, trials=given.trials, seed=given.seed, command=words)
         return
     paths = given.recordings or sorted(DATA.glob("*.json"))
-    settings = EarlyStopping(chance=given.chance)
+    settings = EarlyStopping(chance=given.chance, gain=given.gain)
     figures = [summary(load(path), given.orders, settings) for path in paths]
     print(json.dumps({"early_stopping": figures}) if given.json else table(figures))
 

@@ -3,7 +3,8 @@
 ROM, RAM and FLOPs are counted before training, so all that is open about a trial is its error. Two pure steps say at
 which epochs it may be given up:
 
-1. :func:`error_threshold`: the front and what is known of the candidate give the error above which it is dominated.
+1. :func:`worthless_error`: the front and what is known of the candidate give the error above which it is dominated, or
+   adds next to nothing to the hypervolume.
 2. :func:`remaining_shares`: the study's own finished trials give, for each epoch, the smallest share of the best error
    so far that the final error can plausibly be; pruning and quantisation are in it, because the final error is that of
    the deployed network.
@@ -23,6 +24,7 @@ from scipy.special import stdtrit
 
 from orchestrator.arrays import FloatArray, check_shape
 from orchestrator.objectives import Objectives
+from orchestrator.pareto import hypervolume
 from orchestrator.records import Json, StageResult
 from orchestrator.studyfile import EarlyStopping, Plateau
 
@@ -32,6 +34,8 @@ ERROR = "error"
 ERROR_FLOOR = 1e-3
 # With fewer finished trials, the spread of what is still to come is itself a guess.
 LEAST_CURVES = 6
+# So often the range of an error is halved to find from where on it is worth nothing.
+_HALVINGS = 20
 # Never less spread (in nats) than this, however alike the finished trials are.
 LEAST_SPREAD = 0.1
 # What the board measures later grows with the work. A candidate is credited with half the least cost for each unit of
@@ -119,6 +123,34 @@ def error_threshold(front: FloatArray, lowest: FloatArray, error: int) -> float:
     return float(front[as_good, error].min(initial=np.inf))
 
 
+def worthless_error(front: FloatArray, lowest: FloatArray, error: int, reference: FloatArray, gain: float) -> float:
+    """The error from which on a candidate adds at most the share ``gain`` to the front's hypervolume, or is dominated;
+    inf where it adds more with any error.
+
+    With ``gain`` 0 this is :func:`error_threshold`.
+
+    Shapes:
+        As there; reference: (m,), finite. NaN in ``lowest`` counts as 0, the least of any objective.
+    """
+    dominated_from = error_threshold(front, lowest, error)
+    reached = hypervolume(front, reference)
+    if gain == 0 or reached == 0:
+        return dominated_from
+
+    def adds_little(at: float) -> bool:
+        candidate = np.nan_to_num(lowest, nan=0.0)
+        candidate[error] = at
+        return hypervolume(np.vstack([front, candidate]), reference) - reached <= gain * reached
+
+    low, high = 0.0, min(dominated_from, float(reference[error]))
+    if not adds_little(high):
+        return dominated_from
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if adds_little(middle) else (middle, high)
+    return high
+
+
 def remaining_shares(curves: Sequence[Curve], epochs: int, chance: float) -> tuple[float, ...]:
     """By epoch, the share of its best error so far that a trial of ``epochs`` epochs ends above with probability
     1 − ``chance``; zeros where there are fewer than :data:`LEAST_CURVES` finished trials.
@@ -190,7 +222,7 @@ def stopping_rule(
     front = objectives.normalised(np.array([objectives.vector(trial.values) for trial in finished]))
     lowest = objectives.normalised(lowest_values(known, objectives, [trial.values for trial in finished]))
     error = objectives.names.index(ERROR)
-    threshold = error_threshold(front, lowest, error)
+    threshold = worthless_error(front, lowest, error, objectives.reference, settings.gain)
     curves = [Curve(errors=trial.errors, final=trial.values[ERROR]) for trial in finished if trial.errors]
     shares = remaining_shares(curves, epochs, settings.chance)
     if not math.isfinite(threshold) or not any(shares):

@@ -189,11 +189,12 @@ class Budget(_Model):
 
 
 class EarlyStopping(_Model):
-    """``conservative`` gives a training up when the chance that the trial still reaches the front is below ``chance``;
-    ``off`` lets every training run to its end."""
+    """``conservative`` gives a training up when the chance that the trial still adds more than the share ``gain`` to
+    the hypervolume is below ``chance``; ``off`` lets every training run to its end."""
 
     mode: Literal["conservative", "off"] = "conservative"
-    chance: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    chance: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    gain: Annotated[float, Field(ge=0, le=0.1)] = 0.001
 
     @model_validator(mode="before")
     @classmethod

@@ -59,9 +59,10 @@ class ArsProposer:
     checked: Checked | None = None
 
     def __post_init__(self) -> None:
-        for name in ("pool", "shortlist"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, allowed are whole numbers from 1")
+        if self.pool < 1:
+            raise ValueError(f"pool is {self.pool}, allowed are whole numbers from 1")
+        if self.shortlist < 0:
+            raise ValueError(f"shortlist is {self.shortlist}, allowed are whole numbers from 0")
         if not 0 <= self.off_front <= 1:
             raise ValueError(f"off_front is {self.off_front}, allowed are numbers from 0 to 1")
         if self.polish < 0:
@@ -105,7 +106,7 @@ class ArsProposer:
         When none of a shortlist fits, the next one is checked; after ``_SHORTLISTS`` of them the first candidate goes
         out, and its trial will teach what is wrong with it.
         """
-        if self.checked is None:
+        if self.checked is None or not self.shortlist:
             return np.asarray(best_first[0])
         for start in range(0, _SHORTLISTS * self.shortlist, self.shortlist):
             some = best_first[start : start + self.shortlist]
