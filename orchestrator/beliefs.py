@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ _NEXT_TO_NOTHING = 1e-6
 
 # Hyperparameters are fitted on at most this many trials, spread evenly over the history; the posterior uses all.
 _FITTED = 400
+# Every so many trials hyperparameters are fitted from the priors' centres; in between, from there.
+_ANCHOR = 16
+_COLD_STEPS, _WARM_STEPS = 60, 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,13 +68,12 @@ class Beliefs:
     ) -> Beliefs:
         """From outcomes (n, m) at points (n, d), n ≥ 1, NaN where not known, and the points (k, d) waiting for theirs.
 
-        Points ``elsewhere`` (r, d) tell with those told how far known objectives range. A column without any outcome
-        is neither modelled nor known: nothing is believed of it (NaN).
+        Points ``elsewhere`` (r, d) tell how far known objectives range; without, those told do. A column without any
+        outcome is neither modelled nor known: nothing is believed of it (NaN).
         """
         computed = _computed(known, points, outcomes.shape[1])
         is_known: BoolArray = np.asarray(np.isfinite(computed).all(axis=0))
-        reach = computed if elsewhere is None else np.vstack([computed, _computed(known, elsewhere, outcomes.shape[1])])
-        features = CostFeatures.over(reach)
+        features = CostFeatures.over(computed if elsewhere is None else _computed(known, elsewhere, outcomes.shape[1]))
         modelled = [j for j in range(outcomes.shape[1]) if not is_known[j] and np.isfinite(outcomes[:, j]).any()]
         is_log = np.zeros(outcomes.shape[1], dtype=np.bool_)
         surrogate = None
@@ -158,13 +161,47 @@ def _surrogate(points: FloatArray, outcomes: FloatArray, pending: FloatArray) ->
 
 
 def _fitted(points: FloatArray, outcomes: FloatArray) -> Surrogate:
+    """Fitted from where the fit of the last :data:`_ANCHOR`-th trial ended; in long histories its hyperparameters
+    themselves, because a few trials more hardly change them."""
+    n_anchored = len(points) - len(points) % _ANCHOR
+    anchor = _anchor(_Frozen.of(points[:n_anchored], outcomes[:n_anchored])) if n_anchored else None
+    if anchor is not None and (n_anchored == len(points) or len(points) > _FITTED):
+        return _conditioned(Observations.standardise(points, outcomes), anchor)
+    fitted = fit(
+        points, outcomes, bent=True, start=anchor, max_iterations=_COLD_STEPS if anchor is None else _WARM_STEPS
+    )
+    if fitted.warning:
+        _log.warning("%s", fitted.warning)
+    return fitted.surrogate
+
+
+@dataclass(frozen=True, slots=True)
+class _Frozen:
+    """Trials as a key."""
+
+    points: bytes
+    outcomes: bytes
+    shape: tuple[int, int, int]
+
+    @staticmethod
+    def of(points: FloatArray, outcomes: FloatArray) -> _Frozen:
+        return _Frozen(points.tobytes(), outcomes.tobytes(), (*points.shape, outcomes.shape[1]))
+
+    def thawed(self) -> tuple[FloatArray, FloatArray]:
+        n, d, m = self.shape
+        return np.frombuffer(self.points).reshape(n, d).copy(), np.frombuffer(self.outcomes).reshape(n, m).copy()
+
+
+@lru_cache(maxsize=16)
+def _anchor(trials: _Frozen) -> Hyperparameters:
+    """The fit from the priors' centres of the first so many trials; a memory, not a state: asked again after a restart
+    it gives the same."""
+    points, outcomes = trials.thawed()
     rows = np.linspace(0, len(points) - 1, min(len(points), _FITTED)).round().astype(int)
     fitted = fit(points[rows], outcomes[rows], bent=True)
     if fitted.warning:
         _log.warning("%s", fitted.warning)
-    if len(rows) == len(points):
-        return fitted.surrogate
-    return _conditioned(Observations.standardise(points, outcomes), fitted.surrogate.hyperparameters)
+    return fitted.surrogate.hyperparameters
 
 
 def _conditioned(observations: Observations, hyperparameters: Hyperparameters) -> Surrogate:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.acquisition import Chebyshev, base_draws, draw_weights
 from orchestrator.arrays import FloatArray
 from orchestrator.beliefs import Beliefs
 from orchestrator.boxes import Boxes
@@ -32,6 +33,8 @@ _NO_SPREAD = 1e-9
 _NOTHING = 1e-280
 # From here on the closed form cancels, and its asymptotic series is exact to four digits.
 _FAR_BELOW = -8.0
+# Posterior draws of a scalarised improvement.
+_DRAWS = 32
 # Points scored at once: what a core's cache holds beside a few hundred trials and boxes.
 _BLOCK = 256
 
@@ -63,19 +66,25 @@ class _Sides:
 class LogHypervolumeImprovement:
     """A :class:`~orchestrator.acquisition.Reward`: log E[hypervolume gained] under ``beliefs``, over ``boxes``.
 
-    Where outcomes that are known exclude every improvement, the reward is that of nothing, less by how far a known
-    outcome is beyond ``reference`` (m,), so that there is a way back.
+    Of the posterior's deviations only the share ``optimism`` counts. Where outcomes that are known exclude every
+    improvement, the reward is that of nothing, less by how far a known outcome is beyond ``reference`` (m,), so that
+    there is a way back.
     """
 
     beliefs: Beliefs
     sides: tuple[_Sides, ...]
     reference: Tensor
+    optimism: float = 1.0
 
     @staticmethod
-    def over(boxes: Boxes, beliefs: Beliefs, reference: FloatArray) -> LogHypervolumeImprovement:
+    def over(boxes: Boxes, beliefs: Beliefs, reference: FloatArray, optimism: float = 1.0) -> LogHypervolumeImprovement:
         """Objectives of which nothing is believed do not count; then no front is known either, and ``boxes`` is one."""
-        sides = tuple(_Sides.of(objective, boxes) for objective in beliefs.believed)
-        return LogHypervolumeImprovement(beliefs=beliefs, sides=sides, reference=torch.as_tensor(reference))
+        return LogHypervolumeImprovement(
+            beliefs=beliefs,
+            sides=tuple(_Sides.of(objective, boxes) for objective in beliefs.believed),
+            reference=torch.as_tensor(reference),
+            optimism=optimism,
+        )
 
     def __call__(self, points: Tensor) -> Tensor:
         """(q, d) → (q,)"""
@@ -91,6 +100,7 @@ class LogHypervolumeImprovement:
         return self._reward(torch.where(known, natural, mean), torch.where(known, 0.0, deviation))
 
     def _reward(self, mean: Tensor, deviation: Tensor) -> Tensor:
+        deviation = self.optimism * deviation
         expected: Tensor | None = None
         for side in self.sides:
             j = side.objective
@@ -107,6 +117,39 @@ class LogHypervolumeImprovement:
         beyond = torch.where(deviation <= _NO_SPREAD, natural - self.reference, 0.0).nan_to_num(0.0)
         excess = beyond.clamp(0.0, 10.0).sum(dim=-1)
         return reward - excess
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogChebyshevImprovement:
+    """The logarithm of the expected improvement of a scalarisation of what is believed, over ``best``, by the fixed
+    ``draws`` (s, b) of the b ``believed`` objectives. Another reward beside the hypervolume's: each set of weights
+    looks in one direction only."""
+
+    beliefs: Beliefs
+    scalarisation: Chebyshev
+    best: float
+    draws: Tensor
+
+    @staticmethod
+    def over(reached: FloatArray, beliefs: Beliefs, rng: np.random.Generator) -> LogChebyshevImprovement:
+        """With fresh weights, over the outcomes ``reached`` (n, m), n ≥ 1."""
+        believed = reached[:, list(beliefs.believed)]
+        scalarisation = Chebyshev.over(believed, draw_weights(believed.shape[1], rng))
+        return LogChebyshevImprovement(
+            beliefs=beliefs,
+            scalarisation=scalarisation,
+            best=float(scalarisation(torch.as_tensor(believed)).min()),
+            draws=base_draws(_DRAWS, believed.shape[1], rng),
+        )
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """(q, d) → (q,)"""
+        columns = list(self.beliefs.believed)
+        mean, deviation = (part[:, columns] for part in self.beliefs.posterior(points))
+        drawn = mean + deviation * self.draws[:, None, :]  # (s, q, b)
+        outcomes = torch.where(self.beliefs.is_log[columns], drawn.exp(), drawn)
+        improvement = (self.best - self.scalarisation(outcomes)).clamp_min(0.0).mean(dim=0)
+        return improvement.clamp_min(_NOTHING).log()
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:

@@ -2,9 +2,8 @@
 
 Each output has a constant mean, a Matérn 5/2 kernel with one length scale per column and homoscedastic noise. Their
 hyperparameters maximise the marginal likelihood times broad priors, in one joint run of L-BFGS with analytic gradients:
-all outputs share every tensor operation, which is what makes a proposal cheap. The fit always starts at the priors'
-centres and keeps nothing between calls, so it is a function of the trials alone and a resumed study goes on
-identically.
+all outputs share every tensor operation, which is what makes a proposal cheap. Nothing is kept between calls: a fit is
+a function of the trials and of where it starts, so a resumed study goes on identically.
 
 Optionally every column is *bent* before the kernel sees it, by log(1 + (eᵇ − 1) u) / b with b per output and column,
 found with the other hyperparameters: b = log 10 turns a share u of [0.1, 1] into its logarithm, b = −log 10 does it to
@@ -192,10 +191,18 @@ class Fit:
     warning: str = ""
 
 
-def fit(points: FloatArray, outcomes: FloatArray, *, bent: bool = False, max_iterations: int = 60) -> Fit:
+def fit(
+    points: FloatArray,
+    outcomes: FloatArray,
+    *,
+    bent: bool = False,
+    start: Hyperparameters | None = None,
+    max_iterations: int = 60,
+) -> Fit:
     """Fit one GP per column of ``outcomes``, in natural units, NaN where unknown; with ``bent`` columns or without.
 
-    A failing fit never raises: the GPs then keep their priors' hyperparameters, and ``warning`` says so.
+    The ascent begins at ``start``, or at the priors' centres. A failing fit never raises: the GPs then keep their
+    priors' hyperparameters, and ``warning`` says so.
 
     Shapes:
         points: (n, d) in the unit cube; n ≥ 1, repeated rows allowed.
@@ -203,7 +210,7 @@ def fit(points: FloatArray, outcomes: FloatArray, *, bent: bool = False, max_ite
     """
     observations = Observations.standardise(points, outcomes)
     try:
-        hyperparameters = _maximise_likelihood(observations, bent=bent, max_iterations=max_iterations)
+        hyperparameters = _maximise_likelihood(observations, start, bent=bent, max_iterations=max_iterations)
         return Fit(surrogate=Surrogate.condition(observations, hyperparameters))
     except (ArithmeticError, ValueError) as error:
         prior = Hyperparameters.prior(outcomes.shape[1], points.shape[1])
@@ -277,12 +284,14 @@ def _common_part(standard: Tensor) -> Tensor:
     return common
 
 
-def _maximise_likelihood(observations: Observations, *, bent: bool, max_iterations: int) -> Hyperparameters:
+def _maximise_likelihood(
+    observations: Observations, begin: Hyperparameters | None, *, bent: bool, max_iterations: int
+) -> Hyperparameters:
     dim = observations.points.shape[1]
     n_outputs = len(observations.targets)
     lower, upper = _bounds(dim, bent=bent)
-    centres = _priors(dim, bent=bent)[0]
-    start = torch.maximum(torch.minimum(centres, upper), lower).expand(n_outputs, -1)
+    centres = _priors(dim, bent=bent)[0].expand(n_outputs, -1) if begin is None else _packed(begin, bent=bent)
+    start = torch.maximum(torch.minimum(centres, upper), lower)
     scale = 1.0 / max(float(observations.known.sum()), 1.0)
 
     def objective(flat: FloatArray) -> tuple[float, FloatArray]:
@@ -379,6 +388,12 @@ def bent_columns(points: Tensor, bends: Tensor) -> Tensor:
     """log(1 + (eᵇ − 1) u) / b of points (…, d) and bends that broadcast to them; almost u itself for b next to 0."""
     bends = _not_straight(bends)
     return torch.log1p(torch.expm1(bends) * points) / bends
+
+
+def _packed(hyper: Hyperparameters, *, bent: bool) -> Tensor:
+    """What :func:`_unpack` takes apart."""
+    logs = [hyper.lengths.log(), hyper.scale.log()[:, None], hyper.noise.log()[:, None], hyper.mean[:, None]]
+    return torch.cat([hyper.bends, *logs] if bent else logs, dim=1)
 
 
 def _scaled(points: Tensor, hyper: Hyperparameters) -> Tensor:

@@ -21,7 +21,7 @@ from orchestrator.ars import ArsSettings, search
 from orchestrator.beliefs import Beliefs, margin_surrogate
 from orchestrator.boxes import free_boxes
 from orchestrator.clustering import centres
-from orchestrator.improvement import LogHypervolumeImprovement
+from orchestrator.improvement import LogChebyshevImprovement, LogHypervolumeImprovement
 from orchestrator.known import Checked, Known
 from orchestrator.proposers.front import pareto_set, reference_point, unexplained_margins
 from orchestrator.proposers.nearby import moved
@@ -32,11 +32,13 @@ from orchestrator.surrogate import Surrogate
 from orchestrator.threads import one_thread
 
 # Fewer than in the published form: starts chosen by their reward and the polish leave less to be trained.
-DEFAULT_ITERATIONS = 10
+DEFAULT_ITERATIONS = 8
 # The best points ever visited are kept: more than could all be tried or pending.
 _REMEMBERED = 256
 # So many shortlists are checked at most for a candidate that fits.
 _SHORTLISTS = 3
+# Candidates that tell, with the trials, how far known objectives range.
+_SCALE_SAMPLE = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,16 +46,20 @@ class ArsProposer:
     """Trains policies from the front and from elsewhere, and proposes the best new candidate any of them visited.
 
     ``known`` computes the objectives that need no evaluation. ``pool`` random candidates, and as many near the front,
-    are scored to find the starts away from it; ``off_front`` is those starts' share. ``polish`` rounds of small moves
-    around the best candidates end the search. Of the ``shortlist`` best candidates ``checked`` then says what a look at
-    each of them gives, and the best of those that fit is proposed.
+    are scored to find the starts away from it; ``off_front`` is those starts' share. The share ``chebyshev`` of the
+    policies is trained for the improvement of one random scalarisation, the others for the hypervolume's, of which the
+    posterior's deviations count by the share ``optimism``; the hypervolume's alone decides between them. ``polish``
+    rounds of small moves around the best candidates end the search. Of the ``shortlist`` best candidates ``checked``
+    then says what a look at each of them gives, and the best of those that fit is proposed.
     """
 
     space: SearchSpace
     settings: ArsSettings = field(default_factory=lambda: ArsSettings(iterations=DEFAULT_ITERATIONS))
     pool: int = 512
     off_front: float = 0.5
-    polish: int = 3
+    chebyshev: float = 0.2
+    optimism: float = 0.3
+    polish: int = 6
     shortlist: int = 4
     known: Known | None = None
     checked: Checked | None = None
@@ -63,8 +69,9 @@ class ArsProposer:
             raise ValueError(f"pool is {self.pool}, allowed are whole numbers from 1")
         if self.shortlist < 0:
             raise ValueError(f"shortlist is {self.shortlist}, allowed are whole numbers from 0")
-        if not 0 <= self.off_front <= 1:
-            raise ValueError(f"off_front is {self.off_front}, allowed are numbers from 0 to 1")
+        for name in ("off_front", "chebyshev", "optimism"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, allowed are numbers from 0 to 1")
         if self.polish < 0:
             raise ValueError(f"polish is {self.polish}, allowed are whole numbers from 0")
 
@@ -85,13 +92,20 @@ class ArsProposer:
         front = pareto_set(history)
         # candidates everywhere and near the front
         pool = np.concatenate([tried.draw(self.pool, rng), moved(self.space, front, self.pool, rng)])
-        reward = self._reward(history, pending, pool)
+        beliefs = self._beliefs(history, pending)
+        reached = _reached(beliefs, history, pending)
+        reward = self._reward(beliefs, reached, history, pending)
         visited = _Visited(reward=reward, snap=self.space.snap)
         worth = visited(torch.as_tensor(pool)).numpy()
-        starts = self._starts(front, pool[np.argsort(-worth, kind="stable")], rng)
+        starts = torch.as_tensor(self._starts(front, pool[np.argsort(-worth, kind="stable")], rng))
         # policies from each start compete
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        search(visited, torch.as_tensor(starts), self.settings, generator)
+        scalarised = self._scalarised(len(reached))
+        search(visited, starts[~scalarised], self.settings, generator)
+        if scalarised.any():
+            others = _Visited(reward=LogChebyshevImprovement.over(reached, beliefs, rng), snap=self.space.snap)
+            search(others, starts[scalarised], self.settings, generator)
+            visited(torch.as_tensor(others.best_first()))
         for round_ in range(self.polish):
             best = visited.best_first()[: self.settings.policies]
             visited(torch.as_tensor(moved(self.space, best, self.pool, rng, size=0.1 / 2**round_)))
@@ -131,13 +145,25 @@ class ArsProposer:
         starts = np.concatenate([on, off])
         return starts[np.arange(n_policies) % len(starts)]
 
-    def _reward(self, history: History, pending: FloatArray, pool: FloatArray) -> _Reward:
-        beliefs = Beliefs.learn(history.points, history.outcomes, pending, self.known, pool)
-        reached = beliefs.expected(np.concatenate([history.points[history.feasible], pending]))
-        reached = reached[np.isfinite(reached).all(axis=1)]
+    def _scalarised(self, n_reached: int) -> Tensor:
+        """Which policies (L,) are trained for a scalarisation: spread over the starts, never all, and none without a
+        front."""
+        n_policies = self.settings.policies
+        count = min(round(self.chebyshev * n_policies), n_policies - 1) if n_reached else 0
+        chosen = torch.zeros(n_policies, dtype=torch.bool)
+        chosen[(torch.arange(count) * n_policies) // max(count, 1)] = True
+        return chosen
+
+    def _beliefs(self, history: History, pending: FloatArray) -> Beliefs:
+        # The same candidates at every proposal, so that features keep their scale.
+        quantiles = np.random.default_rng(0).random((_SCALE_SAMPLE, len(self.space.axes)))
+        elsewhere = None if self.known is None else self.space.at_quantiles(quantiles)
+        return Beliefs.learn(history.points, history.outcomes, pending, self.known, elsewhere)
+
+    def _reward(self, beliefs: Beliefs, reached: FloatArray, history: History, pending: FloatArray) -> _Reward:
         reference = reference_point(history, reached)
         boxes = free_boxes(reached, reference)
-        improvement = LogHypervolumeImprovement.over(boxes, beliefs, reference)
+        improvement = LogHypervolumeImprovement.over(boxes, beliefs, reference, self.optimism)
         unexplained = unexplained_margins(history)
         if unexplained is None:
             return improvement
@@ -200,6 +226,12 @@ class _Visited:
         points = points[np.argsort(-rewards, kind="stable")]
         first = np.sort(np.unique(np.round(points, 9), axis=0, return_index=True)[1])
         return np.asarray(points[first[:_REMEMBERED]])
+
+
+def _reached(beliefs: Beliefs, history: History, pending: FloatArray) -> FloatArray:
+    """The outcomes (k, m) believed of all feasible and pending trials."""
+    reached = beliefs.expected(np.concatenate([history.points[history.feasible], pending]))
+    return np.asarray(reached[np.isfinite(reached).all(axis=1)])
 
 
 def _scales(history: History) -> FloatArray:

@@ -82,7 +82,15 @@ _PROPOSERS = {
         module="ars",
         description="competing policies, trained by random search on Gaussian processes; the default",
         defaults=_POLICIES
-        | {"iterations": DEFAULT_ITERATIONS, "pool": 512, "off_front": 0.5, "polish": 3, "shortlist": 4},
+        | {
+            "iterations": DEFAULT_ITERATIONS,
+            "pool": 512,
+            "off_front": 0.5,
+            "chebyshev": 0.2,
+            "optimism": 0.3,
+            "polish": 6,
+            "shortlist": 4,
+        },
         build=_build_ars,
     ),
     "ars-published": _Entry(
