@@ -82,3 +82,17 @@ def test_decoded_values_are_allowed_by_the_distributions(space: SearchSpace, see
     for point in points(space, seed):
         for name, value in space.decode(point).items():
             assert distributions[name]._contains(distributions[name].to_internal_repr(value))
+
+
+@given(spaces(), st.integers(0, 2**32 - 1))
+def test_many_points_decode_as_each_of_them_does(space: SearchSpace, seed: int) -> None:
+    rows = points(space, seed)
+    columns = space.decode_all(rows)
+    assert set(columns) == set(space.decode(rows[0]))
+    for index, row in enumerate(rows):
+        for name, value in space.decode(row).items():
+            found = columns[name][index]
+            if isinstance(value, float):
+                np.testing.assert_allclose(found, value, rtol=1e-9, atol=1e-9)
+            else:
+                assert found == value

@@ -11,7 +11,16 @@ from hypothesis.extra.numpy import arrays
 
 from orchestrator.arrays import FloatArray
 from orchestrator.objectives import Objectives
-from orchestrator.stopping import Curve, Finished, StoppingRule, error_threshold, remaining_shares, stopping_rule
+from orchestrator.pareto import hypervolume
+from orchestrator.stopping import (
+    Curve,
+    Finished,
+    StoppingRule,
+    error_threshold,
+    remaining_shares,
+    stopping_rule,
+    worthless_error,
+)
 from orchestrator.studyfile import EarlyStopping
 
 # Few levels, so that equal values are common.
@@ -49,6 +58,20 @@ def test_what_is_not_known_never_lowers_the_threshold_below_what_it_will_be(
     assert error_threshold(front, bounds, 0) >= error_threshold(front, known, 0)
 
 
+@given(FRONTS, KNOWN, st.sampled_from([0.0, 0.001, 0.05]), st.floats(0.0, 1.0))
+def test_a_worthless_error_adds_no_more_than_the_least_gain(
+    front: FloatArray, known: FloatArray, gain: float, beyond: float
+) -> None:
+    reference = np.ones(3)
+    least = worthless_error(front, known, 0, reference, gain)
+    assert least <= error_threshold(front, known, 0)
+    if math.isfinite(least):
+        point = known.copy()
+        point[0] = least + beyond
+        reached = hypervolume(front, reference)
+        assert hypervolume(np.vstack([front, point]), reference) - reached <= gain * reached + 1e-12
+
+
 @given(CURVES, st.integers(1, 12), st.floats(0.001, 0.15))
 def test_no_finished_trial_that_would_make_the_front_would_have_been_stopped(
     curves: list[Curve], epochs: int, chance: float
@@ -72,7 +95,7 @@ def test_a_trial_that_is_not_dominated_whatever_its_error_has_no_rule(
     ]
     given_ = dict(zip(OBJECTIVES.names, known * limits, strict=True))
     del given_["error"]
-    rule = stopping_rule(given_, 5, finished, OBJECTIVES, EarlyStopping(chance=chance))
+    rule = stopping_rule(given_, 5, finished, OBJECTIVES, EarlyStopping(chance=chance, gain=0.0))
     worst = np.array([math.inf, *(known * limits)[1:]])
     front = np.array([OBJECTIVES.vector(trial.values) for trial in finished])
     if not dominated(worst, front):

@@ -18,7 +18,7 @@ from orchestrator.studyfile import EarlyStopping
 from tests.support.scripted import ScriptedEvaluator, complete
 from tests.support.studies import Recorder, make_sampler, make_study, study_file
 
-SETTINGS = EarlyStopping(chance=0.05)
+SETTINGS = EarlyStopping(chance=0.05, gain=0.0)
 OBJECTIVES = Objectives(names=("error", "rom"), units=("1", "byte"), limits=(1.0, 100.0))
 
 

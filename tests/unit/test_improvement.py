@@ -11,7 +11,7 @@ import torch
 from orchestrator.arrays import FloatArray
 from orchestrator.beliefs import Beliefs
 from orchestrator.boxes import free_boxes
-from orchestrator.improvement import LogHypervolumeImprovement
+from orchestrator.improvement import LogChebyshevImprovement, LogHypervolumeImprovement
 from orchestrator.pareto import hypervolume
 
 NOTHING_PENDING = np.zeros((0, 2))
@@ -108,3 +108,43 @@ def test_many_trials_are_all_conditioned_on_though_only_some_are_fitted() -> Non
     assert beliefs.surrogate is not None
     assert len(beliefs.surrogate.observations.points) == 450
     np.testing.assert_allclose(beliefs.expected(points), outcomes, atol=0.01, rtol=0.05)
+
+
+def test_less_optimism_counts_less_of_the_deviations() -> None:
+    points, outcomes = told()
+    beliefs = Beliefs.learn(points, outcomes, NOTHING_PENDING, None)
+    front = outcomes[(outcomes < 1).all(axis=1)]
+    boxes = free_boxes(front, REFERENCE)
+    queries = torch.as_tensor(np.random.default_rng(1).random((50, 2)))
+    # Without any deviation the improvement is that of what is expected.
+    certain = LogHypervolumeImprovement.over(boxes, beliefs, REFERENCE, optimism=0.0)(queries).exp().numpy()
+    expected = beliefs.expected(queries.numpy())
+    gains = [hypervolume(np.vstack([front, row]), REFERENCE) - hypervolume(front, REFERENCE) for row in expected]
+    np.testing.assert_allclose(certain, gains, atol=1e-6)
+
+
+def test_known_outcomes_take_the_place_of_what_was_believed() -> None:
+    points, outcomes = told()
+    reward = reward_of(Beliefs.learn(points, outcomes, NOTHING_PENDING, None), outcomes[:5])
+    queries = np.random.default_rng(1).random((6, 2))
+    known = outcomes_at(queries)
+    gains = [
+        hypervolume(np.vstack([outcomes[:5], row]), REFERENCE) - hypervolume(outcomes[:5], REFERENCE) for row in known
+    ]
+    found = reward.knowing(torch.as_tensor(queries), torch.as_tensor(known)).exp().numpy()
+    np.testing.assert_allclose(found, gains, atol=1e-6)
+    nothing = torch.full((6, 3), torch.nan, dtype=torch.float64)
+    assert torch.equal(reward.knowing(torch.as_tensor(queries), nothing), reward(torch.as_tensor(queries)))
+
+
+def test_a_scalarised_improvement_is_the_mean_over_posterior_draws() -> None:
+    points, outcomes = told()
+    beliefs = Beliefs.learn(points, outcomes, NOTHING_PENDING, last_two_known)
+    reward = LogChebyshevImprovement.over(outcomes, beliefs, np.random.default_rng(0))
+    queries = torch.as_tensor(np.random.default_rng(1).random((100, 2)))
+    rewards = reward(queries).exp()
+    best = int(rewards.argmax())
+    mean, deviation = (part[best] for part in beliefs.posterior(queries))
+    normal = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gains = (reward.best - reward.scalarisation(mean + deviation * normal)).clamp_min(0.0)
+    assert float(rewards[best]) == pytest.approx(float(gains.mean()), rel=0.1)

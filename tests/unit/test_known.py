@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from orchestrator.arrays import FloatArray
-from orchestrator.known import known_outcomes
+from orchestrator.arrays import FloatArray, ParamArray
+from orchestrator.known import Vectorised, checked_outcomes, known_outcomes
 from orchestrator.objectives import Objectives
 from orchestrator.proposers.ars import ArsProposer
 from orchestrator.proposers.protocol import History
@@ -89,3 +90,96 @@ def test_a_known_limit_holds_from_the_first_proposal_on() -> None:
         study.tell(trial, [1 / (1 + size(trial.params) / 300), size(trial.params)])
     proposed = [size(trial.params) for trial in study.trials[6:]]
     assert max(proposed) <= 300
+
+
+def test_many_candidates_at_once_give_what_each_of_them_does() -> None:
+    points = SPACE.at_quantiles(np.random.default_rng(0).random((40, 3)))
+    one_by_one = known_outcomes(lambda params: {"rom": size(params), "speed": 3.0}, SPACE, OBJECTIVES, (1, 1, -1))
+
+    def sizes(params: Mapping[str, ParamArray]) -> dict[str, FloatArray | float]:
+        width, sparsity, kernel = (np.asarray(params[name], dtype=np.float64) for name in SPACE.names)
+        return {"rom": width * (1.0 - sparsity) * kernel**2, "speed": 3.0}
+
+    at_once = known_outcomes(Vectorised(sizes), SPACE, OBJECTIVES, (1, 1, -1))
+    np.testing.assert_allclose(at_once(points), one_by_one(points))
+
+
+# ---- looks at a few
+
+
+def test_a_look_gives_shares_for_this_trial_and_infinity_where_it_does_not_fit() -> None:
+    asked: list[int] = []
+
+    def look(params: Params, trial: int) -> dict[str, float] | None:
+        asked.append(trial)
+        return {"rom": size(params)} if size(params) <= 1000 else None
+
+    checked = checked_outcomes(look, SPACE, OBJECTIVES, (1, 1, 1), 7)
+    points = SPACE.at_quantiles(np.array([[0.1, 0.5, 0.0], [0.99, 0.01, 0.99]]))
+    small, large = checked(points)
+    assert asked == [7, 7]
+    assert np.isnan(small[0]) and small[1] == size(SPACE.decode(points[0])) / 2000
+    assert np.isposinf(large).all()
+
+
+def history_of(n: int) -> History:
+    """Errors fall with the size; everything is feasible that takes up to 2,000 bytes."""
+    points = SPACE.at_quantiles(np.random.default_rng(0).random((n, 3)))
+    rom = np.array([size(SPACE.decode(point)) for point in points]) / 2000
+    outcomes = np.stack([1 / (1 + 5 * rom), rom], axis=1)
+    margins = outcomes.max(axis=1) - 1
+    return History(points=points, outcomes=outcomes, feasible=margins <= 0, margins=margins)
+
+
+def test_a_candidate_that_a_look_refuses_is_not_proposed() -> None:
+    refused: list[bytes] = []
+
+    def checked(points: FloatArray) -> FloatArray:
+        # The best two of every shortlist do not fit.
+        outcomes = np.full((len(points), 2), np.nan)
+        outcomes[:2] = np.inf
+        refused.extend(point.tobytes() for point in points[:2])
+        return outcomes
+
+    proposer = ArsProposer(space=SPACE, checked=checked, shortlist=4)
+    point = proposer.propose(history_of(16), np.zeros((0, SPACE.dim)), np.random.default_rng(1))
+    assert len(refused) == 2
+    assert point.tobytes() not in refused
+
+
+def test_exact_costs_decide_between_the_best_candidates() -> None:
+    seen: list[FloatArray] = []
+
+    def checked(points: FloatArray) -> FloatArray:
+        seen.append(points)
+        # Only the last candidate takes less than anything known; the others take as much as is allowed.
+        outcomes = np.full((len(points), 2), np.nan)
+        outcomes[:, 1] = 0.999
+        outcomes[-1, 1] = 1e-6
+        return outcomes
+
+    proposer = ArsProposer(space=SPACE, checked=checked, shortlist=3)
+    point = proposer.propose(history_of(16), np.zeros((0, SPACE.dim)), np.random.default_rng(1))
+    assert len(seen) == 1 and len(seen[0]) == 3
+    np.testing.assert_array_equal(point, seen[0][-1])
+
+
+def test_when_nothing_fits_the_best_goes_out_after_a_few_shortlists() -> None:
+    seen: list[FloatArray] = []
+
+    def checked(points: FloatArray) -> FloatArray:
+        seen.append(points)
+        return np.full((len(points), 2), np.inf)
+
+    proposer = ArsProposer(space=SPACE, checked=checked, shortlist=2)
+    point = proposer.propose(history_of(16), np.zeros((0, SPACE.dim)), np.random.default_rng(1))
+    assert len(seen) == 3
+    np.testing.assert_array_equal(point, seen[0][0])
+
+
+def test_a_shortlist_of_none_looks_at_nothing() -> None:
+    def checked(points: FloatArray) -> FloatArray:
+        raise AssertionError("nobody should look")
+
+    proposer = ArsProposer(space=SPACE, checked=checked, shortlist=0)
+    assert proposer.propose(history_of(16), np.zeros((0, SPACE.dim)), np.random.default_rng(1)).shape == (SPACE.dim,)

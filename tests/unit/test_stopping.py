@@ -22,6 +22,7 @@ from orchestrator.stopping import (
     lowest_values,
     remaining_shares,
     stopping_rule,
+    worthless_error,
 )
 from orchestrator.studyfile import EarlyStopping, Plateau
 
@@ -29,7 +30,7 @@ from orchestrator.studyfile import EarlyStopping, Plateau
 FRONT = np.array([[0.10, 0.8, 0.5], [0.20, 0.4, 0.5]])
 NEVER = math.inf
 OBJECTIVES = Objectives(names=("error", "rom", "latency"), units=("1", "byte", "s"), limits=(0.5, 1000.0, 1.0))
-CONSERVATIVE = EarlyStopping(chance=0.05)
+CONSERVATIVE = EarlyStopping(chance=0.05, gain=0.0)
 
 
 def threshold(rom: float, ram: float) -> float:
@@ -52,6 +53,19 @@ def test_a_network_smaller_in_one_thing_than_all_of_the_front_may_have_any_error
 
 def test_without_a_front_any_error_will_do() -> None:
     assert error_threshold(np.zeros((0, 3)), np.full(3, np.nan), 0) == NEVER
+
+
+def test_an_error_is_worthless_from_where_it_adds_next_to_nothing() -> None:
+    front, reference = np.array([[0.5, 0.5]]), np.ones(2)
+    # Beside a square of 0.25, a point of cost 0.4 adds (1 − error) · 0.1 at least: 4 % of it at an error of 0.9.
+    assert worthless_error(front, np.array([math.nan, 0.4]), 0, reference, 0.04) == pytest.approx(0.9, abs=1e-5)
+    assert error_threshold(front, np.array([math.nan, 0.4]), 0) == NEVER
+
+
+def test_without_a_least_gain_an_error_is_worthless_where_it_is_dominated() -> None:
+    lowest = np.array([math.nan, 0.6])
+    front, reference = np.array([[0.5, 0.5]]), np.ones(2)
+    assert worthless_error(front, lowest, 0, reference, 0.0) == error_threshold(front, lowest, 0) == 0.5
 
 
 def test_an_objective_that_nothing_is_known_of_can_always_rescue_the_trial() -> None:
@@ -129,7 +143,7 @@ def finished(n: int = 8) -> list[Finished]:
 
 
 def rule_for(rom: float, macs: float, n: int = 8, mode: str = "conservative") -> StoppingRule | None:
-    settings = EarlyStopping.model_validate({"mode": mode, "chance": 0.05})
+    settings = EarlyStopping.model_validate({"mode": mode, "chance": 0.05, "gain": 0.0})
     return stopping_rule({"rom": rom, "macs": macs}, 3, finished(n), OBJECTIVES, settings)
 
 
@@ -150,6 +164,13 @@ def test_a_measured_objective_is_credited_with_half_the_least_cost_of_its_work()
 @pytest.mark.parametrize("reason", [{"rom": 400}, {"n": 0}, {"n": LEAST_CURVES - 1}, {"mode": "off"}])
 def test_there_is_no_rule_for_a_trial_that_goes_through_anyway(reason: dict[str, object]) -> None:
     assert rule_for(**({"rom": 600, "macs": 2000} | reason)) is None  # type: ignore[arg-type]
+
+
+def test_with_a_least_gain_even_a_trial_that_cannot_be_dominated_has_an_error_to_reach() -> None:
+    settings = EarlyStopping(chance=0.05, gain=0.01)
+    rule = stopping_rule({"rom": 400, "macs": 2000}, 3, finished(), OBJECTIVES, settings)
+    assert rule is not None
+    assert 0.1 < rule.threshold < 0.5
 
 
 def test_a_bare_off_in_yaml_which_reads_as_false_is_off() -> None:
