@@ -1,0 +1,63 @@
+"""A look at a candidate before it is proposed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.records import Ending, StageRequest
+from orchestrator.studyfile import StudyFile
+from tasks import registry
+from tasks.artifacts import ArtifactStore
+from tasks.look import looks
+
+PARAMS = {"network.width": 4}
+NETS = """
+def leaves(input_shape, n_classes, width):
+    raise SystemExit(3)
+"""
+
+
+def study(family: str = "mlp", **rom: Any) -> StudyFile:
+    return StudyFile.model_validate(
+        {
+            "name": "seen",
+            "dataset": {"source": "digits"},
+            "network": {"family": family},
+            "space": {"network.width": {"type": "int", "low": 2, "high": 8}},
+            "board": "nrf52-dk",
+            "objectives": {"error": {}, "rom": rom},
+            "budget": {"trials": 3},
+        }
+    )
+
+
+def seed_of(trial: int) -> int:
+    return 100 + trial
+
+
+def test_a_look_counts_what_the_gate_will_count(tmp_path: Path) -> None:
+    store, file = ArtifactStore(str(tmp_path)), study()
+    seen = looks("id", file, {}, store, seed_of)(PARAMS, 5)
+    assert seen is not None
+    assert set(seen) == {"rom", "flops", "macs"}
+    request = StageRequest(
+        study_id="id", trial=5, stage="gate", attempt=1, params=PARAMS, seed=105, inputs={}, study=file.to_json()
+    )
+    # The stage of the proposed trial is answered from what the look has left.
+    recalled = registry.recall(request, store)
+    assert recalled is not None and recalled.ending is Ending.COMPLETE
+    assert recalled.values["rom"].amount == seen["rom"]
+
+
+def test_a_look_at_what_does_not_fit_says_so(tmp_path: Path) -> None:
+    assert looks("id", study(limit=1000), {}, ArtifactStore(str(tmp_path)), seed_of)(PARAMS, 0) is None
+
+
+def test_a_look_that_fails_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netsthatleave.py").write_text(NETS)
+    monkeypatch.setenv("EDGEFRONT_IMPORT_PATH", str(tmp_path))
+    for family in ("netsthatleave:leaves", "netsthatleave:missing"):
+        assert looks("id", study(family), {}, ArtifactStore(str(tmp_path / "artifacts")), seed_of)(PARAMS, 0) == {}
