@@ -113,30 +113,38 @@ class ProposerSampler(BaseSampler):
             return {name: params[name] for name in search_space}
         with _ONE_AT_A_TIME:
             found: dict[str, Any] = {}
-            for index, group in enumerate(_groups(study)):
+            groups = _groups(study)
+            for index, group in enumerate(groups):
                 # Optuna's PartialFixedSampler leaves out what it has fixed.
                 wanted = {name: item for name, item in group.items() if name in search_space}
                 if wanted:
                     space = SearchSpace.from_distributions(wanted)
-                    found |= space.decode(self.propose(study, trial.number, space, group=index))
+                    point = self.propose(study, trial.number, space, group=index, is_whole=len(groups) == 1)
+                    found |= space.decode(point)
             # A define-by-run trial has its parameters only once they are suggested; others should see them before.
             study._storage.set_trial_system_attr(trial._trial_id, _PROPOSED, json.dumps(found))
         return found
 
-    def propose(self, study: optuna.Study, number: int, space: SearchSpace, *, group: int = 0) -> FloatArray:
-        """The point (d,) for trial ``number``, from the study's other trials; ``group`` numbers a part of the space."""
+    def propose(
+        self, study: optuna.Study, number: int, space: SearchSpace, *, group: int = 0, is_whole: bool = True
+    ) -> FloatArray:
+        """The point (d,) for trial ``number``, from the study's other trials; ``group`` numbers a part of the space,
+        and costs are known of whole candidates only."""
         if number < self._initial:
             return np.asarray(initial_design(space, self._initial, self._rng(_DESIGN_STREAM, group))[number])
         others = [item for item in study.get_trials(deepcopy=False) if item.number != number]
         objectives = self._objectives or _unbounded(study)
         history = read_history(others, space, objectives, study.directions)
         signs = _signs(study.directions)
-        insight = Insight(
+        insight = self._insight(space, objectives, signs, number) if is_whole else Insight()
+        proposer = make_proposer(self._name, space, self._options, insight=insight)
+        return proposer.propose(history, read_pending(others, space), self._rng(_PROPOSAL_STREAM, number, group))
+
+    def _insight(self, space: SearchSpace, objectives: Objectives, signs: FloatArray, number: int) -> Insight:
+        return Insight(
             known=known_outcomes(self._known, space, objectives, signs) if self._known is not None else None,
             checked=self._checked and checked_outcomes(self._checked, space, objectives, signs, number),
         )
-        proposer = make_proposer(self._name, space, self._options, insight=insight)
-        return proposer.propose(history, read_pending(others, space), self._rng(_PROPOSAL_STREAM, number, group))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import optuna
+import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from orchestrator.arrays import FloatArray, ParamArray
@@ -15,7 +16,7 @@ from orchestrator.objectives import Objectives
 from orchestrator.proposers.ars import ArsProposer
 from orchestrator.proposers.protocol import History
 from orchestrator.records import Params
-from orchestrator.sampler import ProposerSampler
+from orchestrator.sampler import ARSSampler, ProposerSampler
 from orchestrator.space import SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -102,6 +103,20 @@ def test_many_candidates_at_once_give_what_each_of_them_does() -> None:
 
     at_once = known_outcomes(Vectorised(sizes), SPACE, OBJECTIVES, (1, 1, -1))
     np.testing.assert_allclose(at_once(points), one_by_one(points))
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # Optuna's names of objectives
+def test_where_trials_have_different_parameters_nothing_is_asked_of_a_part_of_them() -> None:
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        width = trial.suggest_int("width", 1, 9)
+        deep = trial.suggest_int("depth", 1, 9) if trial.suggest_categorical("kind", ["deep", "wide"]) == "deep" else 1
+        return 1 / (width * deep), width * deep
+
+    sampler = ARSSampler(seed=0, n_startup_trials=4, known=lambda params: {"size": params["width"] * params["depth"]})
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    study.set_metric_names(["error", "size"])
+    study.optimize(objective, n_trials=8)
+    assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 8
 
 
 # ---- looks at a few
