@@ -34,7 +34,7 @@ from bench.searching.figures import write_page  # noqa: E402
 from bench.searching.fingerprint import fingerprint  # noqa: E402
 from bench.searching.run import Run, sampler_of  # noqa: E402
 from bench.searching.schedule import complete, results  # noqa: E402
-from bench.searching.store import read, write  # noqa: E402
+from bench.searching.store import pack, read, unpack, write  # noqa: E402
 from orchestrator.errors import UsageError  # noqa: E402
 from orchestrator.proposers import registry  # noqa: E402
 
@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         problems, proposers, seeds = _problems(given), _proposers(given.proposer), _seeds(given.seeds)
         _check(problems, proposers, given)
+        if given.unpack:
+            _say(f"{unpack(given.unpack, given.out)} runs of {given.unpack} are new in {given.out}")
+        if given.pack:
+            _say(f"{pack(given.out, given.pack)} runs of {given.out} are in {given.pack}")
+            return 0
         if given.make_reference:
             return _make_references(problems, given)
         if given.scaling:
@@ -262,6 +267,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--redo", action="store_true", help="repeat runs that are done already")
     add("--json", action="store_true", help="print one JSON object")
     add("--scaling", nargs="?", const=SIZES, help=f"time proposals after so many trials instead (default {SIZES})")
+    add("--pack", type=Path, metavar="FILE", help="only put all runs below --out into one file")
+    add("--unpack", type=Path, metavar="FILE", help="take the runs of such a file as done")
     add("--limit-s", type=float, default=60.0, help="with --scaling: no larger history after this many seconds")
     make = {"nargs": "?", "type": int, "const": reference.EVALUATIONS, "metavar": "EVALUATIONS"}
     add("--make-reference", **make, help="compute and store the 100 %% line by a long evolutionary run instead")  # type: ignore[arg-type]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from bench.searching.run import VERSION, Run
+from orchestrator.errors import UsageError
 
 
 def path_of(folder: Path, run: Run) -> Path:
@@ -32,6 +35,38 @@ def write(path: Path, data: Any) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(json.dumps(data, allow_nan=False) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def pack(folder: Path, path: Path) -> int:
+    """Put all runs below ``folder`` into one compressed file, without what only problems of one's own need; returns
+    how many."""
+    files = sorted((folder / "runs").glob("*/*/*.json"))
+    runs = [json.loads(file.read_text(encoding="utf-8")) | {"shares": []} for file in files]
+    text = json.dumps({"version": VERSION, "runs": runs}, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # No name and no time in the header: the same runs, the same bytes.
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return len(runs)
+
+
+def unpack(path: Path, folder: Path) -> int:
+    """Put the runs of a packed file below ``folder``, where they are not there already; returns how many were new.
+
+    Raises:
+        UsageError: the file is missing, damaged, or of another version.
+    """
+    try:
+        packed = json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError) as error:
+        raise UsageError(f"--unpack {path}: cannot be read: {error}") from error
+    if packed.get("version") != VERSION:
+        raise UsageError(f"--unpack {path}: has version {packed.get('version')}, allowed is {VERSION}")
+    names = [item.name for item in fields(Run)]
+    runs = [(Run(**{name: found[name] for name in names}), found) for found in packed["runs"]]
+    new = [(run, found) for run, found in runs if read(folder, run) is None]
+    for run, found in new:
+        write(path_of(folder, run), found)
+    return len(new)
 
 
 def _safe(name: str) -> str:

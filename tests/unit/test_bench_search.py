@@ -153,6 +153,24 @@ def test_options_follow_the_name_of_a_proposer() -> None:
 # ---- many runs
 
 
+def test_packed_runs_are_done_where_they_are_unpacked(tmp_path: Path) -> None:
+    arguments = ["--problem", "tinyml", "--proposer", "random,qmc", "--seeds", "1", "--trials", "4", "--initial", "3"]
+    assert search.main([*arguments, "--out", str(tmp_path / "here")]) == 0
+    packed = tmp_path / "runs.json.gz"
+    assert search.main(["--out", str(tmp_path / "here"), "--pack", str(packed)]) == 0
+    assert search.main([*arguments, "--out", str(tmp_path / "there"), "--unpack", str(packed)]) == 0
+    here, there = (json.loads((tmp_path / name / "search.json").read_text()) for name in ("here", "there"))
+    assert here == there
+
+
+def test_a_file_that_is_no_pack_of_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.gz").write_bytes(b"nothing")
+    with pytest.raises(SystemExit) as ended:
+        search.main(["--unpack", str(tmp_path / "bad.gz"), "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "bad.gz: cannot be read" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_run_again_until_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [tiny(trials=4, seed=seed) for seed in (0, 1)]
     done: list[int] = []
