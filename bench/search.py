@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from bench.searching import catalogue, reference, scaling  # noqa: E402
-from bench.searching.comparison import Estimate, Lead, Results, Standing, estimate  # noqa: E402
+from bench.searching import catalogue, reference, scaling, tables  # noqa: E402
+from bench.searching.comparison import Results  # noqa: E402
 from bench.searching.figures import write_page  # noqa: E402
 from bench.searching.fingerprint import fingerprint  # noqa: E402
 from bench.searching.run import Run, sampler_of  # noqa: E402
@@ -91,6 +91,7 @@ def _report(found: Sequence[dict[str, Any]], given: argparse.Namespace) -> None:
     compared = Results(found, reference_hv)
     base = given.against or ("ars" if "ars" in compared.proposers else compared.proposers[0])
     standings, leads = compared.standings(), compared.leads(base)
+    kept = compared.against_sequential(_alone(found, given.out))
     write(given.out / "search.json", table)
     statistics = {"standings": [asdict(item) for item in standings], "leads": [asdict(item) for item in leads]}
     write(given.out / "statistics.json", statistics)
@@ -99,13 +100,20 @@ def _report(found: Sequence[dict[str, Any]], given: argparse.Namespace) -> None:
     if given.json:
         print(json.dumps(table, allow_nan=False))
     else:
-        print("\n".join([*_standing_lines(standings), "", *_lead_lines(leads), *_sequential_lines(found, given.out)]))
+        print(tables.text(standings, leads, kept, is_markdown=given.markdown))
     if unions:
         _say(f"no stored reference for {', '.join(unions)}: the union of these runs is 100 %")
     stale = sum(run["code"] != fingerprint(run["proposer"]) for run in found)
     if stale:
         _say(f"{stale} of {len(found)} results come from other code than this; --redo repeats them")
     _say(f"figures: {given.out / 'search.html'}; statistics: {given.out / 'statistics.json'}")
+
+
+def _alone(found: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """The same runs as those with several workers, with one, where they are in the folder, too."""
+    several = (item for item in found if item["workers"] > 1)
+    names = (Run(**{name: run[name] for name in RUN_FIELDS} | {"workers": 1}) for run in several)
+    return [run for name in names if (run := read(folder, name)) is not None]
 
 
 def _reference_hv(found: Sequence[dict[str, Any]], out: Path) -> tuple[dict[str, float], list[str]]:
@@ -145,54 +153,6 @@ def _scale(problems: Sequence[str], proposers: Sequence[str], given: argparse.Na
     if given.json:
         print(json.dumps({"scaling": measured}))
     return 0
-
-
-def _standing_lines(standings: Sequence[Standing]) -> list[str]:
-    lines = [f"{'problem':<17} {'proposer':<18} {'seeds':>5}  {'final, %':<20} {'area, %':<20} {'s/proposal':>10}"]
-    for item in standings:
-        repeats = f"  {item.repeats} pending repeated" if item.repeats else ""
-        lines.append(
-            f"{item.problem:<17} {item.proposer:<18} {item.n_seeds:>5}  {_percent(item.final):<20} "
-            f"{_percent(item.area):<20} {item.proposal_s:>10.3f}{repeats}"
-        )
-    return lines
-
-
-def _lead_lines(leads: Sequence[Lead]) -> list[str]:
-    if not leads:
-        return []
-    lines = [f"lead of {leads[0].base}, paired by seed, in points; p one-sided, least p that so few pairs can give"]
-    lines.append(
-        f"{'problem':<17} {'over':<18} {'pairs':>5}  {'final':<20} {'p':>6}  {'area':<20} {'p':>6} {'least p':>8}  "
-        "matched at trial"
-    )
-    for item in leads:
-        lines.append(
-            f"{item.problem:<17} {item.other:<18} {item.n_pairs:>5}  {_percent(item.final):<20} {item.p:>6.3f}  "
-            f"{_percent(item.area):<20} {item.p_area:>6.3f} {item.p_least:>8.2g}  {item.trials_to_match or 'never'}"
-        )
-    return lines
-
-
-def _sequential_lines(found: Sequence[dict[str, Any]], folder: Path) -> list[str]:
-    """What is left of the hypervolume when several trials are evaluated at once, where the same runs with one worker
-    are in the folder, too."""
-    ratios: dict[tuple[str, str], list[float]] = {}
-    for run in (item for item in found if item["workers"] > 1):
-        alone = read(folder, Run(**{name: run[name] for name in RUN_FIELDS} | {"workers": 1}))
-        if alone is not None and alone["hv"][-1] > 0:
-            ratios.setdefault((run["problem"], run["proposer"]), []).append(run["hv"][-1] / alone["hv"][-1])
-    if not ratios:
-        return []
-    lines = [
-        f"{problem:<17} {proposer:<18} {len(r):>5}  {_percent(estimate(np.array(r)))}"
-        for (problem, proposer), r in ratios.items()
-    ]
-    return ["", "final hypervolume, % of the same run with one worker", *lines]
-
-
-def _percent(item: Estimate) -> str:
-    return f"{100 * item.mean:.1f} [{100 * item.low:.1f}, {100 * item.high:.1f}]"
 
 
 def _problems(given: argparse.Namespace) -> list[str]:
@@ -266,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--against", help="the proposer the others are compared with (default ars where it takes part, else the first)")
     add("--redo", action="store_true", help="repeat runs that are done already")
     add("--json", action="store_true", help="print one JSON object")
+    add("--markdown", action="store_true", help="print the tables in Markdown")
     add("--scaling", nargs="?", const=SIZES, help=f"time proposals after so many trials instead (default {SIZES})")
     add("--pack", type=Path, metavar="FILE", help="only put all runs below --out into one file")
     add("--unpack", type=Path, metavar="FILE", help="take the runs of such a file as done")

@@ -30,7 +30,8 @@ class Estimate:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
     """One proposer on one problem. ``final`` and ``area`` (the mean over all trials) are shares of the reference
-    hypervolume; ``proposal_s`` is the median wall-clock second of the last tenth of the proposals."""
+    hypervolume; ``proposal_s`` and ``proposal_cpu_s`` are the median wall-clock and processor seconds of the last tenth
+    of the proposals."""
 
     problem: str
     proposer: str
@@ -38,6 +39,19 @@ class Standing:
     final: Estimate
     area: Estimate
     proposal_s: float
+    proposal_cpu_s: float
+    repeats: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """What runs with several workers keep of the final hypervolume of the same runs with one; ``repeats`` counts
+    proposals equal to one that was pending."""
+
+    problem: str
+    proposer: str
+    n_seeds: int
+    share: Estimate
     repeats: int
 
 
@@ -82,9 +96,27 @@ class Results:
         raw = np.array([self._runs[problem, proposer, seed]["hv"] for seed in chosen])
         return np.asarray(raw / self._reference[problem])
 
-    def seconds(self, problem: str, proposer: str) -> FloatArray:
-        """Wall-clock seconds of each proposal, (seeds, trials)."""
-        return np.array([self._runs[problem, proposer, seed]["proposal_s"] for seed in self.seeds(problem, proposer)])
+    def seconds(self, problem: str, proposer: str, kind: str = "proposal_s") -> FloatArray:
+        """Seconds of each proposal, (seeds, trials): wall-clock ones, or with ``proposal_cpu_s`` the processor's."""
+        return np.array([self._runs[problem, proposer, seed][kind] for seed in self.seeds(problem, proposer)])
+
+    def against_sequential(self, alone: Sequence[Mapping[str, Any]]) -> list[Kept]:
+        """These runs, as far as they have several workers, against those of ``alone`` that are the same with one."""
+        single = {(run["problem"], run["proposer"], run["seed"]): run["hv"][-1] for run in alone}
+        pairs: dict[tuple[str, str], list[tuple[float, int]]] = {}
+        for key, run in self._runs.items():
+            if run["workers"] > 1 and single.get(key, 0.0) > 0:
+                pairs.setdefault(key[:2], []).append((run["hv"][-1] / single[key], run["repeats"]))
+        return [
+            Kept(
+                problem=problem,
+                proposer=proposer,
+                n_seeds=len(found),
+                share=estimate(np.array([share for share, _ in found])),
+                repeats=sum(repeats for _, repeats in found),
+            )
+            for (problem, proposer), found in pairs.items()
+        ]
 
     def standings(self) -> list[Standing]:
         """Every proposer on every problem it was run on, the best first."""
@@ -112,6 +144,7 @@ class Results:
             final=estimate(curves[:, -1]),
             area=estimate(curves.mean(axis=1)),
             proposal_s=float(np.median(seconds[:, -last:])),
+            proposal_cpu_s=float(np.median(self.seconds(problem, proposer, "proposal_cpu_s")[:, -last:])),
             repeats=sum(self._runs[problem, proposer, seed]["repeats"] for seed in self.seeds(problem, proposer)),
         )
 

@@ -12,7 +12,7 @@ from scipy.stats import wilcoxon
 
 from bench import search
 from bench.searching import run as run_module
-from bench.searching import scaling, schedule
+from bench.searching import scaling, schedule, tables
 from bench.searching.comparison import Results, estimate, signed_rank_p
 from bench.searching.figures import figure
 from bench.searching.problem import Problem, adopt
@@ -35,6 +35,7 @@ def finished(proposer: str, seed: int, hv: list[float], problem: str = "p") -> d
         "seed": seed,
         "hv": hv,
         "proposal_s": [0.1] * len(hv),
+        "proposal_cpu_s": [0.05] * len(hv),
         "repeats": 0,
     }
 
@@ -249,7 +250,18 @@ def test_standings_are_shares_of_the_reference_the_best_first() -> None:
     assert [(item.proposer, item.n_seeds) for item in standings] == [("a", 2), ("b", 2)]
     assert standings[0].final.mean == pytest.approx(0.8)
     assert standings[0].area.mean == pytest.approx(0.4)
-    assert standings[0].proposal_s == 0.1
+    assert (standings[0].proposal_s, standings[0].proposal_cpu_s) == (0.1, 0.05)
+
+
+def test_tables_in_markdown_hold_what_the_plain_ones_hold() -> None:
+    results = compared(a=[0.3, 0.5, 0.4], b=[0.2, 0.3, 0.35])
+    plain, markdown = (
+        tables.text(results.standings(), results.leads("a"), [], is_markdown=is_markdown)
+        for is_markdown in (False, True)
+    )
+    assert "| `b` | 3 |" in markdown
+    cells = {cell.strip(" `") for line in markdown.splitlines() for cell in line.split("|")} - {"---", ""}
+    assert all(cell in plain for cell in cells)
 
 
 def test_a_lead_is_paired_by_seed_and_says_what_p_could_be_reached() -> None:
