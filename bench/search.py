@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.unpack:
             _say(f"{unpack(given.unpack, given.out)} runs of {given.unpack} are new in {given.out}")
         if given.pack:
-            _say(f"{pack(given.out, given.pack)} runs of {given.out} are in {given.pack}")
+            _say(f"{pack(given.out, given.pack, reference.stored())} runs of {given.out} are in {given.pack}")
             return 0
         if given.make_reference:
             return _make_references(problems, given)

@@ -101,7 +101,7 @@ class Beliefs:
         """What is known at ``points`` (q, d) without any model, (q, m), NaN where that is nothing."""
         if self.known is None:
             return torch.full((len(points), self.n_objectives), torch.nan, dtype=torch.float64)
-        return torch.as_tensor(np.asarray(self.known(points.detach().numpy()), dtype=np.float64))
+        return torch.as_tensor(np.asarray(self.known(points.numpy()), dtype=np.float64))
 
     def posterior_given(self, points: Tensor, computed: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`posterior` where the outcomes ``computed`` (q, m) of these points are there already."""

@@ -108,8 +108,7 @@ class LogHypervolumeImprovement:
             below = _expected_below(side.values[:, None], mean[:, j], deviation[:, j], is_log=is_log)
             below = torch.cat([below, torch.zeros_like(below[:1])])  # (k + 1, q); nothing is below -inf
             lengths = (below.index_select(0, side.upper) - below.index_select(0, side.lower)).clamp_min_(0.0)
-            # Without a gradient to keep, products may overwrite their factors.
-            expected = lengths if expected is None else _times(expected, lengths)
+            expected = lengths if expected is None else expected.mul_(lengths)
         if expected is None:
             return torch.zeros(len(mean), dtype=torch.float64)
         reward = expected.sum(dim=0).clamp_min_(_NOTHING).log_()
@@ -150,10 +149,6 @@ class LogChebyshevImprovement:
         outcomes = torch.where(self.beliefs.is_log[columns], drawn.exp(), drawn)
         improvement = (self.best - self.scalarisation(outcomes)).clamp_min(0.0).mean(dim=0)
         return improvement.clamp_min(_NOTHING).log()
-
-
-def _times(left: Tensor, right: Tensor) -> Tensor:
-    return left * right if left.requires_grad or right.requires_grad else left.mul_(right)
 
 
 def _expected_below(limit: Tensor, mean: Tensor, deviation: Tensor, *, is_log: bool) -> Tensor:

@@ -11,9 +11,11 @@ How trials are told is the rule of :mod:`orchestrator.telling`, which this modul
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,8 @@ from orchestrator.telling import STOPPED_ATTR, VIOLATIONS_ATTR, tell_outcome
 
 __all__ = ["ARSSampler", "ProposerSampler", "make_sampler", "read_history", "read_pending", "tell_outcome"]
 
+_log = logging.getLogger(__name__)
+
 # What a margin is where nothing has a limit: as far from it as a margin counts.
 _NO_LIMIT_MARGIN = -1.0
 
@@ -42,7 +46,6 @@ _NO_LIMIT_MARGIN = -1.0
 _DESIGN_STREAM = 1
 _PROPOSAL_STREAM = 2
 _INDEPENDENT_STREAM = 3
-
 
 # The attribute of a running trial that holds its candidate until the parameters are suggested.
 _PROPOSED = "edgefront:proposed"
@@ -113,14 +116,16 @@ class ProposerSampler(BaseSampler):
             return {name: params[name] for name in search_space}
         with _ONE_AT_A_TIME:
             found: dict[str, Any] = {}
-            groups = _groups(study)
+            groups, singles = _groups(study), _single_values(study)
             for index, group in enumerate(groups):
                 # Optuna's PartialFixedSampler leaves out what it has fixed.
                 wanted = {name: item for name, item in group.items() if name in search_space}
                 if wanted:
-                    space = SearchSpace.from_distributions(wanted)
+                    # A whole candidate has its single values too; a formula of costs may need them.
+                    fixed = singles if len(groups) == 1 else {}
+                    space = replace(SearchSpace.from_distributions(wanted), fixed=fixed)
                     point = self.propose(study, trial.number, space, group=index, is_whole=len(groups) == 1)
-                    found |= space.decode(point)
+                    found |= {name: value for name, value in space.decode(point).items() if name in wanted}
             # A define-by-run trial has its parameters only once they are suggested; others should see them before.
             study._storage.set_trial_system_attr(trial._trial_id, _PROPOSED, json.dumps(found))
         return found
@@ -141,10 +146,15 @@ class ProposerSampler(BaseSampler):
         return proposer.propose(history, read_pending(others, space), self._rng(_PROPOSAL_STREAM, number, group))
 
     def _insight(self, space: SearchSpace, objectives: Objectives, signs: FloatArray, number: int) -> Insight:
-        return Insight(
-            known=known_outcomes(self._known, space, objectives, signs) if self._known is not None else None,
-            checked=self._checked and checked_outcomes(self._checked, space, objectives, signs, number),
-        )
+        known = None if self._known is None else known_outcomes(self._known, space, objectives, signs)
+        if known is not None:
+            try:
+                known(space.at_quantiles(np.full((1, len(space.axes)), 0.5)))
+            except KeyError as error:
+                _log.warning("known objectives need %s, which not all trials have; every objective is modelled", error)
+                known = None
+        checked = self._checked and checked_outcomes(self._checked, space, objectives, signs, number)
+        return Insight(known=known, checked=checked)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -315,6 +325,17 @@ def _groups(study: optuna.Study) -> list[dict[str, BaseDistribution]]:
         groups = [tuple(part) for part in [*split, sorted(new)] if part]
     searched = [{name: latest[name] for name in group if not latest[name].single()} for group in groups]
     return [group for group in searched if group]
+
+
+def _single_values(study: optuna.Study) -> dict[str, Any]:
+    """What finished trials suggested from distributions with one value, as the latest of them had it."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return {
+        name: trial.params[name]
+        for trial in finished
+        for name, distribution in trial.distributions.items()
+        if distribution.single()
+    }
 
 
 def _unbounded(study: optuna.Study) -> Objectives:

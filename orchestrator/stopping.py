@@ -81,7 +81,7 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoppingRule:
-    """``threshold`` is the error above which the trial is dominated; ``shares`` (E,) by epoch, of the best error so
+    """``threshold`` is the error above which the trial is worth nothing; ``shares`` (E,) by epoch, of the best error so
     far, what the final error will hardly fall below (0: nothing can be said)."""
 
     threshold: float
@@ -124,10 +124,10 @@ def error_threshold(front: FloatArray, lowest: FloatArray, error: int) -> float:
 
 
 def worthless_error(front: FloatArray, lowest: FloatArray, error: int, reference: FloatArray, gain: float) -> float:
-    """The error from which on a candidate adds at most the share ``gain`` to the front's hypervolume, or is dominated;
-    inf where it adds more with any error.
+    """The error from which on a candidate adds at most the share ``gain`` to the front's hypervolume.
 
-    With ``gain`` 0 this is :func:`error_threshold`.
+    With ``gain`` 0 this is :func:`error_threshold`, as it is where the front measures nothing yet. With any other it is
+    at most the reference, because nothing is added beyond.
 
     Shapes:
         As there; reference: (m,), finite. NaN in ``lowest`` counts as 0, the least of any objective.
@@ -143,8 +143,6 @@ def worthless_error(front: FloatArray, lowest: FloatArray, error: int, reference
         return hypervolume(np.vstack([front, candidate]), reference) - reached <= gain * reached
 
     low, high = 0.0, min(dominated_from, float(reference[error]))
-    if not adds_little(high):
-        return dominated_from
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if adds_little(middle) else (middle, high)
@@ -215,7 +213,8 @@ def stopping_rule(
 ) -> StoppingRule | None:
     """The rule for a candidate about to be trained; None where it goes through in any case.
 
-    That is: it is not dominated whatever its error, too few trials have finished, or there is no error to minimise.
+    That is: too few trials have finished, there is no error to minimise, or, with a least gain of 0, the candidate is
+    not dominated whatever its error.
     """
     if settings.mode == "off" or ERROR not in objectives.names or not finished:
         return None

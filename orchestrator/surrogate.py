@@ -55,7 +55,6 @@ _STRAIGHT = 1e-3
 
 _JITTERS = (0.0, 1e-8, 1e-6, 1e-4, 1e-2)
 _ROOT_5 = math.sqrt(5.0)
-_NEXT_TO_ZERO = 1e-20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -329,11 +328,7 @@ def _covariance(observations: Observations, hyper: Hyperparameters) -> tuple[Ten
 
 
 def _matern(squares: Tensor) -> Tensor:
-    """Matérn 5/2 correlation of squared scaled distances, which are used up unless a gradient is wanted."""
-    if squares.requires_grad:
-        # The root's slope at 0 is infinite, the kernel's is 0.
-        root = _ROOT_5 * squares.clamp_min(_NEXT_TO_ZERO).sqrt()
-        return (1.0 + root + root.square() / 3.0) * torch.exp(-root)
+    """Matérn 5/2 correlation of squared scaled distances, which are used up."""
     root = squares.sqrt_().mul_(_ROOT_5)
     return (1.0 + root + root.square() / 3.0).mul_(root.neg_().exp_())
 

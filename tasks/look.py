@@ -7,13 +7,23 @@ answers from there.
 
 from __future__ import annotations
 
+import logging
+import signal
+import threading
 from collections.abc import Callable, Mapping
+from types import FrameType
 
 from orchestrator.records import Ending, Params, StageRequest
 from orchestrator.studyfile import StudyFile
 from tasks.artifacts import ArtifactStore
+from tasks.errors import TransientFault
 from tasks.registry import perform
+from tasks.stage import StageContext, StageFunction, StageOutput
 
+_log = logging.getLogger(__name__)
+
+# As long as a worker's gate may take.
+LIMIT_S = 300.0
 _GATE = "gate"
 # Of the gate's values these are final. RAM still lacks the stack, which only a run shows.
 _FINAL = ("rom", "flops", "macs")
@@ -42,9 +52,32 @@ def looks(
             study=as_json,
             sources=sources,
         )
-        result = perform(request, artifacts, progress=lambda event: None, worker="")
+        result = perform(request, artifacts, progress=lambda event: None, worker="", guard=_limited)
         if result.ending is Ending.INFEASIBLE:
             return None
+        if result.fault is not None:
+            _log.warning("a look at a candidate failed: %s: %s", result.fault.reason, result.fault.detail)
         return {name: value.amount for name, value in result.values.items() if name in _FINAL}
 
     return look
+
+
+def _limited(function: StageFunction) -> StageFunction:
+    """The stage with a time limit, where there can be one: signals reach the main thread only. A network of the user's
+    that never gets built would otherwise stop the search."""
+    if threading.current_thread() is not threading.main_thread():
+        return function
+
+    def expired(number: int, frame: FrameType | None) -> None:
+        raise TransientFault("time_limit", f"a look took longer than {LIMIT_S:g} s")
+
+    def limited(request: StageRequest, context: StageContext) -> StageOutput:
+        before = signal.signal(signal.SIGALRM, expired)
+        signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+        try:
+            return function(request, context)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, before)
+
+    return limited

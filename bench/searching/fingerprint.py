@@ -1,7 +1,7 @@
 """A hash of the code that a result depends on, to notice results of other code.
 
-It covers the run's own modules and those of its proposer with all they import of this project, and the proposer's
-options; so a change to one method leaves the results of the others valid.
+It covers the run's own modules and those of its proposer with all they import of this project, the proposer's options
+and how the registry makes it; so a change to one method leaves the results of the others valid.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def fingerprint(proposer: str) -> str:
     """Of a run of ``proposer``, a name or ``name:option=value``."""
     name, _, options = proposer.partition(":")
     modules = _closure(_RUN) | _closure(registry.module(name))
-    digest = hashlib.sha256(json.dumps([registry.defaults(name), options]).encode())
+    wiring = [registry.defaults(name), options, registry.wiring(name)]
+    digest = hashlib.sha256(json.dumps(wiring).encode())
     for module in sorted(modules - {_HUB}):
         digest.update(module.encode() + _path(module).read_bytes())
     return digest.hexdigest()[:12]

@@ -114,7 +114,11 @@ class Problem:
             UsageError: a value is not a finite number, or not above 0 on a log scale.
         """
         bounds = zip(self.objectives, self.all_floors, self.limits, strict=True)
-        return {name: self._share(name, float(values[name]), low, high) for name, low, high in bounds if name in values}
+        return {
+            name: float(self._share(name, np.array(values[name], dtype=np.float64), low, high))
+            for name, low, high in bounds
+            if name in values
+        }
 
     def known_shares(self) -> KnownValues | Vectorised | None:
         """The known objectives' shares, as samplers ask for them; None where nothing is known."""
@@ -128,12 +132,11 @@ class Problem:
         assert self.known_columns is not None
         values = self.known_columns(params)
         bounds = zip(self.objectives, self.all_floors, self.limits, strict=True)
-        return {name: self._shares(np.asarray(values[name]), low, high) for name, low, high in bounds if name in values}
-
-    def _shares(self, values: FloatArray, floor: float, limit: float) -> FloatArray:
-        if self.scale == "log":
-            return np.asarray(np.log(values / floor) / math.log(limit / floor))
-        return (values - floor) / (limit - floor)
+        return {
+            name: self._share(name, np.asarray(values[name], dtype=np.float64), low, high)
+            for name, low, high in bounds
+            if name in values
+        }
 
     def vector(self, values: Mapping[str, float]) -> FloatArray:
         """The shares (m,) in the order of the objectives.
@@ -151,13 +154,16 @@ class Problem:
         """The hypervolume of shares (n, m) up to ones, in [0, 1]."""
         return hypervolume(np.maximum(vectors, 0.0), np.ones(len(self.objectives)))
 
-    def _share(self, name: str, value: float, floor: float, limit: float) -> float:
-        if not math.isfinite(value) or (self.scale == "log" and value <= 0):
-            allowed = "numbers above 0 on a log scale" if self.scale == "log" else "finite numbers"
-            raise UsageError(f"problem {self.name}: {name} is {value}, allowed are {allowed}")
+    def _share(self, name: str, values: FloatArray, floor: float, limit: float) -> FloatArray:
+        """Of one objective, one value or many (q,)."""
+        allowed = np.isfinite(values) & ((values > 0) | (self.scale != "log"))
+        if not allowed.all():
+            wanted = "numbers above 0 on a log scale" if self.scale == "log" else "finite numbers"
+            found = float(values[~allowed].flat[0])
+            raise UsageError(f"problem {self.name}: {name} is {found}, allowed are {wanted}")
         if self.scale == "log":
-            return math.log(value / floor) / math.log(limit / floor)
-        return (value - floor) / (limit - floor)
+            return np.asarray(np.log(values / floor) / math.log(limit / floor))
+        return np.asarray((values - floor) / (limit - floor))
 
 
 def adopt(given: Any, where: str) -> Problem:

@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import re
+import zlib
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,11 +39,12 @@ def write(path: Path, data: Any) -> None:
     part.replace(path)
 
 
-def pack(folder: Path, path: Path) -> int:
-    """Put all runs below ``folder`` into one compressed file, without what only problems of one's own need; returns
-    how many."""
+def pack(folder: Path, path: Path, referenced: Collection[str]) -> int:
+    """Put all runs below ``folder`` into one compressed file; returns how many. Those of the problems ``referenced``
+    go without their shares, which are needed only where there is no reference."""
     files = sorted((folder / "runs").glob("*/*/*.json"))
-    runs = [json.loads(file.read_text(encoding="utf-8")) | {"shares": []} for file in files]
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    runs = [run | ({"shares": []} if run["problem"] in referenced else {}) for run in runs]
     text = json.dumps({"version": VERSION, "runs": runs}, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     # No name and no time in the header: the same runs, the same bytes.
@@ -55,14 +58,15 @@ def unpack(path: Path, folder: Path) -> int:
     Raises:
         UsageError: the file is missing, damaged, or of another version.
     """
+    names = [item.name for item in fields(Run)]
     try:
         packed = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError) as error:
-        raise UsageError(f"--unpack {path}: cannot be read: {error}") from error
-    if packed.get("version") != VERSION:
-        raise UsageError(f"--unpack {path}: has version {packed.get('version')}, allowed is {VERSION}")
-    names = [item.name for item in fields(Run)]
-    runs = [(Run(**{name: found[name] for name in names}), found) for found in packed["runs"]]
+        version = packed["version"]
+        runs = [(Run(**{name: found[name] for name in names}), found) for found in packed["runs"]]
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--unpack {path}: cannot be read: {type(error).__name__}: {error}") from error
+    if version != VERSION:
+        raise UsageError(f"--unpack {path}: has version {version}, allowed is {VERSION}")
     new = [(run, found) for run, found in runs if read(folder, run) is None]
     for run, found in new:
         write(path_of(folder, run), found)

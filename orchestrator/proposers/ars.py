@@ -33,11 +33,13 @@ from orchestrator.threads import one_thread
 
 # Fewer than in the published form: starts chosen by their reward and the polish leave less to be trained.
 DEFAULT_ITERATIONS = 8
+# Among so many proposals one explores.
+_FULL_EVERY = 3
 # The best points ever visited are kept: more than could all be tried or pending.
 _REMEMBERED = 256
 # So many shortlists are checked at most for a candidate that fits.
 _SHORTLISTS = 3
-# Candidates that tell, with the trials, how far known objectives range.
+# Candidates that tell how far known objectives range; beyond them costs are not told apart as features.
 _SCALE_SAMPLE = 1024
 
 
@@ -48,7 +50,7 @@ class ArsProposer:
     ``known`` computes the objectives that need no evaluation. ``pool`` random candidates, and as many near the front,
     are scored to find the starts away from it; ``off_front`` is those starts' share. The share ``chebyshev`` of the
     policies is trained for the improvement of one random scalarisation, the others for the hypervolume's, of which the
-    posterior's deviations count by the share ``optimism``; the hypervolume's alone decides between them. ``polish``
+    posterior's deviations count by the share ``optimism`` (all of them at every third proposal); the hypervolume's alone decides between them. ``polish``
     rounds of small moves around the best candidates end the search. Of the ``shortlist`` best candidates ``checked``
     then says what a look at each of them gives, and the best of those that fit is proposed.
     """
@@ -94,16 +96,20 @@ class ArsProposer:
         pool = np.concatenate([tried.draw(self.pool, rng), moved(self.space, front, self.pool, rng)])
         beliefs = self._beliefs(history, pending)
         reached = _reached(beliefs, history, pending)
-        reward = self._reward(beliefs, reached, history, pending)
-        visited = _Visited(reward=reward, snap=self.space.snap)
+        reference = reference_point(history, reached)
+        boxes = free_boxes(reached, reference)
+        improvement = LogHypervolumeImprovement.over(boxes, beliefs, reference, self._optimism(history, pending))
+        feasible = _log_feasibility(history, pending)
+        visited = _Visited(reward=_Sum((improvement, *feasible)), snap=self.space.snap)
         worth = visited(torch.as_tensor(pool)).numpy()
         starts = torch.as_tensor(self._starts(front, pool[np.argsort(-worth, kind="stable")], rng))
         # policies from each start compete
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        scalarised = self._scalarised(len(reached))
+        scalarised = self._scalarised(has_front=bool(history.feasible.any()))
         search(visited, starts[~scalarised], self.settings, generator)
         if scalarised.any():
-            others = _Visited(reward=LogChebyshevImprovement.over(reached, beliefs, rng), snap=self.space.snap)
+            second = LogChebyshevImprovement.over(reached, beliefs, rng)
+            others = _Visited(reward=_Sum((second, *feasible)), snap=self.space.snap)
             search(others, starts[scalarised], self.settings, generator)
             visited(torch.as_tensor(others.best_first()))
         for round_ in range(self.polish):
@@ -112,9 +118,15 @@ class ArsProposer:
         new = tried.untried(self._possible(visited.best_first(), history))
         if not len(new):
             new = self._possible(tried.draw(self.pool, rng), history)
-        return self._best_checked(new, reward, history)
+        return self._best_checked(new, improvement, feasible, history)
 
-    def _best_checked(self, best_first: FloatArray, reward: _Reward, history: History) -> FloatArray:
+    def _best_checked(
+        self,
+        best_first: FloatArray,
+        improvement: LogHypervolumeImprovement,
+        feasible: tuple[Reward, ...],
+        history: History,
+    ) -> FloatArray:
         """The first of the candidates; where they can be checked, the best of the first few that fit after all.
 
         When none of a shortlist fits, the next one is checked; after ``_SHORTLISTS`` of them the first candidate goes
@@ -130,10 +142,9 @@ class ArsProposer:
             bounded = np.where(np.isnan(outcomes), -np.inf, outcomes)[:, history.bounded]
             fits = ~np.isposinf(outcomes).any(axis=1) & ~(bounded > 1.0).any(axis=1)
             if fits.any():
-                worth = reward.knowing(torch.as_tensor(some[fits]), torch.as_tensor(outcomes[fits])).nan_to_num(
-                    -math.inf
-                )
-                return np.asarray(some[fits][int(worth.argmax())])
+                points = torch.as_tensor(some[fits])
+                worth = improvement.knowing(points, torch.as_tensor(outcomes[fits])).nan_to_num(-math.inf)
+                return np.asarray(some[fits][int(sum([part(points) for part in feasible], worth).argmax())])
         return np.asarray(best_first[0])
 
     def _starts(self, front: FloatArray, best_first: FloatArray, rng: np.random.Generator) -> FloatArray:
@@ -145,11 +156,15 @@ class ArsProposer:
         starts = np.concatenate([on, off])
         return starts[np.arange(n_policies) % len(starts)]
 
-    def _scalarised(self, n_reached: int) -> Tensor:
+    def _optimism(self, history: History, pending: FloatArray) -> float:
+        """One proposal of ``_FULL_EVERY`` counts all of the deviations: what is believed too firmly is found out."""
+        return 1.0 if (len(history) + len(pending)) % _FULL_EVERY == 0 else self.optimism
+
+    def _scalarised(self, *, has_front: bool) -> Tensor:
         """Which policies (L,) are trained for a scalarisation: spread over the starts, never all, and none without a
         front."""
         n_policies = self.settings.policies
-        count = min(round(self.chebyshev * n_policies), n_policies - 1) if n_reached else 0
+        count = min(round(self.chebyshev * n_policies), n_policies - 1) if has_front else 0
         chosen = torch.zeros(n_policies, dtype=torch.bool)
         chosen[(torch.arange(count) * n_policies) // max(count, 1)] = True
         return chosen
@@ -159,15 +174,6 @@ class ArsProposer:
         quantiles = np.random.default_rng(0).random((_SCALE_SAMPLE, len(self.space.axes)))
         elsewhere = None if self.known is None else self.space.at_quantiles(quantiles)
         return Beliefs.learn(history.points, history.outcomes, pending, self.known, elsewhere)
-
-    def _reward(self, beliefs: Beliefs, reached: FloatArray, history: History, pending: FloatArray) -> _Reward:
-        reference = reference_point(history, reached)
-        boxes = free_boxes(reached, reference)
-        improvement = LogHypervolumeImprovement.over(boxes, beliefs, reference, self.optimism)
-        unexplained = unexplained_margins(history)
-        if unexplained is None:
-            return improvement
-        return _WithFeasibility(reward=improvement, margin=margin_surrogate(history.points, unexplained, pending))
 
     def _possible(self, points: FloatArray, history: History) -> FloatArray:
         """Those of ``points`` not known to break a limit; all, when none is left."""
@@ -179,25 +185,25 @@ class ArsProposer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _WithFeasibility:
-    """A logarithmic reward plus the log probability that ``margin``'s one output is at most 0."""
+class _LogFeasibility:
+    """A reward: the log probability that ``margin``'s one output is at most 0."""
 
-    reward: LogHypervolumeImprovement
     margin: Surrogate
 
     def __call__(self, points: Tensor) -> Tensor:
-        return self.reward(points) + self._feasible(points)
-
-    def knowing(self, points: Tensor, outcomes: Tensor) -> Tensor:
-        return self.reward.knowing(points, outcomes) + self._feasible(points)
-
-    def _feasible(self, points: Tensor) -> Tensor:
         mean, deviation = self.margin.posterior(points)
         feasible: Tensor = torch.special.log_ndtr(-mean[:, 0] / deviation[:, 0])
         return feasible
 
 
-_Reward = LogHypervolumeImprovement | _WithFeasibility
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """Logarithmic rewards together."""
+
+    parts: tuple[Reward, ...]
+
+    def __call__(self, points: Tensor) -> Tensor:
+        return torch.stack([part(points) for part in self.parts]).sum(dim=0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -228,6 +234,14 @@ class _Visited:
         return np.asarray(points[first[:_REMEMBERED]])
 
 
+def _log_feasibility(history: History, pending: FloatArray) -> tuple[Reward, ...]:
+    """What else makes trials infeasible, as a reward; none where limits of the objectives explain all."""
+    unexplained = unexplained_margins(history)
+    if unexplained is None:
+        return ()
+    return (_LogFeasibility(margin=margin_surrogate(history.points, unexplained, pending)),)
+
+
 def _reached(beliefs: Beliefs, history: History, pending: FloatArray) -> FloatArray:
     """The outcomes (k, m) believed of all feasible and pending trials."""
     reached = beliefs.expected(np.concatenate([history.points[history.feasible], pending]))
@@ -235,9 +249,11 @@ def _reached(beliefs: Beliefs, history: History, pending: FloatArray) -> FloatAr
 
 
 def _scales(history: History) -> FloatArray:
-    """What outcomes (m,) are divided by: objectives without a limit come in units of any size."""
+    """What outcomes (m,) are divided by: objectives without a limit come in units of any size. Powers of two, so that
+    nothing is rounded and the next trial hardly ever changes them: fits would have to begin anew."""
     sizes = np.abs(np.where(np.isfinite(history.outcomes), history.outcomes, 0.0)).mean(axis=0)
-    return np.asarray(np.where(~history.bounded & (sizes > 0), sizes, 1.0))
+    powers = np.exp2(np.round(np.log2(np.where(sizes > 0, sizes, 1.0))))
+    return np.asarray(np.where(~history.bounded & (sizes > 0), powers, 1.0))
 
 
 def _divided(values: Known | None, scales: FloatArray) -> Known | None:

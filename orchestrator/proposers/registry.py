@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -166,6 +167,11 @@ def defaults(name: str) -> dict[str, int | float]:
 def module(name: str) -> str:
     """Where the proposer's code is."""
     return f"orchestrator.proposers.{_entry(name).module}"
+
+
+def wiring(name: str) -> str:
+    """The source of the function that makes the proposer."""
+    return inspect.getsource(_entry(name).build)
 
 
 def make_proposer(

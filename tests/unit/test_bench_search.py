@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -164,8 +165,17 @@ def test_packed_runs_are_done_where_they_are_unpacked(tmp_path: Path) -> None:
     assert here == there
 
 
-def test_a_file_that_is_no_pack_of_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "bad.gz").write_bytes(b"nothing")
+@pytest.mark.parametrize(
+    "data",
+    [b"nothing", None, gzip.compress(b"[]"), gzip.compress(b'{"version": 1}')],
+    ids=["text", "flipped", "list", "no runs"],
+)
+def test_a_file_that_is_no_pack_of_runs_is_refused(
+    data: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flipped = bytearray(gzip.compress(b'{"version": 1, "runs": []}' * 20))
+    flipped[20] ^= 0xFF
+    (tmp_path / "bad.gz").write_bytes(data if data is not None else bytes(flipped))
     with pytest.raises(SystemExit) as ended:
         search.main(["--unpack", str(tmp_path / "bad.gz"), "--out", str(tmp_path)])
     assert ended.value.code == 2

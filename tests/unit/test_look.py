@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.records import Ending, StageRequest
 from orchestrator.studyfile import StudyFile
-from tasks import registry
+from tasks import look, registry
 from tasks.artifacts import ArtifactStore
 from tasks.look import looks
 
@@ -61,3 +61,13 @@ def test_a_look_that_fails_says_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("EDGEFRONT_IMPORT_PATH", str(tmp_path))
     for family in ("netsthatleave:leaves", "netsthatleave:missing"):
         assert looks("id", study(family), {}, ArtifactStore(str(tmp_path / "artifacts")), seed_of)(PARAMS, 0) == {}
+
+
+def test_a_look_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netsthatloop.py").write_text(
+        "def loops(input_shape, n_classes, width):\n    while True:\n        pass\n"
+    )
+    monkeypatch.setenv("EDGEFRONT_IMPORT_PATH", str(tmp_path))
+    monkeypatch.setattr(look, "LIMIT_S", 0.5)
+    file = study("netsthatloop:loops")
+    assert looks("id", file, {}, ArtifactStore(str(tmp_path / "artifacts")), seed_of)(PARAMS, 0) == {}
