@@ -113,6 +113,14 @@ class Beliefs:
         mean[:, columns], deviation[:, columns] = self.surrogate.posterior(seen)
         return mean, deviation
 
+    def doubt(self, points: Tensor) -> float:
+        """The deviation of what is modelled, as a share of the outcomes' own, on average over ``points`` (q, d) and
+        objectives; 0 where nothing is."""
+        if self.surrogate is None:
+            return 0.0
+        deviation = self.posterior(points)[1][:, list(self.modelled)]
+        return float((deviation / self.surrogate.observations.spread).mean())
+
     def expected(self, points: FloatArray) -> FloatArray:
         """The outcomes (q, m) believed in, in their own units (the median where the logarithm is modelled)."""
         mean = self.posterior(torch.as_tensor(points))[0]

@@ -33,8 +33,9 @@ from orchestrator.threads import one_thread
 
 # Fewer than in the published form: starts chosen by their reward and the polish leave less to be trained.
 DEFAULT_ITERATIONS = 8
-# Among so many proposals one explores.
-_FULL_EVERY = 3
+# Mean deviations at random candidates, as a share of the outcomes' own. A process that hardly knows the space sees
+# improvements in every corner; one that does is right about what little it does not know.
+_SURE, _UNSURE = 0.05, 0.1
 # The best points ever visited are kept: more than could all be tried or pending.
 _REMEMBERED = 256
 # So many shortlists are checked at most for a candidate that fits.
@@ -49,10 +50,10 @@ class ArsProposer:
 
     ``known`` computes the objectives that need no evaluation. ``pool`` random candidates, and as many near the front,
     are scored to find the starts away from it; ``off_front`` is those starts' share. The share ``chebyshev`` of the
-    policies is trained for the improvement of one random scalarisation, the others for the hypervolume's, of which the
-    posterior's deviations count by the share ``optimism`` (all of them at every third proposal); the hypervolume's alone decides between them. ``polish``
-    rounds of small moves around the best candidates end the search. Of the ``shortlist`` best candidates ``checked``
-    then says what a look at each of them gives, and the best of those that fit is proposed.
+    policies is trained for the improvement of one random scalarisation, the others for the hypervolume's; that of the
+    hypervolume alone decides between them. As long as the posterior's deviations are large, the share ``optimism`` of
+    them counts. ``polish`` rounds of small moves around the best candidates end the search. Of the ``shortlist`` best
+    candidates ``checked`` then says what a look at each of them gives, and the best of those that fit is proposed.
     """
 
     space: SearchSpace
@@ -93,12 +94,13 @@ class ArsProposer:
     def _search(self, history: History, pending: FloatArray, tried: Tried, rng: np.random.Generator) -> FloatArray:
         front = pareto_set(history)
         # candidates everywhere and near the front
-        pool = np.concatenate([tried.draw(self.pool, rng), moved(self.space, front, self.pool, rng)])
+        elsewhere = tried.draw(self.pool, rng)
+        pool = np.concatenate([elsewhere, moved(self.space, front, self.pool, rng)])
         beliefs = self._beliefs(history, pending)
         reached = _reached(beliefs, history, pending)
         reference = reference_point(history, reached)
         boxes = free_boxes(reached, reference)
-        improvement = LogHypervolumeImprovement.over(boxes, beliefs, reference, self._optimism(history, pending))
+        improvement = LogHypervolumeImprovement.over(boxes, beliefs, reference, self._optimism(beliefs, elsewhere))
         feasible = _log_feasibility(history, pending)
         visited = _Visited(reward=_Sum((improvement, *feasible)), snap=self.space.snap)
         worth = visited(torch.as_tensor(pool)).numpy()
@@ -156,9 +158,11 @@ class ArsProposer:
         starts = np.concatenate([on, off])
         return starts[np.arange(n_policies) % len(starts)]
 
-    def _optimism(self, history: History, pending: FloatArray) -> float:
-        """One proposal of ``_FULL_EVERY`` counts all of the deviations: what is believed too firmly is found out."""
-        return 1.0 if (len(history) + len(pending)) % _FULL_EVERY == 0 else self.optimism
+    def _optimism(self, beliefs: Beliefs, elsewhere: FloatArray) -> float:
+        """What share of the deviations counts: all of them of processes that know the space, ``optimism`` of those that
+        hardly do."""
+        doubt = (beliefs.doubt(torch.as_tensor(elsewhere)) - _SURE) / (_UNSURE - _SURE)
+        return 1.0 - (1.0 - self.optimism) * min(max(doubt, 0.0), 1.0)
 
     def _scalarised(self, *, has_front: bool) -> Tensor:
         """Which policies (L,) are trained for a scalarisation: spread over the starts, never all, and none without a

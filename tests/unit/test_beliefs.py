@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from orchestrator import beliefs, surrogate
 from orchestrator.beliefs import Beliefs
@@ -60,3 +61,16 @@ def test_a_fit_starts_where_the_last_anchor_ended(monkeypatch: pytest.MonkeyPatc
         Beliefs.learn(points[:n], points[:n, :1], np.zeros((0, 2)), None)
     beliefs._anchor.cache_clear()
     assert started == [(10, False), (32, False), (33, True), (34, True), (35, True)]
+
+
+def test_doubt_falls_with_what_is_known_of_the_space() -> None:
+    rng = np.random.default_rng(0)
+    asked = torch.as_tensor(rng.random((200, 4)))
+
+    def doubt(n: int) -> float:
+        points = rng.random((n, 4))
+        outcomes = np.sin(3 * points).sum(axis=1, keepdims=True)
+        return Beliefs.learn(points, outcomes, np.zeros((0, 4)), None).doubt(asked)
+
+    few, many = doubt(6), doubt(60)
+    assert few > 0.1 > 0.05 > many > 0
