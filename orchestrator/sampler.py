@@ -26,12 +26,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from orchestrator.arrays import FloatArray
+from orchestrator.axes import RealAxis
 from orchestrator.design import initial_design
 from orchestrator.known import CheckedValues, KnownValues, Vectorised, checked_outcomes, known_outcomes
 from orchestrator.objectives import Objectives
 from orchestrator.proposers.protocol import History
 from orchestrator.proposers.registry import Insight, make_proposer
-from orchestrator.space import RealAxis, SearchSpace
+from orchestrator.space import SearchSpace
 from orchestrator.studyfile import StudyFile
 from orchestrator.telling import STOPPED_ATTR, VIOLATIONS_ATTR, tell_outcome
 

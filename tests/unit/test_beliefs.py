@@ -69,8 +69,8 @@ def test_doubt_falls_with_what_is_known_of_the_space() -> None:
 
     def doubt(n: int) -> float:
         points = rng.random((n, 4))
-        outcomes = np.sin(3 * points).sum(axis=1, keepdims=True)
+        outcomes = np.sin(2 * points).sum(axis=1, keepdims=True)
         return Beliefs.learn(points, outcomes, np.zeros((0, 4)), None).doubt(asked)
 
-    few, many = doubt(6), doubt(60)
+    few, many = doubt(6), doubt(120)
     assert few > 0.1 > 0.05 > many > 0

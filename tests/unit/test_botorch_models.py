@@ -28,3 +28,8 @@ def test_means_deviations_and_lengths_are_those_of_the_fit(is_bent: bool, known:
     np.testing.assert_allclose(posterior.mean.numpy() / spread, mean.numpy() / spread, atol=1e-8)
     np.testing.assert_allclose(posterior.variance.sqrt().numpy() / spread, deviation.numpy() / spread, atol=1e-6)
     np.testing.assert_allclose(length_scales(model), surrogate.hyperparameters.lengths.numpy())
+
+
+def test_one_trial_makes_a_model() -> None:
+    model = model_of(POINTS[:1], COLUMNS[:1], is_bent=True)
+    assert model.posterior(ASKED).mean.isfinite().all()

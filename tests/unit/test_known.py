@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from orchestrator import beliefs
 from orchestrator.arrays import FloatArray, ParamArray
+from orchestrator.ars import ArsSettings
 from orchestrator.known import Vectorised, checked_outcomes, known_outcomes
 from orchestrator.objectives import Objectives
 from orchestrator.proposers.ars import ArsProposer
@@ -119,6 +122,39 @@ def test_where_trials_have_different_parameters_nothing_is_asked_of_a_part_of_th
     assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 8
 
 
+def study_of(objective: Callable[[optuna.Trial], tuple[float, float]], **given: Any) -> optuna.Study:
+    """Ten trials of error and size, where the size is known to be width · depth."""
+    sampler = ARSSampler(seed=0, n_startup_trials=4, known=lambda params: {"size": params["width"] * params["depth"]})
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=given.get("wrap", lambda item: item)(sampler))
+    study.set_metric_names(["error", "size"])
+    study.optimize(objective, n_trials=10)
+    return study
+
+
+def plain(trial: optuna.Trial) -> tuple[float, float]:
+    width, depth = trial.suggest_int("width", 1, 99), trial.suggest_int("depth", 1, 9)
+    return 1 / (width * depth), width * depth
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # Optuna's names of objectives
+def test_a_formula_may_use_a_parameter_with_a_single_value(caplog: pytest.LogCaptureFixture) -> None:
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        width, depth = trial.suggest_int("width", 1, 99), trial.suggest_int("depth", 3, 3)
+        return 1 / (width * depth), width * depth
+
+    assert len(study_of(objective).best_trials) > 0
+    assert not caplog.records
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_where_a_formula_lacks_a_parameter_every_objective_is_modelled_and_a_warning_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = study_of(plain, wrap=lambda sampler: optuna.samplers.PartialFixedSampler({"depth": 2}, sampler))
+    assert {trial.params["depth"] for trial in study.trials} == {2}
+    assert "known objectives need 'depth'" in caplog.text
+
+
 # ---- looks at a few
 
 
@@ -198,3 +234,45 @@ def test_a_shortlist_of_none_looks_at_nothing() -> None:
 
     proposer = ArsProposer(space=SPACE, checked=checked, shortlist=0)
     assert proposer.propose(history_of(16), np.zeros((0, SPACE.dim)), np.random.default_rng(1)).shape == (SPACE.dim,)
+
+
+# ---- borders
+
+
+@pytest.mark.parametrize("options", [{"policies": 1}, {"chebyshev": 1.0}, {"chebyshev": 0.0, "polish": 0}])
+def test_settings_at_their_borders_propose(options: dict[str, Any]) -> None:
+    settings = ArsSettings(policies=options.pop("policies", 3), iterations=2)
+    proposer = ArsProposer(space=SPACE, settings=settings, **options)
+    assert proposer.propose(history_of(12), np.zeros((0, SPACE.dim)), np.random.default_rng(0)).shape == (SPACE.dim,)
+
+
+def test_with_nothing_feasible_and_a_trial_pending_known_costs_still_lead_on() -> None:
+    def known(points: FloatArray) -> FloatArray:
+        rom = np.array([size(SPACE.decode(point)) for point in points]) / 20
+        return np.stack([np.full(len(points), np.nan), rom], axis=1)
+
+    points = SPACE.at_quantiles(0.6 + 0.4 * np.random.default_rng(0).random((8, 3)))
+    outcomes = np.stack([np.full(8, np.nan), known(points)[:, 1]], axis=1)
+    margins = outcomes[:, 1] - 1
+    assert margins.min() > 0
+    history = History(points=points, outcomes=outcomes, feasible=margins <= 0, margins=margins)
+    pending = SPACE.at_quantiles(np.array([[0.9, 0.9, 0.9]]))
+    point = ArsProposer(space=SPACE, known=known).propose(history, pending, np.random.default_rng(0))
+    assert known(point[None])[0, 1] < outcomes[:, 1].min()
+
+
+def test_fits_go_on_from_their_anchor_where_nothing_has_a_limit() -> None:
+    points = SPACE.at_quantiles(np.random.default_rng(0).random((20, 3)))
+    outcomes = np.stack([points.sum(axis=1), 50 * (2 - points[:, 0])], axis=1)
+    proposer = ArsProposer(space=SPACE, settings=ArsSettings(policies=2, iterations=1))
+    beliefs._anchor.cache_clear()
+    for n in (17, 18, 19, 20):
+        history = History(
+            points=points[:n],
+            outcomes=outcomes[:n],
+            feasible=np.ones(n, dtype=np.bool_),
+            margins=np.full(n, -1.0),
+            unbounded=(0, 1),
+        )
+        proposer.propose(history, np.zeros((0, SPACE.dim)), np.random.default_rng(n))
+    assert beliefs._anchor.cache_info().misses == 1

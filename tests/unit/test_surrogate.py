@@ -217,3 +217,22 @@ def test_a_positive_outcome_that_grows_by_factors_is_more_likely_as_its_logarith
     outcomes = np.exp(6 * points.sum(axis=1, keepdims=True))
     as_log = log_likelihood(points, np.log(outcomes)) - np.log(outcomes).sum(axis=0)
     assert as_log > log_likelihood(points, outcomes) + 30
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_bent_length_scales_have_a_correlated_normal_prior(dim: int) -> None:
+    observations = Observations.standardise(np.zeros((1, dim)), np.full((1, 1), np.nan))
+    width, shared = surrogate_module._BENT_LENGTH_PRIOR[1], surrogate_module._BENT_SHARED_WIDTH
+    covariance = width**2 * torch.eye(dim, dtype=torch.float64) + shared**2
+    centre = surrogate_module._priors(dim, bent=True)[0]
+    prior = torch.distributions.MultivariateNormal(centre[dim : 2 * dim], covariance)
+
+    def value(lengths: torch.Tensor) -> float:
+        theta = centre.clone()
+        theta[dim : 2 * dim] = lengths
+        return float(negative_log_posterior(observations, theta[None])[0])
+
+    # Without any data the prior is all there is.
+    one, other = centre[dim : 2 * dim] + 0.7, centre[dim : 2 * dim] - torch.linspace(-1, 2, dim, dtype=torch.float64)
+    expected = float(prior.log_prob(one) - prior.log_prob(other))
+    assert value(other) - value(one) == pytest.approx(expected)
