@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.loop import run_study, trial_seed
 from orchestrator.records import Ending, StageRequest
+from orchestrator.sampler import make_sampler
 from orchestrator.studyfile import StudyFile
 from tasks import look, registry
 from tasks.artifacts import ArtifactStore
+from tasks.evaluator import InlineEvaluator
 from tasks.look import looks
+from tasks.stage import StageContext, StageOutput
+from tests.support import fake_stages
+from tests.support.studies import Recorder, make_study
 
 PARAMS = {"network.width": 4}
 NETS = """
@@ -71,3 +78,28 @@ def test_a_look_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(look, "LIMIT_S", 0.5)
     file = study("netsthatloop:loops")
     assert looks("id", file, {}, ArtifactStore(str(tmp_path / "artifacts")), seed_of)(PARAMS, 0) == {}
+
+
+def test_the_gate_of_a_proposed_trial_is_answered_from_its_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates: list[int] = []
+    original = fake_stages.STAGES["gate"]
+
+    def gate(request: StageRequest, context: StageContext) -> StageOutput:
+        gates.append(request.trial)
+        return original(request, context)
+
+    monkeypatch.setenv(registry.OVERRIDE_VARIABLE, "tests.support.fake_stages:STAGES")
+    monkeypatch.setitem(fake_stages.STAGES, "gate", gate)
+    made = make_study(
+        tmp_path, budget={"trials": 6}, sampler={"name": "ars", "initial": 3, "options": {"shortlist": 1}}
+    )
+    store = ArtifactStore(made.artifacts)
+    look = looks(made.study_id, made.file, made.sources, store, partial(trial_seed, made.file.seed))
+    sampler = make_sampler(made.file, made.objectives, look)
+    run_study(made, InlineEvaluator(made.artifacts, Recorder()), sampler, sink=Recorder())
+    trials = made.optuna.get_trials(deepcopy=False)
+    assert len(trials) == 6
+    # One for each trial of the design, one look for each of the others, and none beside.
+    assert sorted(gates) == [0, 1, 2, 3, 4, 5]
