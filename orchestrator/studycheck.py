@@ -317,8 +317,8 @@ def _early_stopping(study: StudyFile) -> list[str]:
     if stopping.mode == "off" or "error" not in study.objectives:
         return []
     return [
-        "A training is given up when the chance that the trial still reaches the front is below "
-        f"{_share(stopping.chance)}."
+        "A training is given up when the chance that the trial still adds to the front is below "
+        f"{_share(stopping.chance)}; less than {_share(stopping.gain)} of the hypervolume counts as nothing."
     ]
 
 

@@ -188,6 +188,10 @@ def _prune_round(
     has_removed = False
     for group in _groups(graph, protected):
         root, handler = group[0].dep.target.module, group[0].dep.handler
+        if root not in shares:
+            # A depthwise convolution with one channel left looks like an ordinary one and heads a group of its own,
+            # which has nothing more to lose.
+            continue
         n_before, share = shares[root]
         n_now = graph.get_out_channels(root)
         n_remove = n_now - kept_channels(n_before, share * progress)
