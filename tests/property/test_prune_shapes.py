@@ -68,5 +68,5 @@ def test_iterative_pruning_with_any_weights_ends_in_the_shapes_of_one_untrained_
         on_round=lambda module, index: scramble(module, index),
     )
     assert shapes(trained) == shapes(untrained)
-    assert trained.eval()(example).shape == (2, 4)
+    assert trained.eval()(inputs).shape == (2, 4)
     assert min(min(shape, default=1) for shape in shapes(trained).values()) >= 1
