@@ -33,7 +33,7 @@ class Source(Enum):
 
 class Ending(Enum):
     """How a stage or a trial ended. Infeasible is a result. Stopped early means given up while it trained, because it
-    could hardly reach the front any more: it was worth a trial and has no result. A fault is the lab's and never
+    could hardly add to the front any more: it was worth a trial and has no result. A fault is the lab's and never
     reaches the proposer."""
 
     COMPLETE = "complete"
