@@ -1,4 +1,4 @@
-"""Early stopping: when a trial that is training cannot add to the front any more; and when a search has stopped gaining.
+"""Early stopping: when a trial in training cannot add to the front any more; and when a search has stopped gaining.
 
 ROM, RAM and FLOPs are counted before training, so all that is open about a trial is its error. Two pure steps say at
 which epochs it may be given up:
