@@ -13,9 +13,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from orchestrator import beliefs
 from orchestrator.arrays import FloatArray, ParamArray
-from orchestrator.ars import ArsSettings
+from orchestrator.ars import ArsSettings, Search
+from orchestrator.improvement import LogHypervolumeImprovement
 from orchestrator.known import Vectorised, checked_outcomes, known_outcomes
 from orchestrator.objectives import Objectives
+from orchestrator.proposers import ars
 from orchestrator.proposers.ars import ArsProposer
 from orchestrator.proposers.protocol import History
 from orchestrator.records import Params
@@ -276,3 +278,38 @@ def test_fits_go_on_from_their_anchor_where_nothing_has_a_limit() -> None:
         )
         proposer.propose(history, np.zeros((0, SPACE.dim)), np.random.default_rng(n))
     assert beliefs._anchor.cache_info().misses == 1
+
+
+@pytest.mark.parametrize(("doubt", "share"), [(0.0, 1.0), (0.05, 1.0), (0.1, 0.4), (0.5, 0.4)])
+def test_deviations_count_in_full_only_while_they_are_small(
+    doubt: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[float] = []
+    original = LogHypervolumeImprovement.over
+
+    def over(boxes: Any, believed: Any, reference: Any, optimism: float) -> LogHypervolumeImprovement:
+        taken.append(optimism)
+        return original(boxes, believed, reference, optimism)
+
+    monkeypatch.setattr(beliefs.Beliefs, "doubt", lambda self, points: doubt)
+    monkeypatch.setattr(LogHypervolumeImprovement, "over", over)
+    proposer = ArsProposer(space=SPACE, settings=ArsSettings(policies=2, iterations=1), optimism=0.4)
+    proposer.propose(history_of(12), np.zeros((0, SPACE.dim)), np.random.default_rng(0))
+    assert taken == [pytest.approx(share)]
+
+
+@pytest.mark.parametrize(("chebyshev", "trainings"), [(0.0, [4]), (0.5, [2, 2])])
+def test_a_share_of_the_policies_is_trained_for_a_scalarisation(
+    chebyshev: float, trainings: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[int] = []
+
+    def search(reward: Any, starts: Any, *others: Any) -> Search:
+        trained.append(len(starts))
+        return original(reward, starts, *others)
+
+    original = ars.search
+    monkeypatch.setattr(ars, "search", search)
+    proposer = ArsProposer(space=SPACE, settings=ArsSettings(policies=4, iterations=1), chebyshev=chebyshev)
+    proposer.propose(history_of(12), np.zeros((0, SPACE.dim)), np.random.default_rng(0))
+    assert trained == trainings
