@@ -193,7 +193,7 @@ class EarlyStopping(_Model):
     the hypervolume is below ``chance``; ``off`` lets every training run to its end."""
 
     mode: Literal["conservative", "off"] = "conservative"
-    chance: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    chance: Annotated[float, Field(gt=0, le=0.5)] = 0.05
     gain: Annotated[float, Field(ge=0, le=0.1)] = 0.001
 
     @model_validator(mode="before")

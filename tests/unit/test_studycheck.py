@@ -265,7 +265,7 @@ def test_mistakes_in_early_stopping_and_plateau_name_what_is_allowed_there(tmp_p
 
 def test_the_explanation_says_when_trainings_and_the_search_end_early(tmp_path: Path) -> None:
     plain = load(tmp_path, GOOD)
-    assert "still adds to the front is below 10 %; less than 0.1 % of the hypervolume" in explain(plain, VOCABULARY)
+    assert "still adds to the front is below 5 %; less than 0.1 % of the hypervolume" in explain(plain, VOCABULARY)
     text = (
         GOOD.replace("{trials: 30}", "{trials: 30, plateau: {trials: 9, gain: 0.01}}") + "early_stopping: {mode: off}\n"
     )
