@@ -88,12 +88,12 @@ def compile_graph(graph: Graph, kind: BoardKind, *, compiler: str = "zig") -> Co
 
 
 def write_sources(sources: Mapping[str, str], folder: Path) -> list[str]:
-    """Write files under ``folder``; gives back the C files among them."""
+    """Write files under ``folder``; gives back those to compile or assemble."""
     for path, text in sources.items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8", newline="\n")
-    return [path for path in sources if path.endswith(".c")]
+    return [path for path in sources if path.endswith((".c", ".S"))]
 
 
 def _board_files(graph: Graph, kind: BoardKind) -> dict[str, str]:

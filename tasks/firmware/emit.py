@@ -15,6 +15,8 @@ from string import Template
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.firmware import emit_matrix
+from tasks.firmware.emit_matrix import Place, Table
 from tasks.firmware.ir import (
     Add,
     AnyLayer,
@@ -28,6 +30,7 @@ from tasks.firmware.ir import (
     layer_symbol,
     op_name,
 )
+from tasks.firmware.kernels import kernel_of
 from tasks.firmware.planner import ALIGNMENT, Plan
 
 GENERATOR = "edgefront 0.1.0"
@@ -81,7 +84,7 @@ const ${prefix}_sizes_t *${prefix}_sizes(void);
 _RUN = Template("""\
 int ${prefix}_init(void)
 {
-    for (uint32_t i = 0; i < sizeof ${prefix}_arena; ++i) {
+    for (uint32_t i = 0; i < ${arena_words}u; ++i) {
         ${prefix}_arena[i] = 0;
     }
     return 0;
@@ -91,13 +94,13 @@ int ${prefix}_run(const int8_t *input, int8_t *output)
 {
     if (input != 0) {
         for (uint32_t i = 0; i < ${input_bytes}u; ++i) {
-            ${prefix}_arena[${input_offset} + i] = input[i];
+            ${prefix}_at(${input_offset})[i] = input[i];
         }
     }
 $calls
     if (output != 0) {
         for (uint32_t i = 0; i < ${output_bytes}u; ++i) {
-            output[i] = ${prefix}_arena[${output_offset} + i];
+            output[i] = ${prefix}_at(${output_offset})[i];
         }
     }
     return 0;
@@ -130,9 +133,21 @@ def emit_network(graph: Graph, plan: Plan, prefix: str = "edgefront") -> dict[st
         f"{prefix}_weights.c": _weights_file(graph, prefix),
     }
     kernels = resources.files("tasks.firmware") / "csrc" / "kernels"
-    for name in ["ef_common.h", *sorted({f"ef_{op_name(layer)}_s8.h" for layer in graph.layers})]:
+    for name in {"ef_common.h", *_headers(graph), *_assembly(graph)}:
         files[f"kernels/{name}"] = (kernels / name).read_text(encoding="utf-8")
+    depthwise = emit_matrix.depthwise_file(graph, prefix)
+    if depthwise:
+        files[f"{prefix}_depthwise.S"] = f"/* {banner(graph)} */\n{depthwise}"
     return dict(sorted(files.items()))
+
+
+def _headers(graph: Graph) -> list[str]:
+    """Those of the kernels in use, each after those it includes."""
+    return list(dict.fromkeys(name for layer in graph.layers for name in kernel_of(graph, layer).headers))
+
+
+def _assembly(graph: Graph) -> set[str]:
+    return {name for layer in graph.layers for name in kernel_of(graph, layer).assembly}
 
 
 def _network_file(graph: Graph, plan: Plan, prefix: str) -> str:
@@ -140,16 +155,19 @@ def _network_file(graph: Graph, plan: Plan, prefix: str) -> str:
         f"/* {banner(graph)} */",
         f'#include "{prefix}.h"',
         f'#include "{prefix}_weights.h"',
-        *(f'#include "kernels/ef_{name}_s8.h"' for name in sorted({op_name(layer) for layer in graph.layers})),
+        *(f'#include "kernels/{name}"' for name in sorted(_headers(graph))),
         "",
-        f"/* All activations; at most {plan.lower_bound_bytes} bytes of them are alive at once. */",
-        f"extern int8_t {prefix}_arena[{plan.arena_bytes}];",
-        f"_Alignas({max(8, ALIGNMENT)}) int8_t {prefix}_arena[{plan.arena_bytes}];",
+        f"/* Activations and what kernels write aside; at most {plan.lower_bound_bytes} bytes are alive at once. */",
+        f"extern uint32_t {prefix}_arena[{plan.arena_bytes // ALIGNMENT}];",
+        f"_Alignas(8) uint32_t {prefix}_arena[{plan.arena_bytes // ALIGNMENT}];",
         "",
+        f"EF_INLINE int8_t *{prefix}_at(int32_t offset)\n{{\n    return (int8_t *){prefix}_arena + offset;\n}}\n",
+        emit_matrix.depthwise_prototypes(graph, prefix),
         _layout(graph, plan, prefix),
         *(_layer_function(graph, plan, prefix, index) for index in range(len(graph.layers))),
         _RUN.substitute(
             prefix=prefix,
+            arena_words=plan.arena_bytes // ALIGNMENT,
             input_bytes=graph.input_tensor.n_bytes,
             output_bytes=graph.output_tensor.n_bytes,
             input_offset=plan.offsets[graph.input],
@@ -172,8 +190,8 @@ def _layout(graph: Graph, plan: Plan, prefix: str) -> str:
         "input_zero_point": source.zero_point,
         "output_scale": _float(target.scale),
         "output_zero_point": target.zero_point,
-        "input": f"{prefix}_arena + {plan.offsets[graph.input]}",
-        "output": f"{prefix}_arena + {plan.offsets[graph.output]}",
+        "input": f"(int8_t *){prefix}_arena + {plan.offsets[graph.input]}",
+        "output": f"(int8_t *){prefix}_arena + {plan.offsets[graph.output]}",
     }
     lines = "\n".join(f"    .{name} = {value}," for name, value in fields.items())
     return f"static const {prefix}_sizes_t {prefix}_layout = {{\n{lines}\n}};\n"
@@ -187,10 +205,15 @@ def _float(value: float) -> str:
 def _layer_function(graph: Graph, plan: Plan, prefix: str, index: int) -> str:
     layer = graph.layers[index]
     symbol = layer_symbol(prefix, index, layer)
-    ins = [f"{prefix}_arena + {plan.offsets[name]}" for name in layer.inputs]
-    out = f"{prefix}_arena + {plan.offsets[layer.output]}"
+    ins = [f"{prefix}_at({plan.offsets[name]})" for name in layer.inputs]
+    out = f"{prefix}_at({plan.offsets[layer.output]})"
     shapes = " + ".join(_shape_text(graph, name) for name in layer.inputs)
-    call = _wrapped(f"    ef_{op_name(layer)}_s8(", _arguments(graph, layer, symbol, ins, out))
+    if isinstance(layer, (Conv2d, Dense)):
+        scratch = f"{prefix}_arena + {plan.scratch_offsets.get(index, 0) // ALIGNMENT}"
+        place = Place(source=ins[0], scratch=scratch, target=out)
+        call = "\n".join(emit_matrix.call(graph, layer, prefix, symbol, place))
+    else:
+        call = _wrapped(f"    ef_{op_name(layer)}_s8(", _arguments(graph, layer, symbol, ins, out))
     return (
         f"{_comment(f'{layer.name}: {shapes} -> {_shape_text(graph, layer.output)}')}\n"
         f"void {symbol}(void);\n__attribute__((noinline)) void {symbol}(void)\n{{\n"
@@ -220,13 +243,7 @@ def _shape_text(graph: Graph, name: str) -> str:
 
 def _arguments(graph: Graph, layer: AnyLayer, symbol: str, ins: list[str], out: str) -> list[str]:
     quant, factors = f"{symbol}_quant", f"{symbol}_multipliers"
-    tables = [f"{symbol}_weights", f"{symbol}_bias", factors]
     n_bytes = str(graph.tensors[layer.output].n_bytes)
-    if isinstance(layer, Conv2d):
-        return ["shape", quant, *ins, *tables, out]
-    if isinstance(layer, Dense):
-        n_outputs, n_inputs = layer.weights.shape
-        return [str(n_inputs), str(n_outputs), quant, *ins, *tables, out]
     if isinstance(layer, Add):
         return [n_bytes, quant, f"{symbol}_terms", *ins, out]
     if isinstance(layer, Rescale):
@@ -262,17 +279,15 @@ def _window_fields(graph: Graph, layer: AnyLayer, window: Window, groups: int) -
 
 # Trained values
 
-_Table = tuple[str, str, str]  # C type, name with its size, initialiser
 
-
-def _tables(graph: Graph, prefix: str) -> list[_Table]:
-    tables: list[_Table] = []
+def _tables(graph: Graph, prefix: str) -> list[Table]:
+    tables: list[Table] = []
     for index, layer in enumerate(graph.layers):
         symbol = layer_symbol(prefix, index, layer)
-        tables.append(("ef_requant_t", f"{symbol}_quant", _quant(graph, layer)))
         if isinstance(layer, (Conv2d, Dense)):
-            tables.append(("int8_t", f"{symbol}_weights[{layer.weights.size}]", _values(layer.weights)))
-            tables.append(("int32_t", f"{symbol}_bias[{layer.bias.size}]", _values(layer.bias)))
+            tables += emit_matrix.tables(graph, layer, symbol, _values)
+            continue
+        tables.append(("ef_requant_t", f"{symbol}_quant", _quant(graph, layer)))
         if isinstance(layer, Add):
             other = graph.tensors[layer.inputs[1]].zero_point
             tables.append(
@@ -299,19 +314,36 @@ def _values(array: NDArray[np.integer]) -> str:
 
 def _weights_header(graph: Graph, prefix: str) -> str:
     guard = f"{prefix.upper()}_WEIGHTS_H"
-    includes = '#include "kernels/ef_common.h"\n'
-    if any(isinstance(layer, Add) for layer in graph.layers):
-        includes += '#include "kernels/ef_add_s8.h"\n'
-    lines = "\n".join(f"extern const {kind} {name};" for kind, name, _ in _tables(graph, prefix))
+    includes = "".join(f'#include "kernels/{name}"\n' for name in sorted({"ef_common.h", *_record_headers(graph)}))
+    lines = "\n".join(f"extern {_constant(kind)} {name};" for kind, name, _ in _tables(graph, prefix))
     return f"/* {banner(graph)} */\n#ifndef {guard}\n#define {guard}\n\n{includes}\n{lines}\n\n#endif\n"
 
 
+def _record_headers(graph: Graph) -> set[str]:
+    """The headers that declare the records among the tables."""
+    kinds = {kind for kind, _, _ in _tables(graph, "")}
+    return {header for kind, header in _RECORD_HEADERS.items() if kind in kinds}
+
+
+_RECORD_HEADERS = {
+    "ef_add_t": "ef_add_s8.h",
+    "ef_dense_t": "ef_dense_s8.h",
+    "ef_depthwise_t": "ef_dwconv2d_s8.h",
+    "ef_filter_t": "ef_filter_s8.h",
+}
+
+
+def _constant(kind: str) -> str:
+    *alignment, name = kind.split()
+    return " ".join([*alignment, "const", name])
+
+
 def _weights_file(graph: Graph, prefix: str) -> str:
-    tables = "\n".join(f"const {kind} {name} = {values};" for kind, name, values in _tables(graph, prefix))
+    tables = "\n".join(f"{_constant(kind)} {name} = {values};" for kind, name, values in _tables(graph, prefix))
     return f'/* {banner(graph)}\n * {_WEIGHTS_NOTE} */\n#include "{prefix}_weights.h"\n\n{tables}\n'
 
 
-_WEIGHTS_NOTE = "quant = {input zero point, output zero point, low, high, left shift}; weights are [O][kH][kW][I]."
+_WEIGHTS_NOTE = "quant = {input zero point, output zero point, low, high, left shift}; kernels' headers say the rest."
 
 
 def count_macs(graph: Graph, layer: AnyLayer) -> int:

@@ -86,7 +86,7 @@ def build_library(networks: Sequence[tuple[str, Mapping[str, str]]], folder: Pat
     for prefix, sources in networks:
         portable = {path: text for path, text in sources.items() if not path.startswith("board/") and path != "link.ld"}
         portable[f"{prefix}_host.c"] = _DRIVER.format(prefix=prefix)
-        c_files += write_sources(portable, folder)
+        c_files += [path for path in write_sources(portable, folder) if path.endswith(".c")]
     # Each file given to the compiler costs a process, so everything goes into one.
     everything = "".join(f'#include "{path}"\n' for path in c_files)
     (folder / "everything.c").write_text(everything, encoding="utf-8")

@@ -11,7 +11,7 @@ from mcu_agent.kinds import BoardKind
 
 _ALLOCATED = 0x2  # SHF_ALLOC
 REGION_SPAN = 2**28  # flash and RAM of the boards lie further apart than this
-_TABLES = ("_weights", "_bias", "_multipliers", "_quant", "_terms")
+_TABLES = ("_weights", "_tails", "_requant", "_params", "_bias", "_multipliers", "_quant", "_terms")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +84,8 @@ def _is_table(name: str, prefix: str) -> bool:
 
 def _is_model_code(name: str, prefix: str) -> bool:
     names = (f"{prefix}_run", f"{prefix}_init", f"{prefix}_sizes", f"{prefix}_layout")
-    return name in names or (name.startswith(f"{prefix}_layer_") and not name.endswith(_TABLES))
+    own = (f"{prefix}_layer_", f"{prefix}_depthwise_", "ef_")
+    return name in names or (name.startswith(own) and not name.endswith(_TABLES))
 
 
 def _symbol_sizes(file: ELFFile) -> dict[str, int]:

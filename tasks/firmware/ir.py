@@ -103,11 +103,6 @@ class Conv2d(Layer):
     multipliers: Int32Array
     left_shift: int
 
-    @property
-    def is_depthwise(self) -> bool:
-        """One input channel a group: each output channel sees a single plane."""
-        return self.groups > 1 and self.weights.shape[3] == 1
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Dense(Layer):
@@ -175,9 +170,10 @@ class Graph:
 
 
 def op_name(layer: AnyLayer) -> str:
-    """The word used in symbols: ``conv2d``, ``dwconv2d``, ``dense``, ``add``, ``rescale``, ``maxpool``, ``avgpool``."""
-    if isinstance(layer, Conv2d) and layer.is_depthwise:
-        return "dwconv2d"
+    """The word used in symbols: ``conv2d``, ``dwconv2d`` (as many outputs as inputs), ``gconv2d`` (any other number of
+    groups), ``dense``, ``add``, ``rescale``, ``maxpool``, ``avgpool``."""
+    if isinstance(layer, Conv2d) and layer.groups > 1:
+        return "dwconv2d" if layer.weights.shape[3] == 1 and len(layer.weights) == layer.groups else "gconv2d"
     return type(layer).__name__.lower()
 
 

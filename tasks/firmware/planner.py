@@ -12,7 +12,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tasks.firmware.ir import Add, Graph, Rescale
+from tasks.firmware.ir import AnyLayer, Graph
+from tasks.firmware.kernels import Kernel, kernel_of
 
 ALIGNMENT = 4  # kernels may read words
 _SEARCH_ROUNDS = 200
@@ -21,7 +22,7 @@ _SEARCH_ROUNDS = 200
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Buffer:
     """A piece of the arena that is alive during steps ``first`` … ``last`` (layer indices), both included. ``tensors``
-    are the activations that share it by being written in place."""
+    are the activations that share it by being written in place; none: the scratch of layer ``first``."""
 
     tensors: tuple[str, ...]
     n_bytes: int
@@ -34,21 +35,41 @@ class Buffer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """``offsets`` gives each tensor's first byte in the arena. ``lower_bound_bytes``: no plan can be smaller."""
+    """``offsets`` gives each tensor's first byte in the arena, ``scratch_offsets`` and ``scratch_bytes`` those of what
+    a layer writes aside, by layer index. ``lower_bound_bytes``: the most bytes alive in a step, here ``peak_step``; no
+    plan with these lifetimes can be smaller."""
 
     buffers: tuple[Buffer, ...]
     offsets: dict[str, int]
+    scratch_offsets: dict[int, int]
+    scratch_bytes: dict[int, int]
+    peak_step: int
     arena_bytes: int
     lower_bound_bytes: int
 
 
 def plan_memory(graph: Graph) -> Plan:
     """Place all activations of ``graph``; the same graph gives the same plan."""
-    buffers = live_buffers(graph)
-    bound = lower_bound(buffers)
+    buffers = (*live_buffers(graph), *scratch_buffers(graph))
+    alive = bytes_alive(buffers)
+    bound = max(alive)
     places, size = pack(buffers, bound)
-    offsets = {name: place for buffer, place in zip(buffers, places, strict=True) for name in buffer.tensors}
-    return Plan(buffers=buffers, offsets=offsets, arena_bytes=size, lower_bound_bytes=bound)
+    placed = list(zip(buffers, places, strict=True))
+    return Plan(
+        buffers=buffers,
+        offsets={name: place for buffer, place in placed for name in buffer.tensors},
+        scratch_offsets={buffer.first: place for buffer, place in placed if not buffer.tensors},
+        scratch_bytes={buffer.first: buffer.n_bytes for buffer in buffers if not buffer.tensors},
+        peak_step=alive.index(bound),
+        arena_bytes=size,
+        lower_bound_bytes=bound,
+    )
+
+
+def scratch_buffers(graph: Graph) -> list[Buffer]:
+    """What kernels write aside, alive during their own layer."""
+    sizes = [_aligned(kernel_of(graph, layer).scratch_bytes) for layer in graph.layers]
+    return [Buffer(tensors=(), n_bytes=size, first=i, last=i) for i, size in enumerate(sizes) if size]
 
 
 def live_buffers(graph: Graph) -> tuple[Buffer, ...]:
@@ -62,12 +83,8 @@ def live_buffers(graph: Graph) -> tuple[Buffer, ...]:
     groups: list[list[str]] = [[graph.input]]
     starts = [0]
     for index, layer in enumerate(graph.layers):
-        reused = None
-        if isinstance(layer, (Add, Rescale)):
-            size = graph.tensors[layer.output].n_bytes
-            reused = next(
-                (name for name in layer.inputs if last_use[name] == index and graph.tensors[name].n_bytes == size), None
-            )
+        dying = [name for name in layer.inputs if last_use[name] == index]
+        reused = next((name for name in dying if _may_start_at(graph, layer, name)), None)
         if reused is None:
             groups.append([])
             starts.append(index)
@@ -84,10 +101,21 @@ def live_buffers(graph: Graph) -> tuple[Buffer, ...]:
     )
 
 
+def _may_start_at(graph: Graph, layer: AnyLayer, name: str) -> bool:
+    """Whether the layer may write its output from where its input ``name`` starts."""
+    kernel: Kernel = kernel_of(graph, layer)
+    return kernel.is_in_place and (kernel.resizes or graph.tensors[name].n_bytes == graph.tensors[layer.output].n_bytes)
+
+
+def bytes_alive(buffers: Sequence[Buffer]) -> list[int]:
+    """Bytes alive in each step."""
+    steps = range(max(buffer.last for buffer in buffers) + 1)
+    return [sum(buffer.n_bytes for buffer in buffers if buffer.first <= step <= buffer.last) for step in steps]
+
+
 def lower_bound(buffers: Sequence[Buffer]) -> int:
     """The most bytes alive in one step."""
-    steps = range(max(buffer.last for buffer in buffers) + 1)
-    return max(sum(buffer.n_bytes for buffer in buffers if buffer.first <= step <= buffer.last) for step in steps)
+    return max(bytes_alive(buffers))
 
 
 def pack(buffers: Sequence[Buffer], bound: int) -> tuple[list[int], int]:

@@ -38,7 +38,7 @@ _COMMON = (
 # and 552,000). zig takes its own -Os as a wish to strip the symbols, so clang is told behind its back.
 _ZIG_CODE = ("-O2", "-Xclang", "-Os", "-fno-sanitize=undefined", "-fno-stack-protector")
 HOST_CODE = ("-O2", "-fno-sanitize=undefined")
-_GCC_CODE = ("-O2",)
+_GCC_CODE = ("-O2", "-fno-tree-loop-distribute-patterns")
 _LINK = ("-nostdlib", "-Wl,--gc-sections", "-Wl,-e,Reset_Handler", "-Wl,--build-id=none")
 
 _ZIG_FPU = {"": "", "fpv4-sp-d16": "+vfp4d16sp", "fpv5-sp-d16": "+fp_armv8d16sp", "fpv5-d16": "+fp_armv8d16"}

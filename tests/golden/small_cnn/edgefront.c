@@ -2,26 +2,37 @@
 #include "edgefront.h"
 #include "edgefront_weights.h"
 #include "kernels/ef_avgpool_s8.h"
+#include "kernels/ef_columns_s8.h"
 #include "kernels/ef_conv2d_s8.h"
 #include "kernels/ef_dense_s8.h"
 #include "kernels/ef_dwconv2d_s8.h"
+#include "kernels/ef_filter_s8.h"
 
-/* All activations; at most 512 bytes of them are alive at once. */
-extern int8_t edgefront_arena[512];
-_Alignas(8) int8_t edgefront_arena[512];
+/* Activations and what kernels write aside; at most 692 bytes are alive at once. */
+extern uint32_t edgefront_arena[173];
+_Alignas(8) uint32_t edgefront_arena[173];
+
+EF_INLINE int8_t *edgefront_at(int32_t offset)
+{
+    return (int8_t *)edgefront_arena + offset;
+}
+
+#if EF_HAS_DSP
+void edgefront_depthwise_00(const ef_depthwise_t *layer, const int8_t *in, uint32_t *scratch, int8_t *out);
+#endif
 
 static const edgefront_sizes_t edgefront_layout = {
     .input_bytes = 128,
     .output_bytes = 5,
-    .arena_bytes = 512,
+    .arena_bytes = 692,
     .input_shape = {8, 8, 2},
     .output_shape = {1, 1, 5},
     .input_scale = 0.0421913862f,
     .input_zero_point = -3,
     .output_scale = 0.0112530813f,
     .output_zero_point = -3,
-    .input = edgefront_arena + 384,
-    .output = edgefront_arena + 8,
+    .input = (int8_t *)edgefront_arena + 564,
+    .output = (int8_t *)edgefront_arena + 0,
 };
 
 /** first: 8x8x2 -> 8x8x6 */
@@ -36,8 +47,7 @@ __attribute__((noinline)) void edgefront_layer_00_conv2d(void)
         .dilation_y = 1, .dilation_x = 1,
         .pad_top = 1, .pad_left = 1, .groups = 1,
     };
-    ef_conv2d_s8(shape, edgefront_layer_00_conv2d_quant, edgefront_arena + 384, edgefront_layer_00_conv2d_weights,
-                 edgefront_layer_00_conv2d_bias, edgefront_layer_00_conv2d_multipliers, edgefront_arena + 0);
+    ef_conv2d_s8(shape, true, &edgefront_layer_00_conv2d_params, edgefront_at(564), edgefront_arena + 96, edgefront_at(0));
 }
 
 /** second: 8x8x6 -> 4x4x6 */
@@ -52,8 +62,12 @@ __attribute__((noinline)) void edgefront_layer_01_dwconv2d(void)
         .dilation_y = 1, .dilation_x = 1,
         .pad_top = 1, .pad_left = 1, .groups = 6,
     };
-    ef_dwconv2d_s8(shape, edgefront_layer_01_dwconv2d_quant, edgefront_arena + 0, edgefront_layer_01_dwconv2d_weights,
-                   edgefront_layer_01_dwconv2d_bias, edgefront_layer_01_dwconv2d_multipliers, edgefront_arena + 384);
+#if EF_HAS_DSP
+    (void)shape;
+    edgefront_depthwise_00(&edgefront_layer_01_dwconv2d_params, edgefront_at(0), edgefront_arena + 96, edgefront_at(0));
+#else
+    ef_dwconv2d_s8(shape, &edgefront_layer_01_dwconv2d_params, edgefront_at(0), edgefront_arena + 96, edgefront_at(0));
+#endif
 }
 
 /** mean: 4x4x6 -> 1x1x6 */
@@ -68,21 +82,20 @@ __attribute__((noinline)) void edgefront_layer_02_avgpool(void)
         .dilation_y = 1, .dilation_x = 1,
         .pad_top = 0, .pad_left = 0, .groups = 1,
     };
-    ef_avgpool_s8(shape, edgefront_layer_02_avgpool_quant, false, edgefront_arena + 384,
-                  edgefront_layer_02_avgpool_multipliers, edgefront_arena + 0);
+    ef_avgpool_s8(shape, edgefront_layer_02_avgpool_quant, false, edgefront_at(0),
+                  edgefront_layer_02_avgpool_multipliers, edgefront_at(384));
 }
 
 /** last: 1x1x6 -> 1x1x5 */
 void edgefront_layer_03_dense(void);
 __attribute__((noinline)) void edgefront_layer_03_dense(void)
 {
-    ef_dense_s8(6, 5, edgefront_layer_03_dense_quant, edgefront_arena + 0, edgefront_layer_03_dense_weights,
-                edgefront_layer_03_dense_bias, edgefront_layer_03_dense_multipliers, edgefront_arena + 8);
+    ef_dense_s8(&edgefront_layer_03_dense_params, edgefront_at(384), edgefront_at(0));
 }
 
 int edgefront_init(void)
 {
-    for (uint32_t i = 0; i < sizeof edgefront_arena; ++i) {
+    for (uint32_t i = 0; i < 173u; ++i) {
         edgefront_arena[i] = 0;
     }
     return 0;
@@ -92,7 +105,7 @@ int edgefront_run(const int8_t *input, int8_t *output)
 {
     if (input != 0) {
         for (uint32_t i = 0; i < 128u; ++i) {
-            edgefront_arena[384 + i] = input[i];
+            edgefront_at(564)[i] = input[i];
         }
     }
     edgefront_layer_00_conv2d();
@@ -101,7 +114,7 @@ int edgefront_run(const int8_t *input, int8_t *output)
     edgefront_layer_03_dense();
     if (output != 0) {
         for (uint32_t i = 0; i < 5u; ++i) {
-            output[i] = edgefront_arena[8 + i];
+            output[i] = edgefront_at(0)[i];
         }
     }
     return 0;

@@ -3,20 +3,22 @@
 #define EDGEFRONT_WEIGHTS_H
 
 #include "kernels/ef_common.h"
+#include "kernels/ef_dense_s8.h"
+#include "kernels/ef_dwconv2d_s8.h"
+#include "kernels/ef_filter_s8.h"
 
-extern const ef_requant_t edgefront_layer_00_conv2d_quant;
-extern const int8_t edgefront_layer_00_conv2d_weights[108];
-extern const int32_t edgefront_layer_00_conv2d_bias[6];
-extern const int32_t edgefront_layer_00_conv2d_multipliers[6];
-extern const ef_requant_t edgefront_layer_01_dwconv2d_quant;
+extern _Alignas(4) const int8_t edgefront_layer_00_conv2d_weights[96];
+extern const int8_t edgefront_layer_00_conv2d_tails[12];
+extern const int32_t edgefront_layer_00_conv2d_requant[12];
+extern const ef_filter_t edgefront_layer_00_conv2d_params;
 extern const int8_t edgefront_layer_01_dwconv2d_weights[54];
-extern const int32_t edgefront_layer_01_dwconv2d_bias[6];
-extern const int32_t edgefront_layer_01_dwconv2d_multipliers[6];
+extern const int32_t edgefront_layer_01_dwconv2d_requant[12];
+extern const ef_depthwise_t edgefront_layer_01_dwconv2d_params;
 extern const ef_requant_t edgefront_layer_02_avgpool_quant;
 extern const int32_t edgefront_layer_02_avgpool_multipliers[1];
-extern const ef_requant_t edgefront_layer_03_dense_quant;
-extern const int8_t edgefront_layer_03_dense_weights[30];
-extern const int32_t edgefront_layer_03_dense_bias[5];
-extern const int32_t edgefront_layer_03_dense_multipliers[5];
+extern _Alignas(4) const int8_t edgefront_layer_03_dense_weights[20];
+extern const int8_t edgefront_layer_03_dense_tails[10];
+extern const int32_t edgefront_layer_03_dense_requant[10];
+extern const ef_dense_t edgefront_layer_03_dense_params;
 
 #endif

@@ -16,6 +16,13 @@
 
 #define EF_INLINE static inline __attribute__((always_inline))
 
+/** Kernels in assembly exist for Thumb-2 with the DSP extension: Cortex-M4, M7, most M33. EF_PORTABLE leaves them out. */
+#if defined(__ARM_FEATURE_DSP) && !defined(EF_PORTABLE)
+#define EF_HAS_DSP 1
+#else
+#define EF_HAS_DSP 0
+#endif
+
 /** How accumulators become bytes: the part that is the same for all channels of a layer. */
 typedef struct {
     int32_t input_zero_point;

@@ -1,0 +1,150 @@
+"""Convolutions and fully connected layers as C: their tables and their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.firmware.depthwise import Geometry, assembly
+from tasks.firmware.ir import Conv2d, Dense, Graph, op_name
+from tasks.firmware.kernels import geometry_of, is_wide
+from tasks.firmware.packing import PAIRS, QUADS, WORD, Packed, fold, pack
+
+Table = tuple[str, str, str]  # C type, name with its size, initialiser
+Values = Callable[[NDArray[np.integer]], str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """C expressions: where a layer's input, scratch words and output lie."""
+
+    source: str
+    scratch: str
+    target: str
+
+
+def tables(graph: Graph, layer: Conv2d | Dense, symbol: str, values: Values) -> list[Table]:
+    """What the kernel of ``layer`` reads, its parameters last."""
+    zero_point = graph.tensors[layer.inputs[0]].zero_point
+    if isinstance(layer, Dense):
+        packed = pack(layer.weights, layer.bias, layer.multipliers, zero_point, QUADS)
+        n_outputs, n_inputs = layer.weights.shape
+        fields = [
+            f"{symbol}_weights",
+            f"{symbol}_requant",
+            f"{symbol}_tails",
+            n_outputs,
+            n_inputs // WORD,
+            n_inputs % WORD,
+        ]
+        return _packed(packed, symbol, values, "ef_dense_t", [*fields, *_rounding(graph, layer)])
+    if op_name(layer) == "gconv2d":
+        return _grouped(graph, layer, symbol, values)
+    if op_name(layer) == "dwconv2d":
+        requant = np.stack([fold(layer.weights, layer.bias, zero_point), layer.multipliers], axis=1)
+        fields = [f"{symbol}_weights", f"{symbol}_requant", len(layer.weights), zero_point, *_rounding(graph, layer)]
+        return [
+            ("int8_t", f"{symbol}_weights[{layer.weights.size}]", values(layer.weights)),
+            ("int32_t", f"{symbol}_requant[{requant.size}]", values(requant)),
+            ("ef_depthwise_t", f"{symbol}_params", _record(fields)),
+        ]
+    rows = layer.weights.reshape(len(layer.weights), -1)
+    packed = pack(rows, layer.bias, layer.multipliers, zero_point, PAIRS)
+    n_outputs, n_taps = rows.shape
+    output_zero_point, *rounding = _rounding(graph, layer)
+    fields = [f"{symbol}_weights", f"{symbol}_requant", n_outputs // 2, n_taps // WORD, n_outputs, output_zero_point]
+    fields += [f"{symbol}_tails", n_taps % WORD, *rounding, zero_point]
+    return _packed(packed, symbol, values, "ef_filter_t", fields)
+
+
+def _packed(packed: Packed, symbol: str, values: Values, kind: str, fields: list[str | int]) -> list[Table]:
+    arrays = {
+        f"{symbol}_weights": ("_Alignas(4) int8_t", packed.words),
+        f"{symbol}_tails": ("int8_t", packed.tails),
+        f"{symbol}_requant": ("int32_t", packed.requant),
+    }
+    absent = {name for name, (_, array) in arrays.items() if not array.size}
+    found = [(kind_, f"{name}[{array.size}]", values(array)) for name, (kind_, array) in arrays.items() if array.size]
+    return [*found, (kind, f"{symbol}_params", _record(0 if field in absent else field for field in fields))]
+
+
+def _grouped(graph: Graph, layer: Conv2d, symbol: str, values: Values) -> list[Table]:
+    zero_points = [graph.tensors[name].zero_point for name in (layer.inputs[0], layer.output)]
+    return [
+        (
+            "ef_requant_t",
+            f"{symbol}_quant",
+            _record([*zero_points, layer.clamp.low, layer.clamp.high, layer.left_shift]),
+        ),
+        ("int8_t", f"{symbol}_weights[{layer.weights.size}]", values(layer.weights)),
+        ("int32_t", f"{symbol}_bias[{layer.bias.size}]", values(layer.bias)),
+        ("int32_t", f"{symbol}_multipliers[{layer.multipliers.size}]", values(layer.multipliers)),
+    ]
+
+
+def _rounding(graph: Graph, layer: Conv2d | Dense) -> list[str | int]:
+    return [graph.tensors[layer.output].zero_point, layer.left_shift, layer.clamp.low, layer.clamp.high]
+
+
+def _record(fields: Iterable[str | int]) -> str:
+    return "{" + ", ".join(map(str, fields)) + "}"
+
+
+def call(graph: Graph, layer: Conv2d | Dense, prefix: str, symbol: str, place: Place) -> list[str]:
+    """The lines of C that run the layer; those with a window expect it as the constant ``shape``."""
+    params = f"&{symbol}_params"
+    if isinstance(layer, Dense):
+        name = "ef_dense_wide_s8" if is_wide(layer) else "ef_dense_s8"
+        return [f"    {name}({params}, {place.source}, {place.target});"]
+    if op_name(layer) == "gconv2d":
+        arguments = ["shape", f"{symbol}_quant", place.source]
+        arguments += [f"{symbol}_weights", f"{symbol}_bias", f"{symbol}_multipliers", place.target]
+        return [f"    ef_gconv2d_s8({', '.join(arguments)});"]
+    if op_name(layer) == "dwconv2d":
+        arguments = f"{params}, {place.source}, {place.scratch}, {place.target}"
+        portable = f"    ef_dwconv2d_s8(shape, {arguments});"
+        geometry = geometry_of(graph, layer)
+        if not geometry.is_supported:
+            return [portable]
+        own = f"    {depthwise_symbol(graph, prefix, geometry)}({arguments});"
+        return ["#if EF_HAS_DSP", "    (void)shape;", own, "#else", portable, "#endif"]
+    wide = "true" if is_wide(layer) else "false"
+    return [f"    ef_conv2d_s8(shape, {wide}, {params}, {place.source}, {place.scratch}, {place.target});"]
+
+
+def depthwise_geometries(graph: Graph) -> list[Geometry]:
+    """Those of the graph that have code of their own, each once, in order of first use."""
+    layers = (layer for layer in graph.layers if isinstance(layer, Conv2d) and op_name(layer) == "dwconv2d")
+    found = dict.fromkeys(geometry_of(graph, layer) for layer in layers)
+    return [geometry for geometry in found if geometry.is_supported]
+
+
+def depthwise_symbol(graph: Graph, prefix: str, geometry: Geometry) -> str:
+    return f"{prefix}_depthwise_{depthwise_geometries(graph).index(geometry):02d}"
+
+
+def depthwise_prototypes(graph: Graph, prefix: str) -> str:
+    """Declarations of the functions in :func:`depthwise_file`."""
+    geometries = depthwise_geometries(graph)
+    if not geometries:
+        return ""
+    arguments = "const ef_depthwise_t *layer, const int8_t *in, uint32_t *scratch, int8_t *out"
+    lines = [f"void {depthwise_symbol(graph, prefix, geometry)}({arguments});" for geometry in geometries]
+    return "\n".join(["#if EF_HAS_DSP", *lines, "#endif", ""])
+
+
+def depthwise_file(graph: Graph, prefix: str) -> str:
+    """The assembly of all depthwise geometries; empty where there is none."""
+    parts = []
+    for geometry in depthwise_geometries(graph):
+        kernel, stride, pads = geometry.window.kernel, geometry.window.stride, geometry.window.pads
+        about = f"{kernel[0]}x{kernel[1]}, stride {stride[0]}x{stride[1]}, padding {pads.top} and {pads.left}"
+        sizes = " to ".join("x".join(map(str, shape)) for shape in (geometry.source, geometry.target))
+        parts.append(f"/* {about}, {sizes} */\n" + assembly(depthwise_symbol(graph, prefix, geometry), geometry))
+    if not parts:
+        return ""
+    guard = "#if defined(__ARM_FEATURE_DSP) && !defined(EF_PORTABLE)\n\n    .syntax unified\n    .thumb\n\n"
+    return guard + "\n".join(parts) + "\n#endif\n"

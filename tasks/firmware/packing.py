@@ -1,0 +1,64 @@
+"""Weights in the order in which kernels read them, without a byte of padding.
+
+Kernels take several outputs at once and four taps a word, so rows of weights are cut into groups of outputs and words
+of taps: ``[groups][words][outputs of the group][4]``. Taps that fill no word follow in a table of their own, ``[groups]
+[taps][outputs of the group]``. The input's zero point is folded into the bias: Σ w·(x − z) + b = Σ w·x + (b − z·Σ w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.firmware.ir import Int8Array, Int32Array
+
+WORD = 4
+PAIRS = (2, 1)
+QUADS = (4, 2, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Packed:
+    """``words`` and ``tails`` together are as long as the weights; ``requant`` holds, group by group, the biases and
+    then the multipliers."""
+
+    words: Int8Array
+    tails: Int8Array
+    requant: Int32Array
+
+
+def pack(
+    weights: Int8Array, bias: Int32Array, multipliers: Int32Array, zero_point: int, widths: Sequence[int]
+) -> Packed:
+    """Tables for kernels that work on groups of ``widths`` outputs, the widest first.
+
+    Shapes:
+        weights: (O, K). bias, multipliers: (O,). zero_point: of the input.
+    """
+    folded = fold(weights, bias, zero_point)
+    n_whole = weights.shape[1] // WORD * WORD
+    words, tails, requant = [], [], []
+    for rows in groups(len(weights), widths):
+        whole = weights[rows, :n_whole].reshape(rows.stop - rows.start, n_whole // WORD, WORD)
+        words.append(whole.transpose(1, 0, 2).ravel())
+        tails.append(weights[rows, n_whole:].T.ravel())
+        requant += [folded[rows], multipliers[rows]]
+    return Packed(words=np.concatenate(words), tails=np.concatenate(tails), requant=np.concatenate(requant))
+
+
+def fold(weights: Int8Array, bias: Int32Array, zero_point: int) -> Int32Array:
+    """The biases (O,) with the zero point in them, modulo 2**32 like the accumulators they start."""
+    sums = weights.reshape(len(weights), -1).astype(np.int64).sum(axis=1)
+    folded: Int32Array = (bias.astype(np.int64) - zero_point * sums).astype(np.uint32).astype(np.int32)
+    return folded
+
+
+def groups(n: int, widths: Sequence[int]) -> Iterator[slice]:
+    """Rows 0 … n - 1 in as many groups of the widest size as there are, then of the next."""
+    start = 0
+    for width in widths:
+        while n - start >= width:
+            yield slice(start, start + width)
+            start += width
