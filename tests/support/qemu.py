@@ -29,6 +29,7 @@ from tests.support.boards import SOURCES
 # An STM32F405: 1 MB of flash and 128 KB of RAM at the addresses of the F446.
 MACHINE, KIND = "netduinoplus2", "nucleo-f446re"
 TIMEOUT_S = 60.0
+_PACKET_BYTES = 1024  # of memory; QEMU takes packets of 4096 characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +192,13 @@ class Gdb:
         self._buffer = b""
 
     def read(self, address: int, size: int) -> bytes:
-        return bytes.fromhex(self._ask(f"m{address:x},{size:x}"))
+        parts = [(at, min(_PACKET_BYTES, size - at)) for at in range(0, size, _PACKET_BYTES)]
+        return b"".join(bytes.fromhex(self._ask(f"m{address + at:x},{length:x}")) for at, length in parts)
 
     def write(self, address: int, data: bytes) -> None:
-        assert self._ask(f"M{address:x},{len(data):x}:{data.hex()}") == "OK"
+        for at in range(0, len(data), _PACKET_BYTES):
+            part = data[at : at + _PACKET_BYTES]
+            assert self._ask(f"M{address + at:x},{len(part):x}:{part.hex()}") == "OK"
 
     def run_for(self, seconds: float) -> None:
         """Let the core run for that long, then halt it."""
