@@ -163,6 +163,20 @@ def compile_model(file: Path, kind: BoardKind, compiler: str = "zig") -> Compile
         raise Defect("compiler", str(error)) from error
     except FirmwareError as error:
         raise UsageError(f"{file}, board {kind.name}: {error}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        if fault := invalidity(data):
+            raise UsageError(f"{file}: not a valid ONNX model: {fault}") from error
+        raise
+
+
+def invalidity(data: bytes) -> str:
+    """What ONNX's own checker finds wrong with a model; empty where nothing is. It also refuses some that compile well,
+    so it is asked for an explanation only, never first."""
+    try:
+        onnx.checker.check_model(data)
+    except onnx.checker.ValidationError as error:
+        return " ".join(str(error).split())
+    return ""
 
 
 def profile_compiled(compiled: Compiled, kind: BoardKind, *, n_inputs: int = N_INPUTS, seed: int = 0) -> Profile:

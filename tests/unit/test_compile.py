@@ -187,6 +187,29 @@ def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
         read_model(file)
 
 
+def test_an_invalid_model_is_refused_with_what_is_wrong_in_it(tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(small_model().serialised())
+    model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 1
+    del next(node for node in model.graph.node if node.op_type == "Conv").input[1:]
+    file = tmp_path / "invalid.onnx"
+    file.write_bytes(model.SerializeToString())
+    text = refusal(file, tmp_path)
+    assert f"{file}: not a valid ONNX model" in text
+    assert "has input size 1" in text
+
+
+def test_an_error_of_ours_in_a_valid_model_is_not_blamed_on_the_file(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise IndexError("ours")
+
+    monkeypatch.setattr(compiling, "compile_network", fail)
+    monkeypatch.setattr(compiling, "invalidity", lambda _: "")
+    with pytest.raises(IndexError, match="ours"):
+        compile_model(model_file, load_kind(BOARD))
+
+
 def test_an_unsupported_operator_is_named_with_node_reason_and_remedy(tmp_path: Path) -> None:
     model = small_model()
     model.quantised(model.node("Softmax", [model.last]))
