@@ -500,6 +500,45 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
     click.echo(f"{folder}  (next: make -C {shlex.quote(str(folder))} test)")
 
 
+# ----------------------------------------------------------------------------------------- a model without a study
+
+
+@main.command("compile", short_help="Compile an ONNX model and measure it, without a study.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--board", required=True, help="Board kind; edgefront boards lists them.")
+@click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="New or empty folder.")
+@click.option("--compiler", type=click.Choice(["zig", "gcc"]), default="zig", show_default=True, help="C compiler.")
+@click.option("--force", is_flag=True, help="Write into a folder that holds something.")
+@_json_option
+def compile_command(model: Path, board: str, folder: Path, compiler: str, force: bool, as_json: bool) -> None:
+    """Compile MODEL, an ONNX file quantised to int8 (QDQ), and say what each layer costs.
+
+    Writes C sources, firmware.elf and report.json into the folder. The firmware runs on the virtual board with random
+    inputs; its outputs must be the integer reference's bit for bit.
+
+    \b
+    Example:
+      edgefront compile network-int8.onnx --board nucleo-l4r5zi --out build
+    """
+    from rich.console import Console
+
+    from mcu_agent.kinds import load_kind
+    from tasks.compile import check_folder, compile_model, measure, write
+    from tasks.compile_view import report_view
+
+    kind = load_kind(board)
+    check_folder(folder, is_forced=force)
+    compiled = compile_model(model, kind, compiler)
+    report = measure(str(model), compiled, kind)
+    write(compiled, report, folder)
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+        return
+    console = Console(highlight=False)
+    console.print(report_view(report, console.width))
+    console.print(f"written  {folder}", markup=False, soft_wrap=True)
+
+
 # ----------------------------------------------------------------------------------------------- study files
 
 

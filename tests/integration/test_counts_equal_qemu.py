@@ -1,4 +1,5 @@
-"""QEMU runs the same images: the same outputs, and the same number of instructions to the last one."""
+"""QEMU runs the same images: the same outputs, the same number of instructions to the last one, and blocks of the same
+cycles."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from tasks.firmware.compiler import compile_graph
 from tasks.firmware.ir import Graph
 from tasks.quant import reference
 from tests.support import boards, qemu
+from tests.support.graphs import small_cnn
 from tests.support.networks import graphs, random_inputs
 
 pytestmark = pytest.mark.skipif(bool(qemu.why_not()), reason=qemu.why_not() or "QEMU is there")
@@ -26,7 +28,23 @@ def test_a_hand_written_firmware_counts_the_same(tmp_path: Path) -> None:
     outputs, counts = qemu.run_on_qemu(job.elf, job.inputs, tmp_path)
     found = profile(job, VirtualBoard("v1", load_kind(qemu.KIND)))
     np.testing.assert_array_equal(outputs, job.expected)
-    assert counts == [found.instructions] * len(job.inputs)
+    assert [one.instructions for one in counts] == [found.instructions] * len(job.inputs)
+    assert {one.cycles for one in counts} == {found.cycles.median}
+
+
+def test_a_layer_alone_counts_the_same_in_instructions_and_cycles(tmp_path: Path) -> None:
+    kind, graph = load_kind(qemu.KIND), small_cnn()
+    compiled = compile_graph(graph, kind)
+    x = random_inputs(graph, 3)[2:]
+    layers = [Layer.from_json(layer) for layer in compiled.layers_json()]
+    expected = reference.output_of(graph, x)
+    job = Job(elf=compiled.image.elf, inputs=x.reshape(1, -1), expected=expected, layers=layers)
+    found = profile(job, VirtualBoard("v1", kind))
+    for layer, counted in zip(layers, found.layers, strict=True):
+        span = qemu.layer_span(job.elf, layer.symbol)
+        outputs, (counts,) = qemu.run_on_qemu(job.elf, job.inputs, tmp_path, span)
+        np.testing.assert_array_equal(outputs, expected)
+        assert (counts.instructions, counts.cycles) == (counted.instructions, counted.cycles), layer.name
 
 
 @settings(
@@ -53,4 +71,5 @@ def test_random_networks_count_the_same_and_give_the_same(graph: Graph, tmp_path
     for index, count in enumerate(counts):
         one = slice(index, index + 1)
         alone = dataclasses.replace(job, inputs=job.inputs[one], expected=job.expected[one])
-        assert profile(alone, VirtualBoard("v1", kind)).instructions == count
+        found = profile(alone, VirtualBoard("v1", kind))
+        assert (found.instructions, found.cycles.median) == (count.instructions, count.cycles)

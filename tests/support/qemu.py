@@ -7,9 +7,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,37 +19,118 @@ import numpy as np
 
 from mcu_agent import mailbox
 from mcu_agent.boards.blockcounter import cache_folder
-from mcu_agent.image import read_image
+from mcu_agent.boards.protocol import Counts
+from mcu_agent.boards.thumb import TAKEN_PENALTY, block_cost
+from mcu_agent.image import Image, read_image
 from mcu_agent.kinds import load_kind
-from mcu_agent.mailbox import Mailbox
+from mcu_agent.mailbox import Mailbox, Status
 from tests.support.boards import SOURCES
 
 # An STM32F405: 1 MB of flash and 128 KB of RAM at the addresses of the F446.
 MACHINE, KIND = "netduinoplus2", "nucleo-f446re"
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
+_PACKET_BYTES = 1024  # of memory; QEMU takes packets of 4096 characters
 
 
-def run_on_qemu(elf: bytes, inputs: np.ndarray, folder: Path) -> tuple[np.ndarray, list[int]]:
-    """Outputs (n, bytes) for int8 inputs (n, bytes), and the instructions of every run."""
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What is counted: from each entry of ``start`` to the next of ``end``, both addresses of basic blocks."""
+
+    start: int
+    end: int
+
+
+def run_on_qemu(
+    elf: bytes, inputs: np.ndarray, folder: Path, span: Span | None = None
+) -> tuple[np.ndarray, list[Counts]]:
+    """Outputs (n, bytes) for int8 inputs (n, bytes), and the counts of every run: by default of the whole network,
+    between the entries of ``edgefront_run`` and ``edgefront_after_run``.
+
+    Instructions are QEMU's; cycles are those of the virtual board's cost table over QEMU's blocks.
+    """
     image = read_image(elf, load_kind(KIND))
-    path, counts = folder / "image.elf", folder / "counts.txt"
+    path, blocks = folder / "image.elf", folder / "blocks.txt"
     path.write_bytes(elf)
-    start, end = image.address("edgefront_run"), image.address("edgefront_after_run")
-    plugin = f"{_plugin(str(folder))},start={start:#x},end={end:#x},out={counts}"
-    ready, base = image.address("edgefront_ready"), image.address("edgefront_mailbox")
+    span = span or Span(image.address("edgefront_run"), image.address("edgefront_after_run"))
+    plugin = f"{_plugin(str(folder))},start={span.start:#x},end={span.end:#x},out={blocks}"
+    base = image.address("edgefront_mailbox")
     outputs = []
     with _qemu(path, plugin, folder) as gdb:
-        gdb.run_to(ready)
-        for one in inputs:
-            box = Mailbox.unpack(gdb.read(base, mailbox.SIZE))
+        box = _mailbox_when(gdb, base, lambda box: box.magic == mailbox.MAGIC)
+        for n_runs, one in enumerate(inputs, 1):
             data = one.astype(np.int8).tobytes()
             gdb.write(box.input_address, data)
             gdb.write(base + mailbox.INPUT_CRC_OFFSET, zlib.crc32(data).to_bytes(4, "little"))
             gdb.write(base + mailbox.COMMAND_OFFSET, mailbox.COMMAND_RUN.to_bytes(4, "little"))
-            gdb.run_to(end)
-            gdb.run_to(ready)
+            box = _mailbox_when(gdb, base, lambda box, n=n_runs: box.sequence == n and box.status == Status.DONE)
             outputs.append(np.frombuffer(gdb.read(box.output_address, box.output_bytes), dtype=np.int8))
-    return np.stack(outputs), [int(line) for line in counts.read_text().split()]
+    return np.stack(outputs), _counts(blocks.read_text(), image)
+
+
+def _mailbox_when(gdb: Gdb, base: int, is_there: Callable[[Mailbox], bool]) -> Mailbox:
+    """Run until the mailbox is as it shall be.
+
+    It is looked at now and then: a breakpoint makes each instruction on its page a block of its own, and a watchpoint
+    repeats parts of blocks that write beside it.
+
+    Raises:
+        TimeoutError: it is not, in time.
+    """
+    deadline, wait_s = time.monotonic() + TIMEOUT_S, 0.002
+    while time.monotonic() < deadline:
+        box = Mailbox.unpack(gdb.read(base, mailbox.SIZE))
+        if is_there(box):
+            return box
+        gdb.run_for(wait_s)
+        wait_s = min(2 * wait_s, 0.1)
+    raise TimeoutError(f"the firmware is not done after {TIMEOUT_S:g} s on QEMU; its mailbox: {box}")
+
+
+def layer_span(elf: bytes, symbol: str) -> Span:
+    """From the entry of a layer's function to its return to ``edgefront_run``, which calls it once.
+
+    Raises:
+        ValueError: ``edgefront_run`` does not call it once.
+    """
+    image = read_image(elf, load_kind(KIND))
+    run, target = image.symbols["edgefront_run"], image.address(symbol)
+    code = _code(image, run.address, run.size)
+    places = [at for at in range(0, len(code) - 3, 2) if _call_target(code[at : at + 4], run.address + at) == target]
+    if len(places) != 1:
+        raise ValueError(f"edgefront_run calls {symbol} {len(places)} times, expected once")
+    return Span(target, run.address + places[0] + 4)
+
+
+def _call_target(code: bytes, address: int) -> int | None:
+    """Where a BL at ``address`` leads (Armv7-M ARM, A7.7.18, encoding T1); None for other instructions."""
+    first, second = (int.from_bytes(code[at : at + 2], "little") for at in (0, 2))
+    if first & 0xF800 != 0xF000 or second & 0xD000 != 0xD000:
+        return None
+    sign, j1, j2 = first >> 10 & 1, second >> 13 & 1, second >> 11 & 1
+    offset = (1 ^ j1 ^ sign) << 23 | (1 ^ j2 ^ sign) << 22 | (first & 0x3FF) << 12 | (second & 0x7FF) << 1
+    return address + 4 + offset - (sign << 24)
+
+
+def _code(image: Image, address: int, size: int) -> bytes:
+    for segment in image.segments:
+        at = address - segment.address
+        if at >= 0 and at + size <= len(segment.data):
+            return segment.data[at : at + size]
+    raise ValueError(f"no segment holds {size} bytes at {address:#x}")
+
+
+def _counts(text: str, image: Image) -> list[Counts]:
+    """The plugin's file, run by run."""
+    found, instructions, cycles = [], 0, 0
+    for line in text.splitlines():
+        if line == "end":
+            found.append(Counts(instructions=instructions, cycles=cycles))
+            instructions = cycles = 0
+            continue
+        address, size, n_instructions, runs, taken = map(int, line.split()[1:])
+        instructions += n_instructions * runs
+        cycles += block_cost(_code(image, address, size)).cycles * runs + TAKEN_PENALTY * taken
+    return found
 
 
 @lru_cache
@@ -102,29 +185,38 @@ def _connect(address: Path, process: subprocess.Popen[bytes]) -> socket.socket:
 
 
 class Gdb:
-    """The four commands of the GDB remote protocol that this needs."""
+    """The few commands of the GDB remote protocol that this needs."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = b""
 
     def read(self, address: int, size: int) -> bytes:
-        return bytes.fromhex(self._ask(f"m{address:x},{size:x}"))
+        parts = [(at, min(_PACKET_BYTES, size - at)) for at in range(0, size, _PACKET_BYTES)]
+        return b"".join(bytes.fromhex(self._ask(f"m{address + at:x},{length:x}")) for at, length in parts)
 
     def write(self, address: int, data: bytes) -> None:
-        assert self._ask(f"M{address:x},{len(data):x}:{data.hex()}") == "OK"
+        for at in range(0, len(data), _PACKET_BYTES):
+            part = data[at : at + _PACKET_BYTES]
+            assert self._ask(f"M{address + at:x},{len(part):x}:{part.hex()}") == "OK"
 
-    def run_to(self, address: int) -> None:
-        """Run to a breakpoint; one set on the instruction the core stands at is passed over first."""
-        self._ask("s")
-        assert self._ask(f"Z1,{address:x},2") == "OK"
-        stop = self._ask("c")
-        assert stop.startswith("T05"), stop
-        assert self._ask(f"z1,{address:x},2") == "OK"
+    def run_for(self, seconds: float) -> None:
+        """Let the core run for that long, then halt it."""
+        self._send("c")
+        time.sleep(seconds)
+        self._connection.sendall(b"\x03")
+        stop = self._answer("c")
+        assert stop.startswith("T02"), stop
 
     def _ask(self, command: str) -> str:
+        self._send(command)
+        return self._answer(command)
+
+    def _send(self, command: str) -> None:
         checksum = sum(command.encode()) & 0xFF
         self._connection.sendall(f"${command}#{checksum:02x}".encode())
+
+    def _answer(self, command: str) -> str:
         while b"#" not in self._buffer or len(self._buffer) < self._buffer.index(b"#") + 3:
             received = self._connection.recv(65536)
             if not received:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import cli
+from bench import zoo
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -55,6 +57,16 @@ def test_the_rack_file_of_the_first_board_is_a_right_one(tmp_path: Path) -> None
     rack.write_text(blocks("first-board.md", "toml")[0])
     result = CliRunner().invoke(cli.main, ["boards", "--rack", str(rack)])
     assert "bench-2" in result.output, result.output
+
+
+def test_the_readme_compiles_a_network_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (command,) = [block for block in blocks("../README.md", "sh") if "compile" in block]
+    program, *arguments = shlex.split(command)
+    Path("network-int8.onnx").write_bytes(zoo.quantised("mlp"))
+    result = CliRunner().invoke(cli.main, arguments)
+    assert (program, result.exit_code) == ("edgefront", 0), result.output
+    assert {"firmware.elf", "report.json", "edgefront.c"} <= {path.name for path in Path("build").iterdir()}
 
 
 def all_pages() -> list[Path]:

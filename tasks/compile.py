@@ -1,0 +1,323 @@
+"""A model file, compiled and measured without a study: ONNX → C and ELF → what each layer costs on the virtual board.
+
+Sizes are exact. Instructions, cycles and the stack are those of an emulated core; cycles follow a cost table at zero
+wait states and are a lower bound (``docs/boards.md``). Nothing is written before everything has been measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from mcu_agent.boards.virtual import VirtualBoard
+from mcu_agent.image import read_image
+from mcu_agent.kinds import BoardKind
+from mcu_agent.session import Job, Layer, Profile, profile
+from orchestrator.errors import UsageError
+from orchestrator.records import Json, Source, Value
+from tasks.errors import Defect, TransientFault
+from tasks.firmware.compiler import PREFIX, Compiled, compile_network, write_sources
+from tasks.firmware.errors import FirmwareError, ToolchainError, ToolchainInterrupted
+from tasks.firmware.ir import Int8Array
+from tasks.firmware.planner import Plan
+from tasks.firmware.toolchain import gcc_path
+from tasks.quant import reference
+
+ELF_FILE, REPORT_FILE = "firmware.elf", "report.json"
+N_INPUTS = 3
+TIMEOUT_S = 600.0
+
+_QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+_INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger")
+_HOW_TO_QUANTISE = (
+    "quantise it first, for instance with onnxruntime.quantization.quantize_static(…, quant_format=QuantFormat.QDQ, "
+    "activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, per_channel=True); a trial that `edgefront export` "
+    "writes has its network-int8.onnx"
+)
+_LAYER_SYMBOL = re.compile(rf"{PREFIX}_layer_(\d+)_")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rom:
+    """Bytes of flash that are one layer's own: its functions and its tables."""
+
+    code_bytes: int = 0
+    weights_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerReport:
+    """One layer. ``output_shape`` (H, W, C); ``live_bytes``: activations (and scratch memory) that are in the arena
+    while it runs. ``macs`` and bytes are exact, ``instructions`` and ``cycles`` emulated: those of the median run."""
+
+    index: int
+    name: str
+    op: str
+    output_shape: tuple[int, ...]
+    macs: int
+    instructions: int
+    cycles: int
+    live_bytes: int
+    rom: Rom
+
+    @property
+    def instructions_per_mac(self) -> float | None:
+        """None where the layer multiplies nothing."""
+        return self.instructions / self.macs if self.macs else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a compiled network costs on a board kind. ``totals`` carry unit and source; ``largest_layer`` is the index
+    of the layer during which most of the arena is in use, which no plan can do without."""
+
+    model: str
+    digest: str
+    board: str
+    core: str
+    clock_hz: int
+    compiler: str
+    n_inputs: int
+    seed: int
+    layers: tuple[LayerReport, ...]
+    largest_layer: int
+    totals: Mapping[str, Value]
+
+    def to_json(self) -> Json:
+        """The same as one JSON object; ``bit_exact`` is always true, because a difference ends in an error."""
+        return {
+            "model": self.model,
+            "sha256": self.digest,
+            "board": self.board,
+            "core": self.core,
+            "clock_hz": self.clock_hz,
+            "compiler": self.compiler,
+            "inputs": {"n": self.n_inputs, "seed": self.seed, "bit_exact": True},
+            "layers": [_layer_json(layer) for layer in self.layers],
+            "largest_layer": self.largest_layer,
+            "totals": {name: value.to_json() for name, value in self.totals.items()},
+        }
+
+
+def _layer_json(layer: LayerReport) -> Json:
+    plain = {name: value for name, value in asdict(layer).items() if name not in ("rom", "live_bytes", "output_shape")}
+    sizes = {"ram_live_bytes": layer.live_bytes, **asdict(layer.rom)}
+    return {**plain, "output_shape": list(layer.output_shape), **sizes}
+
+
+def read_model(file: Path) -> bytes:
+    """The bytes of an int8 QDQ model, checked for what users most often give instead.
+
+    Raises:
+        UsageError: no such file, no ONNX model, a model without quantisation, or one whose weights lie elsewhere.
+    """
+    if not file.is_file():
+        raise UsageError(f"{file}: there is no such file; give an ONNX model quantised to int8 (QDQ)")
+    data = file.read_bytes()
+    try:
+        graph = onnx.load_model_from_string(data).graph
+    except Exception as error:  # protobuf raises classes of its own, by implementation
+        raise UsageError(f"{file}: not an ONNX model: {error}") from error
+    if not graph.node:
+        raise UsageError(f"{file}: not an ONNX model: it holds no operator")
+    operators = {node.op_type for node in graph.node}
+    if integer := sorted(name for name in operators if name.startswith(_INTEGER_OPERATORS)):
+        raise UsageError(
+            f"{file}: quantised with integer operators ({', '.join(integer)}); quantise to the QDQ format instead "
+            "(quant_format=QuantFormat.QDQ)"
+        )
+    if not operators & set(_QUANTISERS):
+        raise UsageError(f"{file}: not quantised (no QuantizeLinear, no DequantizeLinear); {_HOW_TO_QUANTISE}")
+    if outside := [item.name for item in graph.initializer if item.data_location == onnx.TensorProto.EXTERNAL]:
+        raise UsageError(
+            f"{file}: the values of {outside[0]!r} lie in another file; save the model in one piece "
+            "(onnx.save(…, save_as_external_data=False))"
+        )
+    return data
+
+
+def compile_model(file: Path, kind: BoardKind, compiler: str = "zig") -> Compiled:
+    """The firmware of a model file for a board kind, by ``"zig"`` or ``"gcc"``.
+
+    Raises:
+        UsageError: the file is none that can be compiled (its operator, node and the remedy are named), it does not
+            fit the board, or the compiler asked for is not installed.
+        TransientFault: the C compiler was killed or ran out of time.
+        Defect: the C compiler refused our code.
+    """
+    data = read_model(file)
+    if compiler == "gcc" and gcc_path() is None:
+        raise UsageError("--compiler gcc: arm-none-eabi-gcc is not on the path; install it, or use --compiler zig")
+    try:
+        return compile_network(data, kind, compiler=compiler)
+    except ToolchainInterrupted as error:
+        raise TransientFault("compiler_interrupted", str(error)) from error
+    except ToolchainError as error:
+        raise Defect("compiler", str(error)) from error
+    except FirmwareError as error:
+        raise UsageError(f"{file}, board {kind.name}: {error}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        if fault := invalidity(data):
+            raise UsageError(f"{file}: not a valid ONNX model: {fault}") from error
+        raise
+
+
+def invalidity(data: bytes) -> str:
+    """What ONNX's own checker finds wrong with a model; empty where nothing is. It also refuses some that compile well,
+    so it is asked for an explanation only, never first."""
+    try:
+        onnx.checker.check_model(data)
+    except onnx.checker.ValidationError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def profile_compiled(compiled: Compiled, kind: BoardKind, *, n_inputs: int = N_INPUTS, seed: int = 0) -> Profile:
+    """Run the image on a virtual board with random input bytes; expected outputs are the integer reference's.
+
+    Raises:
+        BitMismatch: an output differs; names the first differing layer.
+        AgentError: the firmware faulted or did not come back.
+    """
+    inputs = random_inputs(compiled, n_inputs, seed)
+    layers = reference.run(compiled.graph, inputs[:1])
+    job = Job(
+        elf=compiled.image.elf,
+        inputs=inputs.reshape(n_inputs, -1),
+        expected=reference.output_of(compiled.graph, inputs),
+        layers=[Layer.from_json(item) for item in compiled.layers_json()],
+        layer_outputs={index: layers[layer.output][0] for index, layer in enumerate(compiled.graph.layers)},
+        timeout_s=TIMEOUT_S,
+    )
+    return profile(job, VirtualBoard("virtual", kind))
+
+
+def random_inputs(compiled: Compiled, n: int, seed: int) -> Int8Array:
+    """(n, H, W, C) bytes, all values equally likely."""
+    shape = (n, *compiled.graph.input_tensor.shape)
+    return np.random.default_rng(seed).integers(-128, 128, size=shape).astype(np.int8)
+
+
+def measure(model: str, compiled: Compiled, kind: BoardKind, *, n_inputs: int = N_INPUTS, seed: int = 0) -> Report:
+    """Run the network on the virtual board and put together what it costs; ``model`` is what reports call it.
+
+    Raises:
+        AgentError: as :func:`profile_compiled`.
+    """
+    found = profile_compiled(compiled, kind, n_inputs=n_inputs, seed=seed)
+    live = live_bytes(compiled.plan, len(compiled.graph.layers))
+    return Report(
+        model=model,
+        digest=compiled.graph.digest,
+        board=kind.name,
+        core=kind.core,
+        clock_hz=kind.clock_hz,
+        compiler=compiled.image.compiler,
+        n_inputs=n_inputs,
+        seed=seed,
+        layers=_layers(compiled, found, live, rom_by_layer(compiled.image.elf, kind)),
+        largest_layer=int(np.argmax(live)),
+        totals=_totals(compiled, found),
+    )
+
+
+def live_bytes(plan: Plan, n_layers: int) -> list[int]:
+    """Bytes of the arena in use while each layer runs."""
+    scratch: Mapping[int, int] = getattr(plan, "scratch_bytes", {})
+    return [
+        scratch.get(step, 0) + sum(buffer.n_bytes for buffer in plan.buffers if buffer.first <= step <= buffer.last)
+        for step in range(n_layers)
+    ]
+
+
+def rom_by_layer(elf: bytes, kind: BoardKind) -> dict[int, Rom]:
+    """What each layer has of its own in flash, by layer index, from the sizes of the symbols named after it."""
+    found: dict[int, Rom] = {}
+    for symbol in read_image(elf, kind).symbols.values():
+        match = _LAYER_SYMBOL.match(symbol.name)
+        if match is None:
+            continue
+        index, size = int(match.group(1)), symbol.size
+        before = found.get(index, Rom())
+        found[index] = Rom(
+            code_bytes=before.code_bytes + (size if symbol.is_function else 0),
+            weights_bytes=before.weights_bytes + (0 if symbol.is_function else size),
+        )
+    return found
+
+
+def _layers(compiled: Compiled, found: Profile, live: Sequence[int], rom: Mapping[int, Rom]) -> tuple[LayerReport, ...]:
+    return tuple(
+        LayerReport(
+            index=entry["index"],
+            name=entry["name"],
+            op=entry["op"],
+            output_shape=tuple(entry["output_shape"]),
+            macs=entry["macs"],
+            instructions=counts.instructions,
+            cycles=counts.cycles,
+            live_bytes=live[entry["index"]],
+            rom=rom.get(entry["index"], Rom()),
+        )
+        for entry, counts in zip(compiled.layers_json(), found.layers, strict=True)
+    )
+
+
+def _totals(compiled: Compiled, found: Profile) -> dict[str, Value]:
+    rom, ram, plan = compiled.image.rom, compiled.image.ram, compiled.plan
+    emulated = Source(found.cycles_source)
+    clock = f"{found.clock_hz / 1e6:g} MHz, zero wait states: a lower bound"
+    runs = f"median of {found.n_runs} random inputs"
+    stack = found.stack_used_bytes
+    return {
+        "macs": _exact(compiled.macs, "1"),
+        "rom": _exact(rom.total_bytes),
+        "weights": _exact(rom.weights_bytes, note="weights, biases, multipliers and zero points"),
+        "code": _exact(rom.code_bytes, note="layers and the run function"),
+        "runtime": _exact(rom.runtime_bytes, note="start-up, harness, vectors, padding"),
+        "arena": _exact(ram.arena_bytes),
+        "arena_lower_bound": _exact(plan.lower_bound_bytes, note="no plan of this network can be smaller"),
+        "ram_static": _exact(ram.static_bytes, note="arena, mailbox and other variables, without the stack"),
+        "stack_reserved": _exact(ram.stack_reserved_bytes),
+        "stack_used": Value(amount=stack, unit="byte", source=emulated, note=f"deepest of {found.n_runs} runs"),
+        "ram": Value(amount=ram.static_bytes + stack, unit="byte", source=emulated, note="static and used stack"),
+        "instructions": Value(amount=found.instructions or 0, unit="1", source=emulated, note=runs),
+        "cycles": Value(amount=found.cycles.median, unit="1", source=emulated, note=f"{runs}, zero wait states"),
+        "latency": Value(amount=found.latency_s, unit="s", source=emulated, note=f"{runs}, {clock}"),
+    }
+
+
+def _exact(amount: int, unit: str = "byte", note: str = "") -> Value:
+    return Value(amount=amount, unit=unit, source=Source.EXACT, note=note)
+
+
+def check_folder(folder: Path, *, is_forced: bool) -> None:
+    """Refuse a folder that holds something, unless told to write into it anyway.
+
+    Raises:
+        UsageError: it holds something, or is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out: {folder} is a file; choose a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not is_forced:
+        raise UsageError(
+            f"--out: {folder} is not an empty folder; choose another, or give --force to replace files of the same name"
+        )
+
+
+def write(compiled: Compiled, report: Report, folder: Path) -> None:
+    """C sources, ELF file and report into ``folder``; files of other names stay as they are."""
+    write_sources(compiled.sources, folder)
+    (folder / ELF_FILE).write_bytes(compiled.image.elf)
+    (folder / REPORT_FILE).write_text(json_text(report.to_json()), encoding="utf-8")
+
+
+def json_text(data: Any) -> str:
+    return json.dumps(data, indent=1) + "\n"
