@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from tasks.firmware.ir import Shape, Window
 
 _WEIGHT_REGISTERS = ("r3", "r4", "r5", "r6", "r7", "r8")
+_STREAMED_REGISTERS = ("r4", "r5", "r6", "r7")
+_INPUT_REGISTERS = ("r8", "r10", "r11")  # the last ones are used first
 _MOST_UNROLLED = 12
 _LARGEST_POST_INDEX = 255
 _LARGEST_OFFSET = 4095
@@ -86,7 +88,9 @@ class Geometry:
     @property
     def is_streamed(self) -> bool:
         """Unpacked weights lie behind the plane because there are not enough registers for them."""
-        return self.weight_words > len(_WEIGHT_REGISTERS)
+        inputs = max(_n_inputs(taps, self.step - 1) for _, _, taps in self.chunks)
+        shared = 1 if inputs == len(_INPUT_REGISTERS) else 0
+        return self.weight_words > len(_WEIGHT_REGISTERS) - shared
 
     @property
     def plane_bytes(self) -> int:
@@ -227,6 +231,11 @@ def _weight_pairs(taps: int, step: int) -> list[int]:
     return list(range(max(taps - 1, 1))) if step == 2 else list(range(0, taps, 2))
 
 
+def _n_inputs(taps: int, last_output: int) -> int:
+    """Words of inputs that a row of taps sees from its first output to ``last_output``."""
+    return (taps - 1 + last_output) // 2 + 1
+
+
 def _weights(geometry: Geometry) -> Iterator[str]:
     """Unpacked into registers, or behind the plane."""
     width = geometry.window.kernel[1]
@@ -283,10 +292,9 @@ def _outputs(geometry: Geometry, outputs: Sequence[int], *, moves: bool) -> Iter
     word = moved = 0
     for row, first, taps in geometry.chunks:
         weights = _weight_pairs(taps, geometry.step)
-        n_inputs = (taps - 1 + outputs[-1]) // 2 + 1
-        inputs = [f"r{11 - n_inputs + 1 + i}" for i in range(n_inputs)]
+        inputs = _INPUT_REGISTERS[-_n_inputs(taps, outputs[-1]) :]
         if geometry.is_streamed:
-            registers = [f"r{4 + i}" for i in range(len(weights))]
+            registers = list(_STREAMED_REGISTERS[: len(weights)])
             yield from _loads(registers, "r3", 4 * word)
         else:
             registers = list(_WEIGHT_REGISTERS[word : word + len(weights)])

@@ -37,7 +37,7 @@ class NetworkBuilder:
         self.draw = draw
         self.rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         is_1d = draw(st.booleans())
-        shape = (1 if is_1d else self.number(2, 9), self.number(2, 12), self.number(1, 9))
+        shape = (1 if is_1d else self.number(2, 9), self.number(2, 30 if is_1d else 12), self.number(1, 9))
         self.tensors = {"x": self.tensor("x", shape)}
         self.nodes: list[AnyNode] = []
 
@@ -75,7 +75,7 @@ class NetworkBuilder:
 
     def window(self, source: Tensor, *, is_pool: bool) -> Window:
         height, width, _ = source.shape
-        sizes = [self.number(1, min(4, size)) for size in (height, width)]
+        sizes = [self.number(1, min(int(self.rng.choice([3, 3, 5, 9])), size)) for size in (height, width)]
         dilations = [
             self.number(1, 2) if (size - 1) * 2 < limit else 1
             for size, limit in zip(sizes, (height, width), strict=True)
