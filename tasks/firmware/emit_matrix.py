@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tasks.firmware.depthwise import Geometry, assembly
 from tasks.firmware.ir import Conv2d, Dense, Graph, op_name
 from tasks.firmware.kernels import geometry_of, is_wide
-from tasks.firmware.packing import PAIRS, QUADS, WORD, Packed, fold, pack
+from tasks.firmware.packing import PAIRS, QUADS, WORD, fold, interleave, pack
 
 Table = tuple[str, str, str]  # C type, name with its size, initialiser
 Values = Callable[[NDArray[np.integer]], str]
@@ -40,7 +40,12 @@ def tables(graph: Graph, layer: Conv2d | Dense, symbol: str, values: Values) -> 
             n_inputs // WORD,
             n_inputs % WORD,
         ]
-        return _packed(packed, symbol, values, "ef_dense_t", [*fields, *_rounding(graph, layer)])
+        arrays = {
+            f"{symbol}_weights": ("_Alignas(4) int8_t", packed.words),
+            f"{symbol}_tails": ("int8_t", packed.tails),
+            f"{symbol}_requant": ("int32_t", packed.requant),
+        }
+        return _with_params(arrays, values, "ef_dense_t", symbol, [*fields, *_rounding(graph, layer)])
     if op_name(layer) == "gconv2d":
         return _grouped(graph, layer, symbol, values)
     if op_name(layer) == "dwconv2d":
@@ -52,23 +57,27 @@ def tables(graph: Graph, layer: Conv2d | Dense, symbol: str, values: Values) -> 
             ("ef_depthwise_t", f"{symbol}_params", _record(fields)),
         ]
     rows = layer.weights.reshape(len(layer.weights), -1)
-    packed = pack(rows, layer.bias, layer.multipliers, zero_point, PAIRS)
+    words, tails = interleave(rows, layer.bias, layer.multipliers, zero_point, PAIRS)
     n_outputs, n_taps = rows.shape
     output_zero_point, *rounding = _rounding(graph, layer)
-    fields = [f"{symbol}_weights", f"{symbol}_requant", n_outputs // 2, n_taps // WORD, n_outputs, output_zero_point]
+    fields = [f"{symbol}_weights", n_outputs // 2, n_taps // WORD, n_outputs, output_zero_point]
     fields += [f"{symbol}_tails", n_taps % WORD, *rounding, zero_point]
-    return _packed(packed, symbol, values, "ef_filter_t", fields)
+    arrays = {f"{symbol}_weights": ("int32_t", words), f"{symbol}_tails": ("int8_t", tails)}
+    return _with_params(arrays, values, "ef_filter_t", symbol, fields)
 
 
-def _packed(packed: Packed, symbol: str, values: Values, kind: str, fields: list[str | int]) -> list[Table]:
-    arrays = {
-        f"{symbol}_weights": ("_Alignas(4) int8_t", packed.words),
-        f"{symbol}_tails": ("int8_t", packed.tails),
-        f"{symbol}_requant": ("int32_t", packed.requant),
-    }
-    absent = {name for name, (_, array) in arrays.items() if not array.size}
-    found = [(kind_, f"{name}[{array.size}]", values(array)) for name, (kind_, array) in arrays.items() if array.size]
-    return [*found, (kind, f"{symbol}_params", _record(0 if field in absent else field for field in fields))]
+def _with_params(
+    arrays: Mapping[str, tuple[str, NDArray[np.integer]]],
+    values: Values,
+    kind: str,
+    symbol: str,
+    fields: Iterable[str | int],
+) -> list[Table]:
+    """Tables and the record that points to them; what would be empty is left out and its pointer 0."""
+    found = {name: pair for name, pair in arrays.items() if pair[1].size}
+    shown = [0 if field in arrays and field not in found else field for field in fields]
+    tables_ = [(kind_, f"{name}[{array.size}]", values(array)) for name, (kind_, array) in found.items()]
+    return [*tables_, (kind, f"{symbol}_params", _record(shown))]
 
 
 def _grouped(graph: Graph, layer: Conv2d, symbol: str, values: Values) -> list[Table]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from math import prod
 
 from tasks.firmware.depthwise import Geometry
-from tasks.firmware.ir import INT8_MAX, INT8_MIN, Add, AnyLayer, Conv2d, Dense, Graph, Rescale, op_name
+from tasks.firmware.ir import INT8_MAX, INT8_MIN, Add, AnyLayer, Conv2d, Dense, Graph, Pads, Rescale, op_name
 from tasks.firmware.packing import WORD
 
-_COLUMN_BYTES_A_WORD = 32  # four pixels, two bytes an input
+_QUAD = 4  # pixels side by side
+_COLUMN_BYTES_A_WORD = _QUAD * WORD * 2  # inputs of two bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +55,11 @@ def geometry_of(graph: Graph, layer: Conv2d) -> Geometry:
 
 
 def _column_bytes(layer: Conv2d) -> int:
+    """Columns, and the lines behind them (csrc/kernels/ef_columns_s8.h)."""
     n_taps, channels = layer.weights[0].size, layer.weights.shape[3]
     n_words = -(-n_taps // WORD)
-    line = 0 if channels % WORD == 0 else n_words * WORD
-    return n_words * _COLUMN_BYTES_A_WORD + line
+    if channels % WORD:
+        lines = _QUAD * n_words * WORD
+    else:
+        lines = layer.window.kernel[1] * channels if layer.window.pads != Pads() else 0
+    return n_words * _COLUMN_BYTES_A_WORD + lines

@@ -38,14 +38,36 @@ def pack(
         weights: (O, K). bias, multipliers: (O,). zero_point: of the input.
     """
     folded = fold(weights, bias, zero_point)
-    n_whole = weights.shape[1] // WORD * WORD
-    words, tails, requant = [], [], []
-    for rows in groups(len(weights), widths):
-        whole = weights[rows, :n_whole].reshape(rows.stop - rows.start, n_whole // WORD, WORD)
-        words.append(whole.transpose(1, 0, 2).ravel())
-        tails.append(weights[rows, n_whole:].T.ravel())
-        requant += [folded[rows], multipliers[rows]]
-    return Packed(words=np.concatenate(words), tails=np.concatenate(tails), requant=np.concatenate(requant))
+    rows = list(groups(len(weights), widths))
+    return Packed(
+        words=np.concatenate([_words(weights[part]) for part in rows]),
+        tails=np.concatenate([_tails(weights[part]) for part in rows]),
+        requant=np.concatenate([values[part] for part in rows for values in (folded, multipliers)]),
+    )
+
+
+def interleave(
+    weights: Int8Array, bias: Int32Array, multipliers: Int32Array, zero_point: int, widths: Sequence[int]
+) -> tuple[Int32Array, Int8Array]:
+    """The same as one table of words, for each group its biases, weights and multipliers, and the tails; arguments as
+    for :func:`pack`."""
+    folded = fold(weights, bias, zero_point)
+    rows = list(groups(len(weights), widths))
+    parts = [(folded[part], _words(weights[part]).view("<i4"), multipliers[part]) for part in rows]
+    words: Int32Array = np.concatenate([piece for group in parts for piece in group]).astype(np.int32)
+    return words, np.concatenate([_tails(weights[part]) for part in rows])
+
+
+def _words(rows: Int8Array) -> Int8Array:
+    """[words][rows][4]."""
+    n_words = rows.shape[1] // WORD
+    whole = rows[:, : n_words * WORD].reshape(len(rows), n_words, WORD)
+    return np.ascontiguousarray(whole.transpose(1, 0, 2)).ravel()
+
+
+def _tails(rows: Int8Array) -> Int8Array:
+    """[taps][rows]."""
+    return np.ascontiguousarray(rows[:, rows.shape[1] // WORD * WORD :].T).ravel()
 
 
 def fold(weights: Int8Array, bias: Int32Array, zero_point: int) -> Int32Array:

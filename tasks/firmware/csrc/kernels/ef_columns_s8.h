@@ -1,137 +1,163 @@
 /**
- * What a window sees at one output pixel, as a column for ef_filter_s8.h; padding becomes the input's zero point.
+ * What a window sees at four output pixels, as columns for ef_filter_s8.h. A tap in the padding is read from a line that
+ * holds the input's zero point.
  *
- * layout    in [H][W][C]   column: see ef_filter_s8.h   line [4 * ceil(kH * kW * C / 4)], used where C is no multiple of
- *           four: the bytes are brought together there before they are spread
- * alignment in and line by words
+ * layout    in [H][W][C]   columns: see ef_filter_s8.h
+ *           lines, words behind the columns: where C is a multiple of four, one of kW * C bytes that padding is read from
+ *           (only layers with padding have it); elsewhere four of ceil(kH * kW * C / 4) words, in which the bytes of a
+ *           pixel are brought together before they are spread
+ * alignment in, columns and lines by words
  */
 #ifndef EF_COLUMNS_S8_H
 #define EF_COLUMNS_S8_H
 
 #include "ef_filter_s8.h"
 
-#define EF_COLUMN_STEP (2 * EF_QUAD) /* words from one step of a column to the next */
-
 #if EF_HAS_DSP
 
-/** Spread `n` words of bytes from `in` over the steps of a column; n > 0. */
-void ef_spread_s8(const int8_t *in, int32_t n, uint32_t *column);
+/** Spread `n` words of each of four pixels over as many steps of the columns; n > 0. */
+void ef_spread_s8(const int8_t *const in[EF_QUAD], int32_t n, uint32_t *columns);
+
+/** Bring `n_rows` rows of `n` bytes, `pitch` bytes apart, together in `out`; both above 0. */
+void ef_gather_s8(const int8_t *in, int32_t n, int32_t n_rows, int32_t pitch, int8_t *out);
 
 #else
 
-static inline void ef_spread_s8(const int8_t *in, int32_t n, uint32_t *column)
+static inline void ef_spread_s8(const int8_t *const in[EF_QUAD], int32_t n, uint32_t *columns)
 {
-    for (int32_t i = 0; i < n; ++i, in += 4, column += EF_COLUMN_STEP) {
-        column[0] = ((uint32_t)in[0] & 0xFFFFu) | (uint32_t)in[2] << 16;
-        column[EF_QUAD] = ((uint32_t)in[1] & 0xFFFFu) | (uint32_t)in[3] << 16;
+    for (int32_t pixel = 0; pixel < EF_QUAD; ++pixel) {
+        const int8_t *x = in[pixel];
+        for (int32_t i = 0; i < n; ++i, x += 4) {
+            uint32_t *step = columns + i * 2 * EF_QUAD + pixel;
+            step[0] = ((uint32_t)x[0] & 0xFFFFu) | (uint32_t)x[2] << 16;
+            step[EF_QUAD] = ((uint32_t)x[1] & 0xFFFFu) | (uint32_t)x[3] << 16;
+        }
+    }
+}
+
+static inline void ef_gather_s8(const int8_t *in, int32_t n, int32_t n_rows, int32_t pitch, int8_t *out)
+{
+    for (int32_t row = 0; row < n_rows; ++row, in += pitch) {
+        for (int32_t i = 0; i < n; ++i) {
+            *out++ = in[i];
+        }
     }
 }
 
 #endif
 
-/** The zero point in `n` steps of a column. */
-EF_INLINE void ef_spread_zero(int32_t zero_point, int32_t n, uint32_t *column)
-{
-    const uint32_t pair = ((uint32_t)zero_point & 0xFFFFu) | (uint32_t)zero_point << 16;
-    for (int32_t i = 0; i < n; ++i, column += EF_COLUMN_STEP) {
-        column[0] = pair;
-        column[EF_QUAD] = pair;
-    }
-}
+/** Where the windows of four pixels start; negative in the padding. */
+typedef struct {
+    int32_t y[EF_QUAD];
+    int32_t x[EF_QUAD];
+} ef_starts_t;
 
-/** Whether `at` lies in an axis of `size` elements; constant for layers without padding. */
-EF_INLINE bool ef_inside(bool is_padded, int32_t at, int32_t size)
+/** Whether any window of the layer reaches into padding: a constant where the shape is one. */
+EF_INLINE bool ef_is_padded(const ef_window_t shape)
 {
-    return !is_padded || (uint32_t)at < (uint32_t)size;
-}
-
-/** Channels fill whole words: every tap is spread from where it lies, a row of taps at once where it is inside. */
-EF_INLINE void ef_column_words(const ef_window_t shape, bool is_padded, int32_t zero_point, const int8_t *in, int32_t y,
-                               int32_t x, uint32_t *column)
-{
-    const int32_t words = shape.input_channels / 4;
-    const int32_t reach = (shape.kernel_width - 1) * shape.dilation_x;
-    const bool is_row = shape.dilation_x == 1 && ef_inside(is_padded, x, shape.input_width) &&
-                        ef_inside(is_padded, x + reach, shape.input_width);
-    for (int32_t ky = 0; ky < shape.kernel_height; ++ky, y += shape.dilation_y) {
-        const bool has_row = ef_inside(is_padded, y, shape.input_height);
-        if (has_row && is_row) {
-            const int32_t start = (y * shape.input_width + x) * shape.input_channels;
-            ef_spread_s8(in + start, shape.kernel_width * words, column);
-            column += shape.kernel_width * words * EF_COLUMN_STEP;
-            continue;
-        }
-        for (int32_t kx = 0; kx < shape.kernel_width; ++kx) {
-            const int32_t tap = x + kx * shape.dilation_x;
-            if (has_row && ef_inside(is_padded, tap, shape.input_width)) {
-                ef_spread_s8(in + (y * shape.input_width + tap) * shape.input_channels, words, column);
-            } else {
-                ef_spread_zero(zero_point, words, column);
-            }
-            column += words * EF_COLUMN_STEP;
-        }
-    }
-}
-
-/** Copy `n` bytes, by words where the core may load words from anywhere. */
-EF_INLINE void ef_copy(const int8_t *restrict in, int32_t n, int8_t *restrict out)
-{
-    int32_t i = 0;
-#if defined(__ARM_FEATURE_UNALIGNED)
-    for (; i + 4 <= n; i += 4) {
-        __builtin_memcpy(out + i, in + i, 4);
-    }
-#endif
-    for (; i < n; ++i) {
-        out[i] = in[i];
-    }
-}
-
-/** Any number of channels: first the bytes in a line, then spread. */
-EF_INLINE void ef_column_bytes(const ef_window_t shape, bool is_padded, int32_t zero_point, const int8_t *in, int32_t y,
-                               int32_t x, int8_t *line, uint32_t *column)
-{
-    const int32_t channels = shape.input_channels;
-    const int32_t reach = (shape.kernel_width - 1) * shape.dilation_x;
-    const bool is_row = shape.dilation_x == 1 && ef_inside(is_padded, x, shape.input_width) &&
-                        ef_inside(is_padded, x + reach, shape.input_width);
-    int8_t *next = line;
-    for (int32_t ky = 0; ky < shape.kernel_height; ++ky, y += shape.dilation_y) {
-        const bool has_row = ef_inside(is_padded, y, shape.input_height);
-        if (has_row && is_row) {
-            ef_copy(in + (y * shape.input_width + x) * channels, shape.kernel_width * channels, next);
-            next += shape.kernel_width * channels;
-            continue;
-        }
-        for (int32_t kx = 0; kx < shape.kernel_width; ++kx) {
-            const int32_t tap = x + kx * shape.dilation_x;
-            if (has_row && ef_inside(is_padded, tap, shape.input_width)) {
-                ef_copy(in + (y * shape.input_width + tap) * channels, channels, next);
-            } else {
-                for (int32_t i = 0; i < channels; ++i) {
-                    next[i] = (int8_t)zero_point;
-                }
-            }
-            next += channels;
-        }
-    }
-    ef_spread_s8(line, (shape.kernel_height * shape.kernel_width * channels + 3) / 4, column);
-}
-
-/** The column of output pixel (oy, ox). */
-EF_INLINE void ef_column(const ef_window_t shape, int32_t zero_point, const int8_t *in, int32_t oy, int32_t ox,
-                         int8_t *line, uint32_t *column)
-{
-    const int32_t y = oy * shape.stride_y - shape.pad_top, x = ox * shape.stride_x - shape.pad_left;
     const int32_t end_y = (shape.output_height - 1) * shape.stride_y - shape.pad_top;
     const int32_t end_x = (shape.output_width - 1) * shape.stride_x - shape.pad_left;
-    const bool is_padded = shape.pad_top > 0 || shape.pad_left > 0 ||
-                           end_y + (shape.kernel_height - 1) * shape.dilation_y >= shape.input_height ||
-                           end_x + (shape.kernel_width - 1) * shape.dilation_x >= shape.input_width;
+    return shape.pad_top > 0 || shape.pad_left > 0 ||
+           end_y + (shape.kernel_height - 1) * shape.dilation_y >= shape.input_height ||
+           end_x + (shape.kernel_width - 1) * shape.dilation_x >= shape.input_width;
+}
+
+EF_INLINE bool ef_inside(int32_t at, int32_t size)
+{
+    return (uint32_t)at < (uint32_t)size;
+}
+
+/** Whether the taps of a row lie side by side inside the input. */
+EF_INLINE bool ef_is_row(const ef_window_t shape, int32_t x)
+{
+    return shape.dilation_x == 1 && x >= 0 && x + shape.kernel_width <= shape.input_width;
+}
+
+/** One tap (ky, kx), or from kx on a row of taps, of four pixels: `n` words each. */
+EF_INLINE void ef_columns_taps(const ef_window_t shape, const int8_t *in, const ef_starts_t *starts, int32_t ky,
+                               int32_t kx, int32_t n, const int8_t *zeros, uint32_t *columns)
+{
+    const int8_t *from[EF_QUAD];
+    for (int32_t i = 0; i < EF_QUAD; ++i) {
+        const int32_t y = starts->y[i] + ky * shape.dilation_y, x = starts->x[i] + kx * shape.dilation_x;
+        const bool is_inside = !ef_is_padded(shape) || (ef_inside(y, shape.input_height) && ef_inside(x, shape.input_width));
+        from[i] = is_inside ? in + (y * shape.input_width + x) * shape.input_channels : zeros;
+    }
+    ef_spread_s8(from, n, columns);
+}
+
+/** Channels fill whole words: taps are spread from where they lie. */
+EF_INLINE void ef_columns_words(const ef_window_t shape, const int8_t *in, const ef_starts_t *starts,
+                                const int8_t *zeros, uint32_t *columns)
+{
+    const int32_t words = shape.input_channels / 4;
+    bool are_rows = shape.dilation_x == 1;
+    if (ef_is_padded(shape) && are_rows) {
+        are_rows = ef_is_row(shape, starts->x[0]) && ef_is_row(shape, starts->x[1]) &&
+                   ef_is_row(shape, starts->x[2]) && ef_is_row(shape, starts->x[3]);
+    }
+    const int32_t taps = are_rows ? shape.kernel_width : 1;
+    for (int32_t ky = 0; ky < shape.kernel_height; ++ky) {
+        for (int32_t kx = 0; kx < shape.kernel_width; kx += taps) {
+            ef_columns_taps(shape, in, starts, ky, kx, taps * words, zeros, columns);
+            columns += taps * words * 2 * EF_QUAD;
+        }
+    }
+}
+
+/** The bytes that the window at (y, x) sees, side by side in `line`. */
+EF_INLINE void ef_line(const ef_window_t shape, int32_t zero_point, const int8_t *in, int32_t y, int32_t x, int8_t *line)
+{
+    const int32_t channels = shape.input_channels, pitch = shape.input_width * channels;
+    const bool are_rows_inside = y >= 0 && y + (shape.kernel_height - 1) * shape.dilation_y < shape.input_height;
+    if (shape.dilation_x == 1 && (!ef_is_padded(shape) || (are_rows_inside && ef_is_row(shape, x)))) {
+        ef_gather_s8(in + y * pitch + x * channels, shape.kernel_width * channels, shape.kernel_height,
+                     pitch * shape.dilation_y, line);
+        return;
+    }
+    for (int32_t ky = 0; ky < shape.kernel_height; ++ky, y += shape.dilation_y) {
+        for (int32_t kx = 0; kx < shape.kernel_width; ++kx) {
+            const int32_t at = x + kx * shape.dilation_x;
+            const bool is_inside = ef_inside(y, shape.input_height) && ef_inside(at, shape.input_width);
+            for (int32_t i = 0; i < channels; ++i) {
+                *line++ = is_inside ? in[y * pitch + at * channels + i] : (int8_t)zero_point;
+            }
+        }
+    }
+}
+
+/** Any number of channels: first the bytes of each pixel in a line, then spread. */
+EF_INLINE void ef_columns_bytes(const ef_window_t shape, int32_t zero_point, const int8_t *in, const ef_starts_t *starts,
+                                int8_t *lines, uint32_t *columns)
+{
+    const int32_t n_steps = (shape.kernel_height * shape.kernel_width * shape.input_channels + 3) / 4;
+    const int8_t *from[EF_QUAD];
+    for (int32_t i = 0; i < EF_QUAD; ++i) {
+        int8_t *line = lines + i * n_steps * 4;
+        ef_line(shape, zero_point, in, starts->y[i], starts->x[i], line);
+        from[i] = line;
+    }
+    ef_spread_s8(from, n_steps, columns);
+}
+
+/** Before the first columns of a layer: the line that padding is read from. */
+EF_INLINE void ef_columns_begin(const ef_window_t shape, int32_t zero_point, int8_t *lines)
+{
+    if (shape.input_channels % 4 == 0 && ef_is_padded(shape)) {
+        for (int32_t i = 0; i < shape.kernel_width * shape.input_channels; ++i) {
+            lines[i] = (int8_t)zero_point;
+        }
+    }
+}
+
+/** The columns of four output pixels. */
+EF_INLINE void ef_columns(const ef_window_t shape, int32_t zero_point, const int8_t *in, const ef_starts_t *starts,
+                          int8_t *lines, uint32_t *columns)
+{
     if (shape.input_channels % 4 == 0) {
-        ef_column_words(shape, is_padded, zero_point, in, y, x, column);
+        ef_columns_words(shape, in, starts, lines, columns);
     } else {
-        ef_column_bytes(shape, is_padded, zero_point, in, y, x, line, column);
+        ef_columns_bytes(shape, zero_point, in, starts, lines, columns);
     }
 }
 

@@ -3,7 +3,7 @@
  *
  * layout    in [H][W][C]   filter: see ef_filter_s8.h, its inputs in the order [kH][kW][C]   out [H'][W'][O]
  * range     accumulators fit 32 bits, proven by the compiler for the weights at hand
- * scratch   columns: 8 * ceil(kH * kW * C / 4) words, then the line of ef_columns_s8.h where C is no multiple of four
+ * scratch   columns: 8 * ceil(kH * kW * C / 4) words, then the lines of ef_columns_s8.h
  * aliasing  out must not overlap in
  * alignment in and columns by words
  * source    quant/reference.py:conv2d and requantise
@@ -48,22 +48,25 @@ EF_INLINE void ef_conv2d_s8(const ef_window_t shape, bool is_wide, const ef_filt
                             uint32_t *columns, int8_t *out)
 {
     const int32_t n_steps = (shape.kernel_height * shape.kernel_width * shape.input_channels + 3) / 4;
-    int8_t *line = (int8_t *)(columns + n_steps * EF_COLUMN_STEP);
     const int32_t n = shape.output_height * shape.output_width;
+    int8_t *lines = (int8_t *)(columns + n_steps * 2 * EF_QUAD);
+    ef_columns_begin(shape, filter->input_zero_point, lines);
     int32_t oy = 0, ox = 0;
     for (int32_t done = 0; done < n; done += EF_QUAD, out += EF_QUAD * shape.output_channels) {
-        const int32_t width = n - done < EF_QUAD ? n - done : EF_QUAD;
-        for (int32_t i = 0; i < width; ++i) {
-            ef_column(shape, filter->input_zero_point, in, oy, ox, line, columns + i);
-            if (++ox == shape.output_width) {
+        ef_starts_t starts;
+        for (int32_t i = 0; i < EF_QUAD; ++i) {
+            starts.y[i] = oy * shape.stride_y - shape.pad_top;
+            starts.x[i] = ox * shape.stride_x - shape.pad_left;
+            if (done + i + 1 < n && ++ox == shape.output_width) { /* behind the last pixel it stands for the missing ones */
                 ox = 0;
                 ++oy;
             }
         }
-        if (n % EF_QUAD == 0 || width == EF_QUAD) {
+        ef_columns(shape, filter->input_zero_point, in, &starts, lines, columns);
+        if (n % EF_QUAD == 0 || n - done >= EF_QUAD) {
             ef_conv2d_quad(shape, is_wide, filter, columns, out);
         } else {
-            for (int32_t i = 0; i < width; ++i) {
+            for (int32_t i = 0; i < n - done; ++i) {
                 ef_conv2d_pixel(shape, filter, columns + i, out + i * shape.output_channels);
             }
         }

@@ -4,18 +4,18 @@
  * A column holds what the window sees at one output pixel, K inputs as 16-bit numbers. Four columns lie side by side, so
  * that a word of weights, once unpacked, serves four pixels; two output channels at a time, so that a word of input
  * serves two. On cores with the DSP extension the functions are assembly (ef_filter_s8.S): eight accumulators stay in
- * registers, and four taps of eight outputs, 32 products, take 26 instructions. Elsewhere, and on the host, they are the
+ * registers, and four taps of eight outputs, 32 products, take 30 instructions. Elsewhere, and on the host, they are the
  * C below; both read the same data.
  *
  * layout    columns [ceil(K / 4)][2][4 pixels], two inputs a word: of taps 4i .. 4i + 3, first 0 and 2 of each pixel
  *           (the lower tap in the lower half), then 1 and 3
- *           weights [O / 2][K / 4][2 channels][4], then an odd last channel [K / 4][4]
+ *           weights: for each pair of channels {2 biases} [K / 4][2 channels][4 int8] {2 multipliers}, then for an odd
+ *           last channel {bias} [K / 4][4 int8] {multiplier}; all of it words
  *           tails [O / 2][K % 4][2 channels], then an odd last channel [K % 4]: taps that fill no word
- *           requant [O / 2] {bias, bias, multiplier, multiplier}, then an odd last channel {bias, multiplier}
  * range     the input's zero point is folded into the bias; accumulators fit 32 bits after the last tap, proven by the
  *           compiler for the weights at hand, and may wrap around before
  * scratch   none but the columns
- * alignment columns, weights and requant by words
+ * alignment columns and weights by words
  * source    quant/reference.py:conv2d and requantise
  */
 #ifndef EF_FILTER_S8_H
@@ -27,8 +27,7 @@
 
 /** ef_filter_s8.S knows the order of these fields. */
 typedef struct {
-    const int8_t *weights;
-    const int32_t *requant;
+    const int32_t *weights;
     int32_t n_pairs; /* of output channels: O / 2 */
     int32_t n_steps; /* whole words of taps: K / 4 */
     int32_t stride;  /* bytes from the outputs of one pixel to those of the next */
@@ -73,21 +72,24 @@ EF_INLINE int32_t ef_column_at(const uint32_t *column, int32_t tap)
     return (int16_t)(tap & 2 ? word >> 16 : word & 0xFFFFu);
 }
 
-/** `width` neighbouring channels of `n` pixels, from tables that hold only such groups of channels. */
-EF_INLINE void ef_filter_group(const ef_filter_t *filter, int32_t width, int32_t n, const int8_t *weights,
-                               const int8_t *tails, const int32_t *requant, const uint32_t *columns, int8_t *out)
+/** `width` neighbouring channels of `n` pixels; `block` is their part of the weights. */
+EF_INLINE void ef_filter_group(const ef_filter_t *filter, int32_t width, int32_t n, const int32_t *block,
+                               const int8_t *tails, const uint32_t *columns, int8_t *out)
 {
+    const int8_t *words = (const int8_t *)(block + width);
+    const int32_t *multipliers = block + width + filter->n_steps * width;
     for (int32_t channel = 0; channel < width; ++channel) {
         uint32_t sums[EF_QUAD];
         for (int32_t pixel = 0; pixel < n; ++pixel) {
-            sums[pixel] = (uint32_t)requant[channel];
+            sums[pixel] = (uint32_t)block[channel];
         }
         for (int32_t step = 0; step < filter->n_steps; ++step) {
-            const int8_t *word = weights + (step * width + channel) * 4;
+            const int8_t *word = words + (step * width + channel) * 4;
             for (int32_t pixel = 0; pixel < n; ++pixel) {
-                const uint32_t *in = columns + step * 2 * EF_QUAD + pixel;
-                sums[pixel] += (uint32_t)((int16_t)(in[0] & 0xFFFFu) * word[0] + (int16_t)(in[0] >> 16) * word[2] +
-                                          (int16_t)(in[EF_QUAD] & 0xFFFFu) * word[1] + (int16_t)(in[EF_QUAD] >> 16) * word[3]);
+                const uint32_t even = columns[step * 2 * EF_QUAD + pixel];
+                const uint32_t odd = columns[step * 2 * EF_QUAD + EF_QUAD + pixel];
+                sums[pixel] += (uint32_t)((int16_t)(even & 0xFFFFu) * word[0] + (int16_t)(even >> 16) * word[2] +
+                                          (int16_t)(odd & 0xFFFFu) * word[1] + (int16_t)(odd >> 16) * word[3]);
             }
         }
         for (int32_t tap = 0; tap < filter->n_tails; ++tap) {
@@ -97,24 +99,30 @@ EF_INLINE void ef_filter_group(const ef_filter_t *filter, int32_t width, int32_t
             }
         }
         for (int32_t pixel = 0; pixel < n; ++pixel) {
-            out[pixel * filter->stride + channel] = ef_filter_byte(filter, sums[pixel], requant[width + channel]);
+            out[pixel * filter->stride + channel] = ef_filter_byte(filter, sums[pixel], multipliers[channel]);
         }
     }
+}
+
+/** Words of a pair of channels. */
+EF_INLINE int32_t ef_filter_pair_words(const ef_filter_t *filter)
+{
+    return 2 * filter->n_steps + 4;
 }
 
 EF_INLINE void ef_filter_pairs(const ef_filter_t *filter, int32_t n, const uint32_t *columns, int8_t *out)
 {
     for (int32_t pair = 0; pair < filter->n_pairs; ++pair) {
-        ef_filter_group(filter, 2, n, filter->weights + pair * filter->n_steps * 8,
-                        filter->tails + pair * filter->n_tails * 2, filter->requant + pair * 4, columns, out + pair * 2);
+        ef_filter_group(filter, 2, n, filter->weights + pair * ef_filter_pair_words(filter),
+                        filter->tails + pair * filter->n_tails * 2, columns, out + pair * 2);
     }
 }
 
 EF_INLINE void ef_filter_last(const ef_filter_t *filter, int32_t n, const uint32_t *columns, int8_t *out)
 {
     const int32_t pairs = filter->n_pairs;
-    ef_filter_group(filter, 1, n, filter->weights + pairs * filter->n_steps * 8,
-                    filter->tails + pairs * filter->n_tails * 2, filter->requant + pairs * 4, columns, out + pairs * 2);
+    ef_filter_group(filter, 1, n, filter->weights + pairs * ef_filter_pair_words(filter),
+                    filter->tails + pairs * filter->n_tails * 2, columns, out + pairs * 2);
 }
 
 static inline void ef_quad_s8(const ef_filter_t *filter, const uint32_t *columns, int8_t *out)
