@@ -25,6 +25,7 @@ _WEIGHT_REGISTERS = ("r3", "r4", "r5", "r6", "r7", "r8")
 _STREAMED_REGISTERS = ("r4", "r5", "r6", "r7")
 _INPUT_REGISTERS = ("r8", "r10", "r11")  # the last ones are used first
 _MOST_UNROLLED = 12
+_UNROLLED_TURNS = 3  # of the loop over a row: the loop's own instructions would be a tenth
 _LARGEST_POST_INDEX = 255
 _LARGEST_OFFSET = 4095
 _LARGEST_PAIR_OFFSET = 1020
@@ -269,7 +270,10 @@ def _row(geometry: Geometry) -> Iterator[str]:
     """Pointers: r0 plane, r1 out, r9 bias; r2 turns left."""
     turns, rest = divmod(geometry.target[1], geometry.step)
     moved = 4 * turns
-    if turns:
+    if turns <= _UNROLLED_TURNS:
+        for _ in range(turns):
+            yield from _outputs(geometry, list(range(geometry.step)), moves=True)
+    else:
         yield f"movw r2, #{turns}"
         yield "6:"
         yield from _outputs(geometry, list(range(geometry.step)), moves=True)

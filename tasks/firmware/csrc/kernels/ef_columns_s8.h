@@ -105,6 +105,40 @@ EF_INLINE void ef_columns_words(const ef_window_t shape, const int8_t *in, const
     }
 }
 
+EF_INLINE int8_t *ef_fill(int8_t value, int32_t n, int8_t *out)
+{
+    for (int32_t i = 0; i < n; ++i) {
+        *out++ = value;
+    }
+    return out;
+}
+
+/** A row of taps that reaches beyond the input, or has gaps. */
+EF_INLINE int8_t *ef_line_row(const ef_window_t shape, int32_t zero_point, const int8_t *row, int32_t x, int8_t *line)
+{
+    const int32_t channels = shape.input_channels;
+    if (shape.dilation_x == 1) {
+        const int32_t end = x + shape.kernel_width;
+        const int32_t before = x < 0 ? -x : 0, after = end > shape.input_width ? end - shape.input_width : 0;
+        const int32_t inside = shape.kernel_width - before - after;
+        if (before + after >= shape.kernel_width) {
+            return ef_fill((int8_t)zero_point, shape.kernel_width * channels, line);
+        }
+        line = ef_fill((int8_t)zero_point, before * channels, line);
+        ef_gather_s8(row + (x + before) * channels, inside * channels, 1, 0, line);
+        return ef_fill((int8_t)zero_point, after * channels, line + inside * channels);
+    }
+    for (int32_t kx = 0; kx < shape.kernel_width; ++kx, line += channels) {
+        const int32_t at = x + kx * shape.dilation_x;
+        if (ef_inside(at, shape.input_width)) {
+            ef_gather_s8(row + at * channels, channels, 1, 0, line);
+        } else {
+            (void)ef_fill((int8_t)zero_point, channels, line);
+        }
+    }
+    return line;
+}
+
 /** The bytes that the window at (y, x) sees, side by side in `line`. */
 EF_INLINE void ef_line(const ef_window_t shape, int32_t zero_point, const int8_t *in, int32_t y, int32_t x, int8_t *line)
 {
@@ -116,12 +150,10 @@ EF_INLINE void ef_line(const ef_window_t shape, int32_t zero_point, const int8_t
         return;
     }
     for (int32_t ky = 0; ky < shape.kernel_height; ++ky, y += shape.dilation_y) {
-        for (int32_t kx = 0; kx < shape.kernel_width; ++kx) {
-            const int32_t at = x + kx * shape.dilation_x;
-            const bool is_inside = ef_inside(y, shape.input_height) && ef_inside(at, shape.input_width);
-            for (int32_t i = 0; i < channels; ++i) {
-                *line++ = is_inside ? in[y * pitch + at * channels + i] : (int8_t)zero_point;
-            }
+        if (ef_inside(y, shape.input_height)) {
+            line = ef_line_row(shape, zero_point, in + y * pitch, x, line);
+        } else {
+            line = ef_fill((int8_t)zero_point, shape.kernel_width * channels, line);
         }
     }
 }

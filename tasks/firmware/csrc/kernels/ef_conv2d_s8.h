@@ -44,29 +44,55 @@ EF_INLINE void ef_conv2d_pixel(const ef_window_t shape, const ef_filter_t *filte
     }
 }
 
+/** Columns of the four pixels from number `at` on, which are read in order; `*oy` and `*ox` move on. */
+EF_INLINE void ef_conv2d_columns(const ef_window_t shape, int32_t zero_point, const int8_t *in, int32_t at, int32_t *oy,
+                                 int32_t *ox, int8_t *lines, uint32_t *columns)
+{
+    const int32_t n = shape.output_height * shape.output_width;
+    ef_starts_t starts;
+    for (int32_t i = 0; i < EF_QUAD; ++i) {
+        starts.y[i] = *oy * shape.stride_y - shape.pad_top;
+        starts.x[i] = *ox * shape.stride_x - shape.pad_left;
+        if (at + i + 1 < n && ++*ox == shape.output_width) { /* the last pixel stands for those that are missing */
+            *ox = 0;
+            ++*oy;
+        }
+    }
+    ef_columns(shape, zero_point, in, &starts, lines, columns);
+}
+
+/** The same where every pixel sees itself alone. */
+EF_INLINE void ef_conv2d_points(const ef_window_t shape, const int8_t *in, int32_t at, uint32_t *columns)
+{
+    const int32_t last = shape.output_height * shape.output_width - 1;
+    const int8_t *from[EF_QUAD];
+    for (int32_t i = 0; i < EF_QUAD; ++i) {
+        const int32_t pixel = last % EF_QUAD != EF_QUAD - 1 && at + i > last ? last : at + i;
+        from[i] = in + pixel * shape.input_channels;
+    }
+    ef_spread_s8(from, shape.input_channels / 4, columns);
+}
+
 EF_INLINE void ef_conv2d_s8(const ef_window_t shape, bool is_wide, const ef_filter_t *filter, const int8_t *in,
                             uint32_t *columns, int8_t *out)
 {
     const int32_t n_steps = (shape.kernel_height * shape.kernel_width * shape.input_channels + 3) / 4;
     const int32_t n = shape.output_height * shape.output_width;
+    const bool are_points = shape.kernel_height == 1 && shape.kernel_width == 1 && !ef_is_padded(shape) &&
+                            shape.stride_y == 1 && shape.stride_x == 1 && shape.input_channels % 4 == 0;
     int8_t *lines = (int8_t *)(columns + n_steps * 2 * EF_QUAD);
-    ef_columns_begin(shape, filter->input_zero_point, lines);
     int32_t oy = 0, ox = 0;
-    for (int32_t done = 0; done < n; done += EF_QUAD, out += EF_QUAD * shape.output_channels) {
-        ef_starts_t starts;
-        for (int32_t i = 0; i < EF_QUAD; ++i) {
-            starts.y[i] = oy * shape.stride_y - shape.pad_top;
-            starts.x[i] = ox * shape.stride_x - shape.pad_left;
-            if (done + i + 1 < n && ++ox == shape.output_width) { /* behind the last pixel it stands for the missing ones */
-                ox = 0;
-                ++oy;
-            }
+    ef_columns_begin(shape, filter->input_zero_point, lines);
+    for (int32_t at = 0; at < n; at += EF_QUAD, out += EF_QUAD * shape.output_channels) {
+        if (are_points) {
+            ef_conv2d_points(shape, in, at, columns);
+        } else {
+            ef_conv2d_columns(shape, filter->input_zero_point, in, at, &oy, &ox, lines, columns);
         }
-        ef_columns(shape, filter->input_zero_point, in, &starts, lines, columns);
-        if (n % EF_QUAD == 0 || n - done >= EF_QUAD) {
+        if (n % EF_QUAD == 0 || n - at >= EF_QUAD) {
             ef_conv2d_quad(shape, is_wide, filter, columns, out);
         } else {
-            for (int32_t i = 0; i < n - done; ++i) {
+            for (int32_t i = 0; i < n - at; ++i) {
                 ef_conv2d_pixel(shape, filter, columns + i, out + i * shape.output_channels);
             }
         }
