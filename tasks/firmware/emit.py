@@ -15,6 +15,8 @@ from string import Template
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.firmware import emit_elementwise
+from tasks.firmware.emit_elementwise import ElementwiseLayer
 from tasks.firmware.ir import (
     Add,
     AnyLayer,
@@ -22,6 +24,7 @@ from tasks.firmware.ir import (
     Conv2d,
     Dense,
     Graph,
+    Lookup,
     MaxPool,
     Rescale,
     Window,
@@ -190,7 +193,11 @@ def _layer_function(graph: Graph, plan: Plan, prefix: str, index: int) -> str:
     ins = [f"{prefix}_arena + {plan.offsets[name]}" for name in layer.inputs]
     out = f"{prefix}_arena + {plan.offsets[layer.output]}"
     shapes = " + ".join(_shape_text(graph, name) for name in layer.inputs)
-    call = _wrapped(f"    ef_{op_name(layer)}_s8(", _arguments(graph, layer, symbol, ins, out))
+    if isinstance(layer, ElementwiseLayer):
+        calls = emit_elementwise.kernel_calls(graph, layer, symbol, ins, out)
+    else:
+        calls = [_arguments(graph, layer, symbol, ins, out)]
+    call = "\n".join(_wrapped(f"    ef_{op_name(layer)}_s8(", arguments) for arguments in calls)
     return (
         f"{_comment(f'{layer.name}: {shapes} -> {_shape_text(graph, layer.output)}')}\n"
         f"void {symbol}(void);\n__attribute__((noinline)) void {symbol}(void)\n{{\n"
@@ -239,7 +246,7 @@ def _arguments(graph: Graph, layer: AnyLayer, symbol: str, ins: list[str], out: 
 
 def _shape_declaration(graph: Graph, layer: AnyLayer) -> str:
     """The window of a layer that has one, as a constant the compiler folds into the kernel."""
-    if isinstance(layer, (Dense, Add, Rescale)):
+    if isinstance(layer, (Dense, Add, Rescale, ElementwiseLayer)):
         return ""
     groups = layer.groups if isinstance(layer, Conv2d) else 1
     return "    const ef_window_t shape = {\n" + _window_fields(graph, layer, layer.window, groups) + "    };\n"
@@ -269,7 +276,11 @@ def _tables(graph: Graph, prefix: str) -> list[_Table]:
     tables: list[_Table] = []
     for index, layer in enumerate(graph.layers):
         symbol = layer_symbol(prefix, index, layer)
-        tables.append(("ef_requant_t", f"{symbol}_quant", _quant(graph, layer)))
+        if not isinstance(layer, Lookup):
+            tables.append(("ef_requant_t", f"{symbol}_quant", _quant(graph, layer)))
+        if isinstance(layer, ElementwiseLayer):
+            tables += emit_elementwise.tables(graph, layer, symbol, _values)
+            continue
         if isinstance(layer, (Conv2d, Dense)):
             tables.append(("int8_t", f"{symbol}_weights[{layer.weights.size}]", _values(layer.weights)))
             tables.append(("int32_t", f"{symbol}_bias[{layer.bias.size}]", _values(layer.bias)))
@@ -285,7 +296,7 @@ def _tables(graph: Graph, prefix: str) -> list[_Table]:
 
 
 def _quant(graph: Graph, layer: AnyLayer) -> str:
-    shift = 0 if isinstance(layer, MaxPool) else layer.left_shift
+    shift = emit_elementwise.rounding_shift(layer)
     source, target = graph.tensors[layer.inputs[0]], graph.tensors[layer.output]
     return f"{{{source.zero_point}, {target.zero_point}, {layer.clamp.low}, {layer.clamp.high}, {shift}}}"
 
@@ -302,6 +313,7 @@ def _weights_header(graph: Graph, prefix: str) -> str:
     includes = '#include "kernels/ef_common.h"\n'
     if any(isinstance(layer, Add) for layer in graph.layers):
         includes += '#include "kernels/ef_add_s8.h"\n'
+    includes += "".join(f'#include "kernels/ef_{name}_s8.h"\n' for name in emit_elementwise.type_headers(graph))
     lines = "\n".join(f"extern const {kind} {name};" for kind, name, _ in _tables(graph, prefix))
     return f"/* {banner(graph)} */\n#ifndef {guard}\n#define {guard}\n\n{includes}\n{lines}\n\n#endif\n"
 
@@ -324,6 +336,8 @@ def count_macs(graph: Graph, layer: AnyLayer) -> int:
 
 def count_flops(graph: Graph, layer: AnyLayer) -> int:
     """Two for each multiply-accumulate; one for each element an addition, a rescaling or a pool reads."""
+    if isinstance(layer, ElementwiseLayer):
+        return emit_elementwise.flops(graph, layer)
     if isinstance(layer, (MaxPool, AvgPool)):
         return graph.tensors[layer.output].n_bytes * prod(layer.window.kernel)
     if isinstance(layer, (Add, Rescale)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from tasks.firmware.errors import FirmwareError, Unsupported
-from tasks.firmware.ir import Pads, Tensor
-from tasks.firmware.onnx_ops import HANDLERS, REMEDIES, requantised
+from tasks.firmware.ir import Tensor
+from tasks.firmware.onnx_elementwise import requantised
+from tasks.firmware.onnx_ops import HANDLERS, REMEDIES
 from tasks.firmware.onnx_values import (
+    NO_PADS,
     Activation,
     AnyValue,
     Call,
@@ -31,9 +34,11 @@ from tasks.firmware.onnx_values import (
     RealInput,
     physical_shape,
 )
-from tasks.firmware.quantised import AnyNode, MaximumPool, QuantisedNetwork
+from tasks.firmware.quantised import AnyNode, MaximumPool, Padding, QuantisedNetwork
 
 _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+# These leave the padding of their input to whoever reads their output, or take it into their window.
+_CARRY_PADS = ("Conv", "DequantizeLinear", "Dropout", "Identity", "Pad", "QuantizeLinear")
 
 
 def import_onnx(data: bytes) -> QuantisedNetwork:
@@ -69,7 +74,16 @@ class _Importer:
     def finish(self, digest: str) -> QuantisedNetwork:
         outputs = [item.name for item in self.graph.output]
         value = self.values.get(outputs[0]) if len(outputs) == 1 else None
-        if not isinstance(value, Activation) or value.is_flat or value.pads != Pads():
+        if isinstance(value, Pending) and value.operator == "Softmax":
+            raise Unsupported(
+                operator=value.operator,
+                node=value.node,
+                reason="its output is not quantised",
+                remedy="leave it out: the largest class stays the same",
+            )
+        if isinstance(value, Activation):
+            value = self._padded(value, "graph", outputs[0])
+        if not isinstance(value, Activation) or value.is_flat:
             raise Unsupported(
                 operator="graph",
                 node=", ".join(outputs),
@@ -108,6 +122,10 @@ class _Importer:
     def _visit(self, node: Any, name: str) -> None:
         inputs = tuple(self._lookup(key, node, name) for key in node.input)
         attributes = {item.name: _attribute(item) for item in node.attribute}
+        if node.op_type not in _CARRY_PADS:
+            inputs = tuple(
+                self._padded(value, node.op_type, name) if isinstance(value, Activation) else value for value in inputs
+            )
         call = Call(operator=node.op_type, name=name, inputs=inputs, output=node.output[0], attributes=attributes)
         self.values[call.output] = self._value(call)
 
@@ -151,12 +169,32 @@ class _Importer:
                 return Activation(
                     tensor=value.tensor, dims=value.dims, is_real=False, is_flat=value.is_flat, pads=value.pads
                 )
-            if value.pads != Pads():
-                raise call.refuse("padding is rescaled", "give the padded tensor the scale of its input")
-            value = requantised(call)
+            padded = self._padded(value, call.operator, call.name)
+            value = requantised(replace(call, inputs=(padded, *call.inputs[1:])))
         if value is None:
             raise call.refuse("its input is missing", "fix the model")
         return self._layer(call.output, value, scale, zero_point)
+
+    def _padded(self, value: Activation, operator: str, node: str) -> Activation:
+        """``value`` with its padding in a tensor of its own, for those who cannot read past an edge."""
+        if value.pads == NO_PADS:
+            return value
+        source, pads = value.tensor, value.pads
+        if source.shape != physical_shape(value.dims):
+            raise Unsupported(
+                operator=operator,
+                node=node,
+                reason=f"it reads a padded {value.dims}, which lies in memory as {source.shape}",
+                remedy="pad before reshaping",
+            )
+        name = f"{source.name}/padded_{pads.top}_{pads.left}_{pads.bottom}_{pads.right}"
+        height, width, channels = source.shape
+        shape = (height + pads.top + pads.bottom, width + pads.left + pads.right, channels)
+        if name not in self.tensors:
+            self._tensor(name, shape, source.scale, source.zero_point)
+            self.nodes.append(Padding(name=node, inputs=(source.name,), output=name, pads=pads))
+        dims = (value.dims[0], shape[1]) if len(value.dims) == 2 else (value.dims[0], *shape[:2])
+        return Activation(tensor=self.tensors[name], dims=dims, is_real=value.is_real)
 
     def _layer(self, output: str, pending: Pending, scale: float, zero_point: int) -> Activation:
         tensor = self._tensor(output, pending.physical, scale, zero_point)
@@ -252,8 +290,6 @@ def _reshape(call: Call) -> AnyValue:
     if not isinstance(value, Activation):
         value = call.activation()
     dims = _new_dims(call, value.dims)
-    if value.pads != Pads():
-        raise call.refuse("it reshapes a padded tensor", "pad after reshaping, in the layer itself")
     if len(dims) == 1:
         is_flat = value.is_flat or math.prod(value.dims[1:]) > 1
         is_flat = is_flat and value.dims[0] > 1  # one channel: C, H, W and H, W, C are the same order

@@ -12,10 +12,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tasks.firmware.ir import Add, Graph, Rescale
+from tasks.firmware.ir import Add, Graph, Lookup, Mul, Rescale, Softmax
 
 ALIGNMENT = 4  # kernels may read words
 _SEARCH_ROUNDS = 200
+_IN_PLACE = (Add, Lookup, Mul, Rescale, Softmax)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +64,7 @@ def live_buffers(graph: Graph) -> tuple[Buffer, ...]:
     starts = [0]
     for index, layer in enumerate(graph.layers):
         reused = None
-        if isinstance(layer, (Add, Rescale)):
+        if isinstance(layer, _IN_PLACE):
             size = graph.tensors[layer.output].n_bytes
             reused = next(
                 (name for name in layer.inputs if last_use[name] == index and graph.tensors[name].n_bytes == size), None
