@@ -260,7 +260,7 @@ def _softmax(node: SoftmaxOfChannels, sources: list[Tensor], target: Tensor) -> 
     """Units of 2**-bits, so that all exponents of a pixel sum to at most 2**32 - 1; an exponent plus half the divisor
     stays below that too, because ``bits`` is at most 30 and the output's scale is below 1."""
     (source,) = sources
-    bits = min(MAX_EXPONENT_BITS, int(math.log2((2**32 - 1) // source.shape[2])))
+    bits = min(MAX_EXPONENT_BITS, ((2**32 - 1) // source.shape[2]).bit_length() - 1)
     output_scale = math.floor(target.scale * 2.0**32 + 0.5)
     if output_scale >= 2**32 or target.scale * 2.0**bits < MIN_DIVISOR:
         raise Unsupported(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from tasks.firmware.errors import FirmwareError, Unsupported
-from tasks.firmware.ir import Tensor
+from tasks.firmware.ir import INT8_MAX, INT8_MIN, Tensor
 from tasks.firmware.onnx_elementwise import requantised
 from tasks.firmware.onnx_ops import HANDLERS, REMEDIES
 from tasks.firmware.onnx_values import (
@@ -162,6 +162,8 @@ class _Importer:
             self.input_name = call.output
             tensor = self._tensor(call.output, physical_shape(value.dims), scale, zero_point)
             return Activation(tensor=tensor, dims=value.dims, is_real=False)
+        if isinstance(value, Constant) and value.array.size == 1:
+            return _quantised_number(call, float(value.array.ravel()[0]), scale, zero_point)
         if isinstance(value, (Constant, QuantisedConstant)):
             raise call.refuse("it quantises a constant", "store the constant as integers behind a DequantizeLinear")
         if isinstance(value, Activation):
@@ -266,6 +268,18 @@ def _scalar_quantisation(call: Call) -> tuple[float, int]:
     return value, offset - 128 if is_unsigned else offset
 
 
+def _quantised_number(call: Call, number: float, scale: float, zero_point: int) -> Constant:
+    """A single real constant as the byte that ONNX makes of it: rounded half to even, saturated."""
+    is_signed = len(call.inputs) > 2 and call.constant(2).dtype == np.int8
+    byte = float(np.clip(np.rint(np.float32(number) / np.float32(scale)) + zero_point, INT8_MIN, INT8_MAX))
+    return Constant(array=np.array(byte, np.int8) if is_signed else np.array(byte - INT8_MIN, np.uint8))
+
+
+def _dequantised_number(call: Call, integer: NDArray[Any], zero_point: NDArray[Any] | None) -> NDArray[np.float64]:
+    offset = 0.0 if zero_point is None else float(zero_point.ravel()[0])
+    return (integer.astype(np.float64) - offset) * float(call.constant(1).ravel()[0])
+
+
 def _dequantise(call: Call) -> AnyValue:
     value = call.inputs[0]
     if isinstance(value, Activation):
@@ -278,6 +292,8 @@ def _dequantise(call: Call) -> AnyValue:
         raise call.refuse("its input is neither an int8 activation nor an integer constant", "use a QDQ int8 model")
     zero_point: NDArray[Any] | None = call.optional_constant(2)
     if value.array.dtype == np.uint8 or (zero_point is not None and np.any(zero_point != 0)):
+        if value.array.size == 1:
+            return Constant(array=_dequantised_number(call, value.array, zero_point))
         raise call.refuse("its weights have a zero point", "quantise weights symmetrically (int8, zero point 0)")
     scales = np.asarray(call.constant(1), np.float64).ravel()
     axis = int(call.attributes.get("axis", 1)) % max(value.array.ndim, 1)
@@ -287,19 +303,24 @@ def _dequantise(call: Call) -> AnyValue:
 def _reshape(call: Call) -> AnyValue:
     """A new view of the same bytes: pixels stay pixels, or everything becomes one vector."""
     value = call.inputs[0]
-    if not isinstance(value, Activation):
+    if isinstance(value, RealInput):  # nothing is in memory yet
+        return RealInput(dims=_new_dims(call, value.dims))
+    if not isinstance(value, (Activation, Pending)):
         value = call.activation()
     dims = _new_dims(call, value.dims)
+    is_flat = False
     if len(dims) == 1:
         is_flat = value.is_flat or math.prod(value.dims[1:]) > 1
         is_flat = is_flat and value.dims[0] > 1  # one channel: C, H, W and H, W, C are the same order
-        return Activation(tensor=value.tensor, dims=dims, is_real=value.is_real, is_flat=is_flat)
-    same_pixels = dims[0] == value.dims[0] and _without_ones(dims[1:]) == _without_ones(value.dims[1:])
-    if value.is_flat or not same_pixels or len(dims) > 3:
-        raise call.refuse(
-            f"it turns shape {value.dims} into {dims}", "flatten to a vector, or keep channels and pixels"
-        )
-    return Activation(tensor=value.tensor, dims=dims, is_real=value.is_real)
+    else:
+        same_pixels = dims[0] == value.dims[0] and _without_ones(dims[1:]) == _without_ones(value.dims[1:])
+        if value.is_flat or not same_pixels or len(dims) > 3:
+            raise call.refuse(
+                f"it turns shape {value.dims} into {dims}", "flatten to a vector, or keep channels and pixels"
+            )
+    if isinstance(value, Pending):
+        return replace(value, dims=dims, is_flat=is_flat, mapped=None)
+    return Activation(tensor=value.tensor, dims=dims, is_real=value.is_real, is_flat=is_flat)
 
 
 def _new_dims(call: Call, dims: Dims) -> Dims:
