@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from tasks.firmware.ir import AnyLayer, Graph, MaxPool, Rescale, Tensor, Window
+import numpy as np
+import pytest
+
+from tasks.firmware.ir import (
+    AnyLayer,
+    Concat,
+    Graph,
+    Lookup,
+    MaxPool,
+    Mul,
+    Pad,
+    Pads,
+    Rescale,
+    Softmax,
+    Tensor,
+    Window,
+)
 from tasks.firmware.planner import Buffer, live_buffers, lower_bound, pack, plan_memory
 
 
@@ -43,6 +59,37 @@ def test_a_rescaling_writes_over_an_input_that_dies_with_it() -> None:
     plan = plan_memory(graph({"x": 16, "a": 16, "y": 16}, rescale("x", "a"), rescale("a", "y")))
     assert plan.arena_bytes == 16
     assert set(plan.offsets.values()) == {0}
+
+
+ONE_INPUT: list[AnyLayer] = [
+    Lookup(name="y", inputs=("x",), output="y", table=np.zeros(256, np.int8)),
+    Mul(name="y", inputs=("x", "x"), output="y", multiplier=1, left_shift=0),
+    Softmax(name="y", inputs=("x",), output="y", exponents=np.ones(256, np.uint32), output_scale=2**24),
+]
+
+
+@pytest.mark.parametrize("layer", ONE_INPUT, ids=lambda layer: type(layer).__name__)
+def test_layers_that_go_byte_by_byte_write_over_their_input(layer: AnyLayer) -> None:
+    assert plan_memory(graph({"x": 16, "y": 16}, layer)).arena_bytes == 16
+
+
+def test_a_product_writes_over_its_image_and_never_over_the_vector_it_repeats() -> None:
+    product = Mul(name="y", inputs=("x", "v"), output="y", multiplier=1, left_shift=0)
+    plan = plan_memory(graph({"x": 16, "v": 4, "y": 16}, pool("x", "v"), product))
+    assert plan.offsets["y"] == plan.offsets["x"] != plan.offsets["v"]
+    assert plan.arena_bytes == 20
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Concat(name="y", inputs=("x",), output="y", multipliers=(1,), left_shifts=(0,)),
+        Pad(name="y", inputs=("x",), output="y", pads=Pads()),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_move_bytes_need_room_beside_their_input(layer: AnyLayer) -> None:
+    assert plan_memory(graph({"x": 16, "y": 16}, layer)).arena_bytes == 32
 
 
 def test_a_rescaling_leaves_an_input_that_is_still_needed() -> None:
