@@ -249,4 +249,4 @@ def test_a_softmax_is_within_one_step_of_the_real_one(n: int) -> None:
     shares = np.exp(0.1 * x.astype(float))
     exact = shares / shares.sum(axis=-1, keepdims=True) * 256 - 128
     errors = np.abs(reference.run_layer(layer, tensors, [x]) - np.minimum(exact, 127))
-    assert errors.max() < 0.51  # one half is the rounding to a byte
+    assert errors.max() < 0.505  # one half is the rounding to a byte
