@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from tasks.firmware.errors import FirmwareError, Unsupported
 from tasks.firmware.ir import INT8_MAX, INT8_MIN, Tensor
 from tasks.firmware.onnx_elementwise import requantised
-from tasks.firmware.onnx_ops import HANDLERS, REMEDIES
+from tasks.firmware.onnx_ops import HANDLERS, REMEDIES, takes_padding_in
 from tasks.firmware.onnx_values import (
     NO_PADS,
     Activation,
@@ -37,8 +37,8 @@ from tasks.firmware.onnx_values import (
 from tasks.firmware.quantised import AnyNode, MaximumPool, Padding, QuantisedNetwork
 
 _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
-# These leave the padding of their input to whoever reads their output, or take it into their window.
-_CARRY_PADS = ("Conv", "DequantizeLinear", "Dropout", "Identity", "Pad", "QuantizeLinear")
+# These leave the padding of their input to whoever reads their output.
+_CARRY_PADS = ("DequantizeLinear", "Dropout", "Identity", "Pad", "QuantizeLinear")
 
 
 def import_onnx(data: bytes) -> QuantisedNetwork:
@@ -123,9 +123,7 @@ class _Importer:
         inputs = tuple(self._lookup(key, node, name) for key in node.input)
         attributes = {item.name: _attribute(item) for item in node.attribute}
         if node.op_type not in _CARRY_PADS:
-            inputs = tuple(
-                self._padded(value, node.op_type, name) if isinstance(value, Activation) else value for value in inputs
-            )
+            inputs = tuple(self._readable(value, node.op_type, name, attributes) for value in inputs)
         call = Call(operator=node.op_type, name=name, inputs=inputs, output=node.output[0], attributes=attributes)
         self.values[call.output] = self._value(call)
 
@@ -176,6 +174,19 @@ class _Importer:
         if value is None:
             raise call.refuse("its input is missing", "fix the model")
         return self._layer(call.output, value, scale, zero_point)
+
+    def _readable(
+        self, value: AnyValue | None, operator: str, node: str, attributes: dict[str, Any]
+    ) -> AnyValue | None:
+        """``value`` without padding that its reader cannot take in."""
+        if not isinstance(value, Activation) or value.pads == NO_PADS:
+            return value
+        is_never_negative = value.tensor.zero_point == INT8_MIN or any(
+            made.output == value.tensor.name and made.bounds.low >= 0 for made in self.nodes
+        )
+        if takes_padding_in(operator, attributes, value.pads, is_never_negative=is_never_negative):
+            return value
+        return self._padded(value, operator, node)
 
     def _padded(self, value: Activation, operator: str, node: str) -> Activation:
         """``value`` with its padding in a tensor of its own, for those who cannot read past an edge."""

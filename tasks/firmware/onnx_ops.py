@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -168,7 +168,7 @@ def average_pool(call: Call) -> AnyValue:
     source = call.activation()
     window = _pool_window(call, source)
     pads = window.pads
-    counts = bool(call.attributes.get("count_include_pad", 0)) or pads == Pads()
+    counts = bool(call.attributes.get("count_include_pad", 0)) or pads == source.pads
     height, width, channels = physical_shape(source.dims)
     dims = _spatial_dims(call, len(source.dims) - 1, channels, window.output_size(height, width))
     return pending(call, dims, _average(call, source, window, counts_padding=counts))
@@ -242,6 +242,25 @@ def pad(call: Call) -> AnyValue:
         raise call.refuse("it pads the batch or the channels, or crops", "pad pixels only")
     new = _pads(before[2:].tolist(), after[2:].tolist())
     return Activation(tensor=source.tensor, dims=source.dims, is_real=True, pads=_sum_pads(source.pads, new))
+
+
+def takes_padding_in(operator: str, attributes: Mapping[str, Any], pads: Pads, *, is_never_negative: bool) -> bool:
+    """Whether a layer reads an input with ``pads`` zeros around it as if it had a padding of its own.
+
+    An average does where it counts the padding; a maximum where no number is below zero, so that a zero never wins.
+    """
+    if operator == "Conv":
+        return True
+    own = [int(amount) for amount in attributes.get("pads", [0])]
+    if operator == "AveragePool":
+        fits = not any(own) or bool(attributes.get("count_include_pad", 0))
+    else:
+        fits = operator == "MaxPool" and is_never_negative and not any(own)
+    if not fits or attributes.get("ceil_mode", 0) or str(attributes.get("auto_pad", "NOTSET")) != "NOTSET":
+        return False
+    reach_y, reach_x = _reach(Window(kernel=_pair(attributes["kernel_shape"])))
+    most = max(own)
+    return max(pads.top, pads.bottom) + most < reach_y and max(pads.left, pads.right) + most < reach_x
 
 
 def passed(call: Call) -> AnyValue:

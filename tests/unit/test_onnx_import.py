@@ -233,9 +233,25 @@ def padded_before_a_maximum(model: QdqModel) -> None:
     model.quantised(model.node("MaxPool", [padded(model)], kernel_shape=[2, 2], strides=[2, 2]), 0.05, 3)
 
 
+def relu_padded_before_a_maximum(model: QdqModel) -> None:
+    source = model.quantised(model.node("Relu", [model.last]), 0.05, 3)
+    assert source == model.last
+    model.quantised(model.node("MaxPool", [padded(model)], kernel_shape=[3, 3], strides=[2, 2]), 0.05, 3)
+
+
+def padded_before_a_wide_average(model: QdqModel) -> None:
+    pooled = model.node("AveragePool", [padded(model)], kernel_shape=[3, 4], pads=[1, 0, 0, 1], count_include_pad=1)
+    model.quantised(pooled, 0.0437, 1)
+
+
+def padded_before_an_average_that_does_not_count(model: QdqModel) -> None:
+    pooled = model.node("AveragePool", [padded(model)], kernel_shape=[3, 4], pads=[1, 0, 0, 1])
+    model.quantised(pooled, 0.0437, 1)
+
+
 def padded_before_averages(model: QdqModel) -> None:
     source = padded(model)
-    small = model.quantised(model.node("AveragePool", [source], kernel_shape=[2, 3]), 0.0437, 1)
+    small = model.quantised(model.node("AveragePool", [source], kernel_shape=[2, 2]), 0.0437, 1)
     assert small == model.last
     whole = model.quantised(model.node("GlobalAveragePool", [source]), 0.0193, 3)
     model.quantised(model.node("Mul", [small, whole]), 0.0213, 3)
@@ -254,6 +270,8 @@ MODELS = [
     multiplied_by_numbers, shifted_by_numbers, hard_swish_in_pieces, hard_swish_in_quantised_pieces,
     gated_by_a_real_sigmoid, joined, largest_of_all, largest_of_all_by_reduction, shares_of_channels, padded_output,
     padded_to_another_scale, padded_before_a_maximum, padded_before_averages, padded_for_two,
+    relu_padded_before_a_maximum,
+    padded_before_a_wide_average, padded_before_an_average_that_does_not_count,
 ]  # fmt: skip
 
 
@@ -332,10 +350,22 @@ def test_a_positive_factor_is_a_rescaling() -> None:
     assert layer.multiplier * 2.0 ** (layer.left_shift - 32) == pytest.approx(0.25)
 
 
-def test_a_convolution_still_takes_its_padding_in() -> None:
+@pytest.mark.parametrize(
+    ("build", "operators"),
+    [
+        (padded_by_a_node, ["conv2d"]),
+        (relu_padded_before_a_maximum, ["rescale", "maxpool"]),
+        (padded_before_a_wide_average, ["avgpool"]),
+        (padded_before_a_maximum, ["rescale", "pad", "maxpool"]),
+        (padded_before_an_average_that_does_not_count, ["pad", "avgpool"]),
+    ],
+)
+def test_padding_is_a_layer_where_its_reader_cannot_take_it_in(
+    build: Callable[[QdqModel], None], operators: list[str]
+) -> None:
     model = QdqModel((3, 7, 6))
-    padded_by_a_node(model)
-    assert [op_name(layer) for layer in compiled(model.serialised()).layers] == ["conv2d"]
+    build(model)
+    assert [op_name(layer) for layer in compiled(model.serialised()).layers] == operators
 
 
 def test_one_frame_serves_all_who_read_it() -> None:
