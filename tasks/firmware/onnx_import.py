@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from tasks.firmware.errors import FirmwareError, Unsupported
 from tasks.firmware.ir import INT8_MAX, INT8_MIN, Tensor
@@ -37,6 +38,8 @@ from tasks.firmware.onnx_values import (
 from tasks.firmware.quantised import AnyNode, MaximumPool, Padding, QuantisedNetwork
 
 _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+# These stay what they are when all their inputs are constants.
+_NEVER_FOLDED = ("Constant", "DequantizeLinear", "QuantizeLinear")
 # These leave the padding of their input to whoever reads their output.
 _CARRY_PADS = ("DequantizeLinear", "Dropout", "Identity", "Pad", "QuantizeLinear")
 
@@ -52,15 +55,17 @@ def import_onnx(data: bytes) -> QuantisedNetwork:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf raises classes of its own, by implementation
         raise FirmwareError(f"the bytes are no ONNX model: {error}") from error
-    importer = _Importer(model.graph)
+    opsets = {item.domain: item.version for item in model.opset_import}
+    importer = _Importer(model.graph, opsets)
     return importer.finish(hashlib.sha256(data).hexdigest())
 
 
 class _Importer:
     """Walks the graph once, in its topological order; ``values`` is what is known of each name so far."""
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: Any, opsets: dict[str, int]) -> None:
         self.graph = graph
+        self.opsets = opsets
         self.values: dict[str, AnyValue] = {
             item.name: Constant(array=numpy_helper.to_array(item)) for item in graph.initializer
         }
@@ -125,7 +130,22 @@ class _Importer:
         if node.op_type not in _CARRY_PADS:
             inputs = tuple(self._readable(value, node.op_type, name, attributes) for value in inputs)
         call = Call(operator=node.op_type, name=name, inputs=inputs, output=node.output[0], attributes=attributes)
-        self.values[call.output] = self._value(call)
+        self.values[call.output] = self._folded(call, node) or self._value(call)
+
+    def _folded(self, call: Call, node: Any) -> Constant | None:
+        """What ``node`` makes of constants alone: exporters leave shapes and amounts of padding to be worked out."""
+        constants = {
+            key: value.array for key, value in zip(node.input, call.inputs, strict=True) if isinstance(value, Constant)
+        }
+        if node.op_type in _NEVER_FOLDED or not constants or set(constants) != set(filter(None, node.input)):
+            return None
+        try:
+            results = ReferenceEvaluator(node, opsets=self.opsets).run(None, constants)
+        except Exception as error:  # a node may be of any kind, and onnx raises many kinds of error
+            raise call.refuse(
+                f"it cannot be worked out from its constants ({error})", "store its result as an initialiser"
+            ) from error
+        return Constant(array=np.asarray(results[0]))
 
     def _lookup(self, key: str, node: Any, name: str) -> AnyValue | None:
         if not key:

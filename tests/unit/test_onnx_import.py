@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from onnx import TensorProto, numpy_helper
 
 from tasks.firmware.errors import FirmwareError, Unsupported
 from tasks.firmware.ir import Graph, Rescale, op_name
@@ -368,6 +369,17 @@ def test_padding_is_a_layer_where_its_reader_cannot_take_it_in(
     assert [op_name(layer) for layer in compiled(model.serialised()).layers] == operators
 
 
+def test_amounts_that_the_graph_works_out_from_constants_are_constants() -> None:
+    model = QdqModel((3, 7, 6))
+    none = model.node("ConstantOfShape", [model.constant(np.array([4], np.int64))],
+                      value=numpy_helper.from_array(np.array([0], np.int64)))  # fmt: skip
+    ends = model.node("Cast", [model.constant(np.array([0, 0, 1, 2], np.float32))], to=TensorProto.INT64)
+    framed = model.node("Pad", [model.last, model.node("Concat", [ends, none], axis=0)])
+    model.quantised(framed, 0.05, 3)
+    graph = assert_agrees_with_onnxruntime(model.serialised(), (3, 7, 6))
+    assert graph.output_tensor.shape == (8, 8, 3)
+
+
 def test_one_frame_serves_all_who_read_it() -> None:
     model = QdqModel((3, 7, 6))
     padded_before_averages(model)
@@ -470,6 +482,11 @@ def joined_with_another_size(model: QdqModel) -> None:
     model.quantised(model.node("Concat", [source, smaller], axis=1))
 
 
+def impossible_constant(model: QdqModel) -> None:
+    ends = [model.constant(np.zeros(size, np.float32)) for size in (2, 3)]
+    model.quantised(model.node("Add", [model.last, model.node("Add", ends)]))
+
+
 def partial_maximum(model: QdqModel) -> None:
     model.quantised(model.node("ReduceMax", [model.last, model.constant(np.array([3], np.int64))]))
 
@@ -518,6 +535,7 @@ def float_output(model: QdqModel) -> None:
         (activation_of_a_real_convolution, "HardSwish", "put a QuantizeLinear"),
         (joined_rows, "Concat", "only channels"),
         (joined_with_another_size, "Concat", "join images of one size"),
+        (impossible_constant, "Add", "store its result as an initialiser"),
         (partial_maximum, "ReduceMax", "maximum over all spatial axes"),
         (unquantised_between, "Conv", "put a QuantizeLinear"),
         (added_constant, "Add", "fold the constant into the bias"),

@@ -1,6 +1,6 @@
 /**
  * Softmax over the channels of each pixel, in integers: a table of exponents by distance from the largest byte, their
- * sum, and one division of 32 bits an element.
+ * sum, and one unsigned division of 32 bits an element (an instruction on Cortex-M3 and later).
  *
  * layout    in, out [pixels][n]
  * range     the n exponents sum to at most 2^32 - 1, exponents[0] is at most 2^30, and exponents[0] * output_scale is at
