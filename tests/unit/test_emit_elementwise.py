@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mcu_agent.kinds import load_kind
+from tasks.firmware.compiler import compile_graph
 from tasks.firmware.emit import count_flops, count_macs, emit_network
 from tasks.firmware.ir import AnyLayer, Clamp, Concat, Graph, Lookup, Mul, Pad, Pads, Softmax, Tensor
 from tasks.firmware.planner import plan_memory
@@ -101,3 +103,12 @@ def test_elements_are_counted_and_no_multiply_accumulates(layer: AnyLayer, flops
     net = graph(layer)
     assert count_flops(net, layer) == flops
     assert count_macs(net, layer) == 0
+
+
+# Bytes: 20 for a rounding, 8 for a product's terms, 256 and 4 + 4 · 256 for tables, 12 for each input that is joined.
+# The network of the product begins with a padding.
+@pytest.mark.parametrize(
+    ("layer", "n_bytes"), list(zip(LAYERS, [20 + 20 + 8, 256, 20 + 24, 20, 20 + 1028], strict=True)), ids=str
+)
+def test_tables_count_as_weights_in_the_image(layer: AnyLayer, n_bytes: int) -> None:
+    assert compile_graph(graph(layer), load_kind("nrf52840-dk")).image.rom.weights_bytes == n_bytes
