@@ -103,7 +103,6 @@ def layer_row(case: Case, core: str, compiler: str, emulator: str) -> Row:
     compiled = compile_graph(graph_of(case, SEED), kind, compiler=compiler)
     counts = _COUNTED[emulator](compiled, core)
     rom = rom_by_layer(compiled.image.elf, kind)
-    scratch: dict[int, int] = getattr(compiled.plan, "scratch_bytes", {})
     return Row(
         layer=case.name,
         core=core,
@@ -113,7 +112,7 @@ def layer_row(case: Case, core: str, compiler: str, emulator: str) -> Row:
         instructions=counts.instructions,
         cycles=counts.cycles,
         rom_bytes=sum(layer.code_bytes + layer.weights_bytes for layer in rom.values()),
-        scratch_bytes=scratch.get(0, 0),
+        scratch_bytes=compiled.plan.scratch_bytes.get(0, 0),
     )
 
 

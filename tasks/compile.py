@@ -26,7 +26,7 @@ from tasks.errors import Defect, TransientFault
 from tasks.firmware.compiler import PREFIX, Compiled, compile_network, write_sources
 from tasks.firmware.errors import FirmwareError, ToolchainError, ToolchainInterrupted
 from tasks.firmware.ir import Int8Array
-from tasks.firmware.planner import Plan
+from tasks.firmware.planner import bytes_alive
 from tasks.firmware.toolchain import gcc_path
 from tasks.quant import reference
 
@@ -212,7 +212,7 @@ def measure(model: str, compiled: Compiled, kind: BoardKind, *, n_inputs: int = 
         AgentError: as :func:`profile_compiled`.
     """
     found = profile_compiled(compiled, kind, n_inputs=n_inputs, seed=seed)
-    live = live_bytes(compiled.plan, len(compiled.graph.layers))
+    live = bytes_alive(compiled.plan.buffers)
     return Report(
         model=model,
         digest=compiled.graph.digest,
@@ -226,15 +226,6 @@ def measure(model: str, compiled: Compiled, kind: BoardKind, *, n_inputs: int = 
         largest_layer=int(np.argmax(live)),
         totals=_totals(compiled, found),
     )
-
-
-def live_bytes(plan: Plan, n_layers: int) -> list[int]:
-    """Bytes of the arena in use while each layer runs."""
-    scratch: Mapping[int, int] = getattr(plan, "scratch_bytes", {})
-    return [
-        scratch.get(step, 0) + sum(buffer.n_bytes for buffer in plan.buffers if buffer.first <= step <= buffer.last)
-        for step in range(n_layers)
-    ]
 
 
 def rom_by_layer(elf: bytes, kind: BoardKind) -> dict[int, Rom]:

@@ -15,7 +15,8 @@ from string import Template
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.firmware import emit_matrix
+from tasks.firmware import emit_elementwise, emit_matrix
+from tasks.firmware.emit_elementwise import ElementwiseLayer
 from tasks.firmware.emit_matrix import Place, Table
 from tasks.firmware.ir import (
     Add,
@@ -24,6 +25,7 @@ from tasks.firmware.ir import (
     Conv2d,
     Dense,
     Graph,
+    Lookup,
     MaxPool,
     Rescale,
     Window,
@@ -213,7 +215,11 @@ def _layer_function(graph: Graph, plan: Plan, prefix: str, index: int) -> str:
         place = Place(source=ins[0], scratch=scratch, target=out)
         call = "\n".join(emit_matrix.call(graph, layer, prefix, symbol, place))
     else:
-        call = _wrapped(f"    ef_{op_name(layer)}_s8(", _arguments(graph, layer, symbol, ins, out))
+        if isinstance(layer, ElementwiseLayer):
+            calls = emit_elementwise.kernel_calls(graph, layer, symbol, ins, out)
+        else:
+            calls = [_arguments(graph, layer, symbol, ins, out)]
+        call = "\n".join(_wrapped(f"    ef_{op_name(layer)}_s8(", arguments) for arguments in calls)
     return (
         f"{_comment(f'{layer.name}: {shapes} -> {_shape_text(graph, layer.output)}')}\n"
         f"void {symbol}(void);\n__attribute__((noinline)) void {symbol}(void)\n{{\n"
@@ -256,7 +262,7 @@ def _arguments(graph: Graph, layer: AnyLayer, symbol: str, ins: list[str], out: 
 
 def _shape_declaration(graph: Graph, layer: AnyLayer) -> str:
     """The window of a layer that has one, as a constant the compiler folds into the kernel."""
-    if isinstance(layer, (Dense, Add, Rescale)):
+    if isinstance(layer, (Dense, Add, Rescale, ElementwiseLayer)):
         return ""
     groups = layer.groups if isinstance(layer, Conv2d) else 1
     return "    const ef_window_t shape = {\n" + _window_fields(graph, layer, layer.window, groups) + "    };\n"
@@ -284,6 +290,11 @@ def _tables(graph: Graph, prefix: str) -> list[Table]:
     tables: list[Table] = []
     for index, layer in enumerate(graph.layers):
         symbol = layer_symbol(prefix, index, layer)
+        if isinstance(layer, ElementwiseLayer):
+            if not isinstance(layer, Lookup):
+                tables.append(("ef_requant_t", f"{symbol}_quant", _quant(graph, layer)))
+            tables += emit_elementwise.tables(graph, layer, symbol, _values)
+            continue
         if isinstance(layer, (Conv2d, Dense)):
             tables += emit_matrix.tables(graph, layer, symbol, _values)
             continue
@@ -300,7 +311,7 @@ def _tables(graph: Graph, prefix: str) -> list[Table]:
 
 
 def _quant(graph: Graph, layer: AnyLayer) -> str:
-    shift = 0 if isinstance(layer, MaxPool) else layer.left_shift
+    shift = emit_elementwise.rounding_shift(layer)
     source, target = graph.tensors[layer.inputs[0]], graph.tensors[layer.output]
     return f"{{{source.zero_point}, {target.zero_point}, {layer.clamp.low}, {layer.clamp.high}, {shift}}}"
 
@@ -327,9 +338,12 @@ def _record_headers(graph: Graph) -> set[str]:
 
 _RECORD_HEADERS = {
     "ef_add_t": "ef_add_s8.h",
+    "ef_concat_t": "ef_concat_s8.h",
     "ef_dense_t": "ef_dense_s8.h",
     "ef_depthwise_t": "ef_dwconv2d_s8.h",
     "ef_filter_t": "ef_filter_s8.h",
+    "ef_mul_t": "ef_mul_s8.h",
+    "ef_softmax_t": "ef_softmax_s8.h",
 }
 
 
@@ -356,6 +370,8 @@ def count_macs(graph: Graph, layer: AnyLayer) -> int:
 
 def count_flops(graph: Graph, layer: AnyLayer) -> int:
     """Two for each multiply-accumulate; one for each element an addition, a rescaling or a pool reads."""
+    if isinstance(layer, ElementwiseLayer):
+        return emit_elementwise.flops(graph, layer)
     if isinstance(layer, (MaxPool, AvgPool)):
         return graph.tensors[layer.output].n_bytes * prod(layer.window.kernel)
     if isinstance(layer, (Add, Rescale)):

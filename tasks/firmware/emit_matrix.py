@@ -14,7 +14,8 @@ from tasks.firmware.kernels import geometry_of, is_wide
 from tasks.firmware.packing import PAIRS, QUADS, WORD, fold, interleave, pack
 
 Table = tuple[str, str, str]  # C type, name with its size, initialiser
-Values = Callable[[NDArray[np.integer]], str]
+Array = NDArray[np.integer]
+Values = Callable[[Array], str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +41,7 @@ def tables(graph: Graph, layer: Conv2d | Dense, symbol: str, values: Values) -> 
             n_inputs // WORD,
             n_inputs % WORD,
         ]
-        arrays = {
+        arrays: dict[str, tuple[str, Array]] = {
             f"{symbol}_weights": ("_Alignas(4) int8_t", packed.words),
             f"{symbol}_tails": ("int8_t", packed.tails),
             f"{symbol}_requant": ("int32_t", packed.requant),
@@ -62,12 +63,15 @@ def tables(graph: Graph, layer: Conv2d | Dense, symbol: str, values: Values) -> 
     output_zero_point, *rounding = _rounding(graph, layer)
     fields = [f"{symbol}_weights", n_outputs // 2, n_taps // WORD, n_outputs, output_zero_point]
     fields += [f"{symbol}_tails", n_taps % WORD, *rounding, zero_point]
-    arrays = {f"{symbol}_weights": ("int32_t", words), f"{symbol}_tails": ("int8_t", tails)}
-    return _with_params(arrays, values, "ef_filter_t", symbol, fields)
+    matrix: dict[str, tuple[str, Array]] = {
+        f"{symbol}_weights": ("int32_t", words),
+        f"{symbol}_tails": ("int8_t", tails),
+    }
+    return _with_params(matrix, values, "ef_filter_t", symbol, fields)
 
 
 def _with_params(
-    arrays: Mapping[str, tuple[str, NDArray[np.integer]]],
+    arrays: Mapping[str, tuple[str, Array]],
     values: Values,
     kind: str,
     symbol: str,
@@ -113,12 +117,12 @@ def call(graph: Graph, layer: Conv2d | Dense, prefix: str, symbol: str, place: P
         arguments += [f"{symbol}_weights", f"{symbol}_bias", f"{symbol}_multipliers", place.target]
         return [f"    ef_gconv2d_s8({', '.join(arguments)});"]
     if op_name(layer) == "dwconv2d":
-        arguments = f"{params}, {place.source}, {place.scratch}, {place.target}"
-        portable = f"    ef_dwconv2d_s8(shape, {arguments});"
+        given = f"{params}, {place.source}, {place.scratch}, {place.target}"
+        portable = f"    ef_dwconv2d_s8(shape, {given});"
         geometry = geometry_of(graph, layer)
         if not geometry.is_supported:
             return [portable]
-        own = f"    {depthwise_symbol(graph, prefix, geometry)}({arguments});"
+        own = f"    {depthwise_symbol(graph, prefix, geometry)}({given});"
         return ["#if EF_HAS_DSP", "    (void)shape;", own, "#else", portable, "#endif"]
     wide = "true" if is_wide(layer) else "false"
     return [f"    ef_conv2d_s8(shape, {wide}, {params}, {place.source}, {place.scratch}, {place.target});"]

@@ -11,7 +11,10 @@ from mcu_agent.kinds import BoardKind
 
 _ALLOCATED = 0x2  # SHF_ALLOC
 REGION_SPAN = 2**28  # flash and RAM of the boards lie further apart than this
-_TABLES = ("_weights", "_tails", "_requant", "_params", "_bias", "_multipliers", "_quant", "_terms")
+_TABLES = (
+    *("_weights", "_tails", "_requant", "_params", "_bias", "_multipliers"),
+    *("_quant", "_terms", "_table", "_parts"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 Int8Array = NDArray[np.int8]
 Int32Array = NDArray[np.int32]
+UInt32Array = NDArray[np.uint32]
 Shape = tuple[int, int, int]
 
 INT8_MIN, INT8_MAX = -128, 127
+N_BYTES = 256  # values a byte can take, the length of every table over bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +118,7 @@ class Dense(Layer):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Add(Layer):
-    """Sum of two tensors, each with its own multiplier; rounded once."""
+    """Sum of two tensors, each with its own multiplier; rounded once. A negative multiplier subtracts."""
 
     multipliers: tuple[int, int]
     left_shift: int
@@ -147,7 +149,47 @@ class AvgPool(Layer):
     left_shift: int
 
 
-AnyLayer = Conv2d | Dense | Add | Rescale | MaxPool | AvgPool
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mul(Layer):
+    """Product of two tensors; rounded once. The second has the shape of the first, or is a vector (1, 1, C) that
+    multiplies every pixel."""
+
+    multiplier: int
+    left_shift: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Lookup(Layer):
+    """A function of single bytes: ``table`` (256,) has the output of byte ``q`` at ``q + 128``, the clamp included."""
+
+    table: Int8Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Concat(Layer):
+    """The inputs' channels behind each other, each input brought to the output's scale with one rounding."""
+
+    multipliers: tuple[int, ...]
+    left_shifts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pad(Layer):
+    """Real zeros around the image, that is bytes of the zero point. Scale and zero point pass through."""
+
+    pads: Pads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Softmax(Layer):
+    """Softmax over the channels of each pixel. ``exponents`` (256,) has e to the minus ``d`` input steps at ``d``, in
+    units small enough that the sum of all channels fits 32 bits; ``output_scale`` is in units of 2**-32."""
+
+    exponents: UInt32Array
+    output_scale: int
+
+
+AnyLayer = Conv2d | Dense | Add | Rescale | MaxPool | AvgPool | Mul | Lookup | Concat | Pad | Softmax
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,8 +212,8 @@ class Graph:
 
 
 def op_name(layer: AnyLayer) -> str:
-    """The word used in symbols: ``conv2d``, ``dwconv2d`` (as many outputs as inputs), ``gconv2d`` (any other number of
-    groups), ``dense``, ``add``, ``rescale``, ``maxpool``, ``avgpool``."""
+    """The word used in symbols: the record's name in small letters; of convolutions in groups, ``dwconv2d`` where every
+    output channel sees the input channel of the same number, ``gconv2d`` the others."""
     if isinstance(layer, Conv2d) and layer.groups > 1:
         return "dwconv2d" if layer.weights.shape[3] == 1 and len(layer.weights) == layer.groups else "gconv2d"
     return type(layer).__name__.lower()

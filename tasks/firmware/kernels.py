@@ -6,9 +6,24 @@ from dataclasses import dataclass
 from math import prod
 
 from tasks.firmware.depthwise import Geometry
-from tasks.firmware.ir import INT8_MAX, INT8_MIN, Add, AnyLayer, Conv2d, Dense, Graph, Pads, Rescale, op_name
+from tasks.firmware.ir import (
+    INT8_MAX,
+    INT8_MIN,
+    Add,
+    AnyLayer,
+    Conv2d,
+    Dense,
+    Graph,
+    Lookup,
+    Mul,
+    Pads,
+    Rescale,
+    Softmax,
+    op_name,
+)
 from tasks.firmware.packing import WORD
 
+_BYTE_BY_BYTE = (Add, Lookup, Mul, Rescale, Softmax)
 _QUAD = 4  # pixels side by side
 _COLUMN_BYTES_A_WORD = _QUAD * WORD * 2  # inputs of two bytes
 
@@ -40,7 +55,7 @@ def kernel_of(graph: Graph, layer: AnyLayer) -> Kernel:
         return Kernel(headers=("ef_dwconv2d_s8.h",), scratch_bytes=size, is_in_place=True, resizes=True)
     if isinstance(layer, Dense):
         return Kernel(headers=("ef_dense_s8.h",), assembly=("ef_dense_s8.S",))
-    return Kernel(headers=(f"ef_{name}_s8.h",), is_in_place=isinstance(layer, (Add, Rescale)))
+    return Kernel(headers=(f"ef_{name}_s8.h",), is_in_place=isinstance(layer, _BYTE_BY_BYTE))
 
 
 def is_wide(layer: Conv2d | Dense) -> bool:
@@ -56,7 +71,7 @@ def geometry_of(graph: Graph, layer: Conv2d) -> Geometry:
 
 def _column_bytes(layer: Conv2d) -> int:
     """Columns, and the lines behind them (csrc/kernels/ef_columns_s8.h)."""
-    n_taps, channels = layer.weights[0].size, layer.weights.shape[3]
+    n_taps, channels = int(layer.weights[0].size), int(layer.weights.shape[3])
     n_words = -(-n_taps // WORD)
     if channels % WORD:
         lines = _QUAD * n_words * WORD

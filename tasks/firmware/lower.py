@@ -8,24 +8,33 @@ bound on every accumulator is proven here, so that the kernels need no checks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from tasks.firmware.errors import AccumulatorOverflow, Unsupported
+from tasks.firmware.fuse import fuse_lookups
 from tasks.firmware.ir import (
     INT8_MAX,
     INT8_MIN,
+    N_BYTES,
     Add,
     AnyLayer,
     AvgPool,
     Clamp,
+    Concat,
     Conv2d,
     Dense,
     Graph,
     Int8Array,
     Int32Array,
+    Lookup,
     MaxPool,
+    Mul,
+    Pad,
     Rescale,
+    Softmax,
     Tensor,
 )
 from tasks.firmware.quantised import (
@@ -33,17 +42,25 @@ from tasks.firmware.quantised import (
     AnyNode,
     AveragePool,
     Bounds,
+    Concatenation,
     Convolution,
+    Elementwise,
     FloatArray,
     FullyConnected,
     IntArray,
     MaximumPool,
+    Multiplication,
+    Padding,
     QuantisedNetwork,
     Requantisation,
+    SoftmaxOfChannels,
 )
 
 INT32_MAX = 2**31 - 1
 MAX_LEFT_SHIFT = 22  # (byte - zero point) << 22 stays within 31 bits
+MAX_PRODUCT_SHIFT = 15  # the product of two of them << 15 as well: 255 * 255 << 15 < 2**31
+MAX_EXPONENT_BITS = 30
+MIN_DIVISOR = 2**12  # of a softmax: rounded to an integer it then is off by at most 1/8192
 
 
 def lower(network: QuantisedNetwork) -> Graph:
@@ -54,8 +71,14 @@ def lower(network: QuantisedNetwork) -> Graph:
         Unsupported: two scales lie further apart than fixed point can bridge.
     """
     layers = tuple(_lower_node(node, network.tensors) for node in network.nodes)
-    return Graph(
-        tensors=dict(network.tensors), layers=layers, input=network.input, output=network.output, digest=network.digest
+    return fuse_lookups(
+        Graph(
+            tensors=dict(network.tensors),
+            layers=layers,
+            input=network.input,
+            output=network.output,
+            digest=network.digest,
+        )
     )
 
 
@@ -87,21 +110,11 @@ def _quantised_bound(bound: float, tensor: Tensor) -> int:
 
 
 def _lower_node(node: AnyNode, tensors: dict[str, Tensor]) -> AnyLayer:
-    source, target = tensors[node.inputs[0]], tensors[node.output]
-    if isinstance(node, Convolution):
-        return _convolution(node, source, target)
-    if isinstance(node, FullyConnected):
-        return _fully_connected(node, source, target)
-    if isinstance(node, Addition):
-        return _addition(node, source, tensors[node.inputs[1]], target)
-    if isinstance(node, Requantisation):
-        return _requantisation(node, source, target)
-    if isinstance(node, AveragePool):
-        return _average_pool(node, source, target)
-    return _max_pool(node, target)
+    return _LOWERINGS[type(node)](node, [tensors[name] for name in node.inputs], tensors[node.output])
 
 
-def _convolution(node: Convolution, source: Tensor, target: Tensor) -> Conv2d:
+def _convolution(node: Convolution, sources: list[Tensor], target: Tensor) -> Conv2d:
+    (source,) = sources
     weights = np.ascontiguousarray(node.weights.transpose(0, 2, 3, 1))  # OIHW → OHWI
     multipliers, shift = fixed_point(source.scale * node.scales / target.scale)
     _check_accumulators(node.name, weights, node.bias, source.zero_point, shift)
@@ -119,7 +132,8 @@ def _convolution(node: Convolution, source: Tensor, target: Tensor) -> Conv2d:
     )
 
 
-def _fully_connected(node: FullyConnected, source: Tensor, target: Tensor) -> Dense:
+def _fully_connected(node: FullyConnected, sources: list[Tensor], target: Tensor) -> Dense:
+    (source,) = sources
     weights = node.weights
     if node.channels_first:
         height, width, channels = source.shape
@@ -149,9 +163,10 @@ def _check_accumulators(name: str, weights: Int8Array, bias: IntArray, zero_poin
         raise AccumulatorOverflow(layer=name, channel=worst, bound=int(bounds[worst]))
 
 
-def _small_factors(node: AnyNode, factors: list[float]) -> tuple[tuple[int, ...], int]:
+def _small_factors(node: AnyNode, factors: list[float], most: int = MAX_LEFT_SHIFT) -> tuple[tuple[int, ...], int]:
+    """Multipliers for single bytes, or what stays within 31 bits when shifted by ``most``."""
     multipliers, shift = fixed_point(np.array(factors))
-    if shift > MAX_LEFT_SHIFT:
+    if shift > most:
         raise Unsupported(
             operator=type(node).__name__,
             node=node.name,
@@ -161,20 +176,36 @@ def _small_factors(node: AnyNode, factors: list[float]) -> tuple[tuple[int, ...]
     return tuple(int(value) for value in multipliers), shift
 
 
-def _addition(node: Addition, first: Tensor, second: Tensor, target: Tensor) -> Add:
-    multipliers, shift = _small_factors(node, [first.scale / target.scale, second.scale / target.scale])
+def _addition(node: Addition, sources: list[Tensor], target: Tensor) -> Add:
+    """Each term is below 2**30 after its shift, so both products together are below 2**62 with either sign."""
+    multipliers, shift = _small_factors(node, [source.scale / target.scale for source in sources])
     return Add(
         name=node.name,
         inputs=node.inputs,
         output=node.output,
         clamp=clamp_of(node.bounds, target),
-        multipliers=(multipliers[0], multipliers[1]),
+        multipliers=(multipliers[0], -multipliers[1] if node.subtracts else multipliers[1]),
         left_shift=shift,
     )
 
 
-def _requantisation(node: Requantisation, source: Tensor, target: Tensor) -> Rescale:
-    multipliers, shift = _small_factors(node, [source.scale / target.scale])
+def _multiplication(node: Multiplication, sources: list[Tensor], target: Tensor) -> Mul:
+    """The larger input comes first, so that the kernel knows which one it repeats."""
+    inputs = node.inputs if sources[0].n_bytes == target.n_bytes else node.inputs[::-1]
+    factor = sources[0].scale * sources[1].scale / target.scale
+    (multiplier,), shift = _small_factors(node, [factor], MAX_PRODUCT_SHIFT)
+    return Mul(
+        name=node.name,
+        inputs=inputs,
+        output=node.output,
+        clamp=clamp_of(node.bounds, target),
+        multiplier=multiplier,
+        left_shift=shift,
+    )
+
+
+def _requantisation(node: Requantisation, sources: list[Tensor], target: Tensor) -> Rescale:
+    multipliers, shift = _small_factors(node, [sources[0].scale * node.factor / target.scale])
     return Rescale(
         name=node.name,
         inputs=node.inputs,
@@ -185,7 +216,71 @@ def _requantisation(node: Requantisation, source: Tensor, target: Tensor) -> Res
     )
 
 
-def _max_pool(node: MaximumPool, target: Tensor) -> MaxPool:
+def _elementwise(node: Elementwise, sources: list[Tensor], target: Tensor) -> Lookup:
+    """The function at each of the input's bytes, in double precision, rounded half up."""
+    (source,) = sources
+    clamp = clamp_of(node.bounds, target)
+    reals = node.function(source.scale * (np.arange(N_BYTES, dtype=np.float64) + INT8_MIN - source.zero_point))
+    if not np.isfinite(reals).all():
+        raise Unsupported(
+            operator=type(node).__name__,
+            node=node.name,
+            reason="it is not finite for every input byte",
+            remedy="use a function that is defined on the whole range of its input",
+        )
+    values = np.floor(reals / target.scale + 0.5) + target.zero_point
+    table = np.clip(values, clamp.low, clamp.high).astype(np.int8)
+    return Lookup(name=node.name, inputs=node.inputs, output=node.output, clamp=clamp, table=table)
+
+
+def _concatenation(node: Concatenation, sources: list[Tensor], target: Tensor) -> Concat:
+    """An input with the output's scale and zero point passes unchanged: the factor 1 is exact in fixed point."""
+    factors = [_small_factors(node, [source.scale / target.scale]) for source in sources]
+    return Concat(
+        name=node.name,
+        inputs=node.inputs,
+        output=node.output,
+        clamp=clamp_of(node.bounds, target),
+        multipliers=tuple(multipliers[0] for multipliers, _ in factors),
+        left_shifts=tuple(shift for _, shift in factors),
+    )
+
+
+def _padding(node: Padding, sources: list[Tensor], target: Tensor) -> Pad:
+    return Pad(
+        name=node.name,
+        inputs=node.inputs,
+        output=node.output,
+        clamp=clamp_of(node.bounds, target),
+        pads=node.pads,
+    )
+
+
+def _softmax(node: SoftmaxOfChannels, sources: list[Tensor], target: Tensor) -> Softmax:
+    """Units of 2**-bits, so that all exponents of a pixel sum to at most 2**32 - 1; an exponent plus half the divisor
+    stays below that too, because ``bits`` is at most 30 and the output's scale is below 1."""
+    (source,) = sources
+    bits = min(MAX_EXPONENT_BITS, ((2**32 - 1) // source.shape[2]).bit_length() - 1)
+    output_scale = math.floor(target.scale * 2.0**32 + 0.5)
+    if output_scale >= 2**32 or target.scale * 2.0**bits < MIN_DIVISOR:
+        raise Unsupported(
+            operator=type(node).__name__,
+            node=node.name,
+            reason=f"its output scale {target.scale:.3g} suits no shares of {source.shape[2]} channels",
+            remedy="calibrate again, or leave the softmax out: the largest class stays the same",
+        )
+    exponents = np.floor(np.exp(-source.scale * np.arange(N_BYTES)) * 2.0**bits + 0.5)
+    return Softmax(
+        name=node.name,
+        inputs=node.inputs,
+        output=node.output,
+        clamp=clamp_of(node.bounds, target),
+        exponents=exponents.astype(np.uint32),
+        output_scale=output_scale,
+    )
+
+
+def _max_pool(node: MaximumPool, sources: list[Tensor], target: Tensor) -> MaxPool:
     return MaxPool(
         name=node.name,
         inputs=node.inputs,
@@ -195,7 +290,8 @@ def _max_pool(node: MaximumPool, target: Tensor) -> MaxPool:
     )
 
 
-def _average_pool(node: AveragePool, source: Tensor, target: Tensor) -> AvgPool:
+def _average_pool(node: AveragePool, sources: list[Tensor], target: Tensor) -> AvgPool:
+    (source,) = sources
     size = math.prod(node.window.kernel)
     counts = [size] if node.count_padding else list(range(1, size + 1))
     multipliers, shift = _small_factors(node, [source.scale / target.scale / count for count in counts])
@@ -211,3 +307,18 @@ def _average_pool(node: AveragePool, source: Tensor, target: Tensor) -> AvgPool:
         multipliers=multipliers,
         left_shift=shift,
     )
+
+
+_LOWERINGS: dict[type, Callable[[Any, list[Tensor], Tensor], AnyLayer]] = {
+    Addition: _addition,
+    AveragePool: _average_pool,
+    Concatenation: _concatenation,
+    Convolution: _convolution,
+    Elementwise: _elementwise,
+    FullyConnected: _fully_connected,
+    MaximumPool: _max_pool,
+    Multiplication: _multiplication,
+    Padding: _padding,
+    Requantisation: _requantisation,
+    SoftmaxOfChannels: _softmax,
+}

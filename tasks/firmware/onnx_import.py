@@ -10,17 +10,21 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from tasks.firmware.errors import FirmwareError, Unsupported
-from tasks.firmware.ir import Pads, Tensor
-from tasks.firmware.onnx_ops import HANDLERS, REMEDIES, requantised
+from tasks.firmware.ir import INT8_MAX, INT8_MIN, Tensor
+from tasks.firmware.onnx_elementwise import requantised
+from tasks.firmware.onnx_ops import HANDLERS, REMEDIES, takes_padding_in
 from tasks.firmware.onnx_values import (
+    NO_PADS,
     Activation,
     AnyValue,
     Call,
@@ -31,9 +35,13 @@ from tasks.firmware.onnx_values import (
     RealInput,
     physical_shape,
 )
-from tasks.firmware.quantised import AnyNode, MaximumPool, QuantisedNetwork
+from tasks.firmware.quantised import AnyNode, MaximumPool, Padding, QuantisedNetwork
 
 _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+# These stay what they are when all their inputs are constants.
+_NEVER_FOLDED = ("Constant", "DequantizeLinear", "QuantizeLinear")
+# These leave the padding of their input to whoever reads their output.
+_CARRY_PADS = ("DequantizeLinear", "Dropout", "Identity", "Pad", "QuantizeLinear")
 
 
 def import_onnx(data: bytes) -> QuantisedNetwork:
@@ -47,15 +55,17 @@ def import_onnx(data: bytes) -> QuantisedNetwork:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf raises classes of its own, by implementation
         raise FirmwareError(f"the bytes are no ONNX model: {error}") from error
-    importer = _Importer(model.graph)
+    opsets = {item.domain: item.version for item in model.opset_import}
+    importer = _Importer(model.graph, opsets)
     return importer.finish(hashlib.sha256(data).hexdigest())
 
 
 class _Importer:
     """Walks the graph once, in its topological order; ``values`` is what is known of each name so far."""
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: Any, opsets: dict[str, int]) -> None:
         self.graph = graph
+        self.opsets = opsets
         self.values: dict[str, AnyValue] = {
             item.name: Constant(array=numpy_helper.to_array(item)) for item in graph.initializer
         }
@@ -69,7 +79,16 @@ class _Importer:
     def finish(self, digest: str) -> QuantisedNetwork:
         outputs = [item.name for item in self.graph.output]
         value = self.values.get(outputs[0]) if len(outputs) == 1 else None
-        if not isinstance(value, Activation) or value.is_flat or value.pads != Pads():
+        if isinstance(value, Pending) and value.operator == "Softmax":
+            raise Unsupported(
+                operator=value.operator,
+                node=value.node,
+                reason="its output is not quantised",
+                remedy="leave it out: the largest class stays the same",
+            )
+        if isinstance(value, Activation):
+            value = self._padded(value, "graph", outputs[0])
+        if not isinstance(value, Activation) or value.is_flat:
             raise Unsupported(
                 operator="graph",
                 node=", ".join(outputs),
@@ -108,8 +127,25 @@ class _Importer:
     def _visit(self, node: Any, name: str) -> None:
         inputs = tuple(self._lookup(key, node, name) for key in node.input)
         attributes = {item.name: _attribute(item) for item in node.attribute}
+        if node.op_type not in _CARRY_PADS:
+            inputs = tuple(self._readable(value, node.op_type, name, attributes) for value in inputs)
         call = Call(operator=node.op_type, name=name, inputs=inputs, output=node.output[0], attributes=attributes)
-        self.values[call.output] = self._value(call)
+        self.values[call.output] = self._folded(call, node) or self._value(call)
+
+    def _folded(self, call: Call, node: Any) -> Constant | None:
+        """What ``node`` makes of constants alone: exporters leave shapes and amounts of padding to be worked out."""
+        constants = {
+            key: value.array for key, value in zip(node.input, call.inputs, strict=True) if isinstance(value, Constant)
+        }
+        if node.op_type in _NEVER_FOLDED or not constants or set(constants) != set(filter(None, node.input)):
+            return None
+        try:
+            results = ReferenceEvaluator(node, opsets=self.opsets).run(None, constants)
+        except Exception as error:  # a node may be of any kind, and onnx raises many kinds of error
+            raise call.refuse(
+                f"it cannot be worked out from its constants ({error})", "store its result as an initialiser"
+            ) from error
+        return Constant(array=np.asarray(results[0]))
 
     def _lookup(self, key: str, node: Any, name: str) -> AnyValue | None:
         if not key:
@@ -144,6 +180,8 @@ class _Importer:
             self.input_name = call.output
             tensor = self._tensor(call.output, physical_shape(value.dims), scale, zero_point)
             return Activation(tensor=tensor, dims=value.dims, is_real=False)
+        if isinstance(value, Constant) and value.array.size == 1:
+            return _quantised_number(call, float(value.array.ravel()[0]), scale, zero_point)
         if isinstance(value, (Constant, QuantisedConstant)):
             raise call.refuse("it quantises a constant", "store the constant as integers behind a DequantizeLinear")
         if isinstance(value, Activation):
@@ -151,12 +189,45 @@ class _Importer:
                 return Activation(
                     tensor=value.tensor, dims=value.dims, is_real=False, is_flat=value.is_flat, pads=value.pads
                 )
-            if value.pads != Pads():
-                raise call.refuse("padding is rescaled", "give the padded tensor the scale of its input")
-            value = requantised(call)
+            padded = self._padded(value, call.operator, call.name)
+            value = requantised(replace(call, inputs=(padded, *call.inputs[1:])))
         if value is None:
             raise call.refuse("its input is missing", "fix the model")
         return self._layer(call.output, value, scale, zero_point)
+
+    def _readable(
+        self, value: AnyValue | None, operator: str, node: str, attributes: dict[str, Any]
+    ) -> AnyValue | None:
+        """``value`` without padding that its reader cannot take in."""
+        if not isinstance(value, Activation) or value.pads == NO_PADS:
+            return value
+        is_never_negative = value.tensor.zero_point == INT8_MIN or any(
+            made.output == value.tensor.name and made.bounds.low >= 0 for made in self.nodes
+        )
+        if takes_padding_in(operator, attributes, value.pads, is_never_negative=is_never_negative):
+            return value
+        return self._padded(value, operator, node)
+
+    def _padded(self, value: Activation, operator: str, node: str) -> Activation:
+        """``value`` with its padding in a tensor of its own, for those who cannot read past an edge."""
+        if value.pads == NO_PADS:
+            return value
+        source, pads = value.tensor, value.pads
+        if source.shape != physical_shape(value.dims):
+            raise Unsupported(
+                operator=operator,
+                node=node,
+                reason=f"it reads a padded {value.dims}, which lies in memory as {source.shape}",
+                remedy="pad before reshaping",
+            )
+        name = f"{source.name}/padded_{pads.top}_{pads.left}_{pads.bottom}_{pads.right}"
+        height, width, channels = source.shape
+        shape = (height + pads.top + pads.bottom, width + pads.left + pads.right, channels)
+        if name not in self.tensors:
+            self._tensor(name, shape, source.scale, source.zero_point)
+            self.nodes.append(Padding(name=node, inputs=(source.name,), output=name, pads=pads))
+        dims = (value.dims[0], shape[1]) if len(value.dims) == 2 else (value.dims[0], *shape[:2])
+        return Activation(tensor=self.tensors[name], dims=dims, is_real=value.is_real)
 
     def _layer(self, output: str, pending: Pending, scale: float, zero_point: int) -> Activation:
         tensor = self._tensor(output, pending.physical, scale, zero_point)
@@ -228,6 +299,18 @@ def _scalar_quantisation(call: Call) -> tuple[float, int]:
     return value, offset - 128 if is_unsigned else offset
 
 
+def _quantised_number(call: Call, number: float, scale: float, zero_point: int) -> Constant:
+    """A single real constant as the byte that ONNX makes of it: rounded half to even, saturated."""
+    is_signed = len(call.inputs) > 2 and call.constant(2).dtype == np.int8
+    byte = float(np.clip(np.rint(np.float32(number) / np.float32(scale)) + zero_point, INT8_MIN, INT8_MAX))
+    return Constant(array=np.array(byte, np.int8) if is_signed else np.array(byte - INT8_MIN, np.uint8))
+
+
+def _dequantised_number(call: Call, integer: NDArray[Any], zero_point: NDArray[Any] | None) -> NDArray[np.float64]:
+    offset = 0.0 if zero_point is None else float(zero_point.ravel()[0])
+    return (integer.astype(np.float64) - offset) * float(call.constant(1).ravel()[0])
+
+
 def _dequantise(call: Call) -> AnyValue:
     value = call.inputs[0]
     if isinstance(value, Activation):
@@ -240,6 +323,8 @@ def _dequantise(call: Call) -> AnyValue:
         raise call.refuse("its input is neither an int8 activation nor an integer constant", "use a QDQ int8 model")
     zero_point: NDArray[Any] | None = call.optional_constant(2)
     if value.array.dtype == np.uint8 or (zero_point is not None and np.any(zero_point != 0)):
+        if value.array.size == 1:
+            return Constant(array=_dequantised_number(call, value.array, zero_point))
         raise call.refuse("its weights have a zero point", "quantise weights symmetrically (int8, zero point 0)")
     scales = np.asarray(call.constant(1), np.float64).ravel()
     axis = int(call.attributes.get("axis", 1)) % max(value.array.ndim, 1)
@@ -249,21 +334,24 @@ def _dequantise(call: Call) -> AnyValue:
 def _reshape(call: Call) -> AnyValue:
     """A new view of the same bytes: pixels stay pixels, or everything becomes one vector."""
     value = call.inputs[0]
-    if not isinstance(value, Activation):
+    if isinstance(value, RealInput):  # nothing is in memory yet
+        return RealInput(dims=_new_dims(call, value.dims))
+    if not isinstance(value, (Activation, Pending)):
         value = call.activation()
     dims = _new_dims(call, value.dims)
-    if value.pads != Pads():
-        raise call.refuse("it reshapes a padded tensor", "pad after reshaping, in the layer itself")
+    is_flat = False
     if len(dims) == 1:
         is_flat = value.is_flat or math.prod(value.dims[1:]) > 1
         is_flat = is_flat and value.dims[0] > 1  # one channel: C, H, W and H, W, C are the same order
-        return Activation(tensor=value.tensor, dims=dims, is_real=value.is_real, is_flat=is_flat)
-    same_pixels = dims[0] == value.dims[0] and _without_ones(dims[1:]) == _without_ones(value.dims[1:])
-    if value.is_flat or not same_pixels or len(dims) > 3:
-        raise call.refuse(
-            f"it turns shape {value.dims} into {dims}", "flatten to a vector, or keep channels and pixels"
-        )
-    return Activation(tensor=value.tensor, dims=dims, is_real=value.is_real)
+    else:
+        same_pixels = dims[0] == value.dims[0] and _without_ones(dims[1:]) == _without_ones(value.dims[1:])
+        if value.is_flat or not same_pixels or len(dims) > 3:
+            raise call.refuse(
+                f"it turns shape {value.dims} into {dims}", "flatten to a vector, or keep channels and pixels"
+            )
+    if isinstance(value, Pending):
+        return replace(value, dims=dims, is_flat=is_flat, mapped=None)
+    return Activation(tensor=value.tensor, dims=dims, is_real=value.is_real, is_flat=is_flat)
 
 
 def _new_dims(call: Call, dims: Dims) -> Dims:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from tasks.firmware import onnx_elementwise
 from tasks.firmware.ir import Int8Array, Pads, Tensor, Window
 from tasks.firmware.onnx_values import (
     Activation,
@@ -17,10 +18,10 @@ from tasks.firmware.onnx_values import (
     Dims,
     Pending,
     QuantisedConstant,
+    pending,
     physical_shape,
 )
 from tasks.firmware.quantised import (
-    Addition,
     AnyNode,
     AveragePool,
     Bounds,
@@ -69,7 +70,7 @@ def convolution(call: Call) -> AnyValue:
             )
         ]
 
-    return _pending(call, dims, make)
+    return pending(call, dims, make)
 
 
 def gemm(call: Call) -> AnyValue:
@@ -109,23 +110,7 @@ def _fully_connected(call: Call, weights: Int8Array, scales: FloatArray) -> Pend
             )
         ]
 
-    return _pending(call, (len(weights),), make)
-
-
-def addition(call: Call) -> AnyValue:
-    if any(isinstance(value, (Constant, QuantisedConstant)) for value in call.inputs):
-        raise call.refuse("a constant is added", "fold the constant into the bias of the layer before (Conv, Gemm)")
-    first, second = call.activation(0), call.activation(1)
-    if first.dims != second.dims or first.is_flat != second.is_flat:
-        raise call.refuse(
-            f"shapes {first.dims} and {second.dims} differ", "broadcasting is not compiled; make them equal"
-        )
-
-    def make(target: Tensor, bounds: Bounds) -> list[AnyNode]:
-        inputs = (first.tensor.name, second.tensor.name)
-        return [Addition(name=call.name, inputs=inputs, output=target.name, bounds=bounds)]
-
-    return _pending(call, first.dims, make, like=first)
+    return pending(call, (len(weights),), make)
 
 
 def clip(call: Call) -> AnyValue:
@@ -143,17 +128,7 @@ def relu(call: Call) -> AnyValue:
 
 def _bounded(call: Call, bounds: Bounds) -> AnyValue:
     value = call.inputs[0]
-    return value.clipped(bounds) if isinstance(value, Pending) else requantised(call).clipped(bounds)
-
-
-def requantised(call: Call) -> Pending:
-    """A standalone rescaling of the call's first input."""
-    source = call.activation()
-
-    def make(target: Tensor, bounds: Bounds) -> list[AnyNode]:
-        return [Requantisation(name=call.name, inputs=(source.tensor.name,), output=target.name, bounds=bounds)]
-
-    return _pending(call, source.dims, make, like=source)
+    return value.clipped(bounds) if isinstance(value, Pending) else onnx_elementwise.requantised(call).clipped(bounds)
 
 
 def max_pool(call: Call) -> AnyValue:
@@ -161,7 +136,22 @@ def max_pool(call: Call) -> AnyValue:
     window = _pool_window(call, source)
     height, width, channels = physical_shape(source.dims)
     dims = _spatial_dims(call, len(source.dims) - 1, channels, window.output_size(height, width))
+    return pending(call, dims, _maximum(call, source, window))
 
+
+def global_max_pool(call: Call) -> AnyValue:
+    source = call.activation()
+    ones = (1,) * (len(source.dims) - 1)
+    return pending(call, (source.dims[0], *ones), _maximum(call, source, _whole_window(call, source)))
+
+
+def reduce_max(call: Call) -> AnyValue:
+    source = call.activation()
+    dims = _reduced_dims(call, source)
+    return pending(call, dims, _maximum(call, source, _whole_window(call, source)))
+
+
+def _maximum(call: Call, source: Activation, window: Window) -> Callable[[Tensor, Bounds], list[AnyNode]]:
     def make(target: Tensor, bounds: Bounds) -> list[AnyNode]:
         inputs = (source.tensor.name,)
         if (target.scale, target.zero_point) == (source.tensor.scale, source.tensor.zero_point):
@@ -171,43 +161,54 @@ def max_pool(call: Call) -> AnyValue:
             Requantisation(name=call.name, inputs=(f"{target.name}/pooled",), output=target.name, bounds=bounds),
         ]
 
-    return _pending(call, dims, make)
+    return make
 
 
 def average_pool(call: Call) -> AnyValue:
     source = call.activation()
     window = _pool_window(call, source)
     pads = window.pads
-    counts = bool(call.attributes.get("count_include_pad", 0)) or pads == Pads()
+    counts = bool(call.attributes.get("count_include_pad", 0)) or pads == source.pads
     height, width, channels = physical_shape(source.dims)
     dims = _spatial_dims(call, len(source.dims) - 1, channels, window.output_size(height, width))
-    return _pending(call, dims, _average(call, source, window, counts_padding=counts))
+    return pending(call, dims, _average(call, source, window, counts_padding=counts))
 
 
 def global_average_pool(call: Call) -> AnyValue:
     source = call.activation()
     ones = (1,) * (len(source.dims) - 1)
-    return _pending(call, (source.dims[0], *ones), _average_all(call, source))
+    return pending(call, (source.dims[0], *ones), _average_all(call, source))
 
 
 def reduce_mean(call: Call) -> AnyValue:
     source = call.activation()
+    dims = _reduced_dims(call, source)
+    return pending(call, dims, _average_all(call, source))
+
+
+def _reduced_dims(call: Call, source: Activation) -> Dims:
+    """Dimensions after a reduction over all spatial axes."""
     axes = call.optional_constant(1)
     given = call.attributes.get("axes", []) if axes is None else axes.ravel().tolist()
     rank = len(source.dims) + 1
     if sorted(int(axis) % rank for axis in given) != list(range(2, rank)) or rank == 2:
+        word = "mean" if call.operator == "ReduceMean" else "maximum"
         raise call.refuse(
-            f"it averages axes {list(given)} of {rank}", "only the mean over all spatial axes is compiled"
+            f"it reduces axes {list(given)} of {rank}", f"only the {word} over all spatial axes is compiled"
         )
     ones = (1,) * (rank - 2) if call.attributes.get("keepdims", 1) else ()
-    return _pending(call, (source.dims[0], *ones), _average_all(call, source))
+    return (source.dims[0], *ones)
 
 
 def _average_all(call: Call, source: Activation) -> Callable[[Tensor, Bounds], list[AnyNode]]:
+    return _average(call, source, _whole_window(call, source), counts_padding=True)
+
+
+def _whole_window(call: Call, source: Activation) -> Window:
     if len(source.dims) < 2 or source.is_flat:
-        raise call.refuse(f"its input has shape {source.dims}", "average over pixels before flattening")
+        raise call.refuse(f"its input has shape {source.dims}", "reduce pixels before flattening")
     height, width, _ = physical_shape(source.dims)
-    return _average(call, source, Window(kernel=(height, width)), counts_padding=True)
+    return Window(kernel=(height, width))
 
 
 def _average(
@@ -243,6 +244,25 @@ def pad(call: Call) -> AnyValue:
     return Activation(tensor=source.tensor, dims=source.dims, is_real=True, pads=_sum_pads(source.pads, new))
 
 
+def takes_padding_in(operator: str, attributes: Mapping[str, Any], pads: Pads, *, is_never_negative: bool) -> bool:
+    """Whether a layer reads an input with ``pads`` zeros around it as if it had a padding of its own.
+
+    An average does where it counts the padding; a maximum where no number is below zero, so that a zero never wins.
+    """
+    if operator == "Conv":
+        return True
+    own = [int(amount) for amount in attributes.get("pads", [0])]
+    if operator == "AveragePool":
+        fits = not any(own) or bool(attributes.get("count_include_pad", 0))
+    else:
+        fits = operator == "MaxPool" and is_never_negative and not any(own)
+    if not fits or attributes.get("ceil_mode", 0) or str(attributes.get("auto_pad", "NOTSET")) != "NOTSET":
+        return False
+    reach_y, reach_x = _reach(Window(kernel=_pair(attributes["kernel_shape"])))
+    most = max(own)
+    return max(pads.top, pads.bottom) + most < reach_y and max(pads.left, pads.right) + most < reach_x
+
+
 def passed(call: Call) -> AnyValue:
     """Identity and Dropout."""
     value = call.inputs[0]
@@ -256,20 +276,6 @@ def constant(call: Call) -> AnyValue:
     if not isinstance(value, np.ndarray):
         raise call.refuse("it holds no tensor", "use a constant with a tensor value")
     return Constant(array=value)
-
-
-def _pending(
-    call: Call, dims: Dims, make: Callable[[Tensor, Bounds], list[AnyNode]], *, like: Activation | None = None
-) -> Pending:
-    physical = like.tensor.shape if like else physical_shape(dims)
-    return Pending(
-        operator=call.operator,
-        node=call.name,
-        dims=dims,
-        physical=physical,
-        make=make,
-        is_flat=bool(like and like.is_flat),
-    )
 
 
 def _weights(call: Call, axis: int) -> tuple[Int8Array, FloatArray]:
@@ -319,10 +325,8 @@ def _window(call: Call, source: Activation, kernel: tuple[int, ...]) -> Window:
 
 
 def _pool_window(call: Call, source: Activation) -> Window:
-    if source.is_flat or len(source.dims) < 2 or source.pads != Pads():
-        raise call.refuse(
-            f"its input has shape {source.dims}", "pool pixels, before flattening, and pad in the pool itself"
-        )
+    if source.is_flat or len(source.dims) < 2:
+        raise call.refuse(f"its input has shape {source.dims}", "pool pixels, before flattening")
     window = _window(call, source, tuple(call.attributes["kernel_shape"]))
     if call.attributes.get("ceil_mode", 0):
         window = _ceiled(call, source, window)
@@ -395,7 +399,7 @@ def _spatial_dims(call: Call, rank: int, channels: int, size: tuple[int, int]) -
 
 
 HANDLERS: dict[str, Handler] = {
-    "Add": addition,
+    **onnx_elementwise.HANDLERS,
     "AveragePool": average_pool,
     "Clip": clip,
     "Constant": constant,
@@ -403,23 +407,20 @@ HANDLERS: dict[str, Handler] = {
     "Dropout": passed,
     "Gemm": gemm,
     "GlobalAveragePool": global_average_pool,
+    "GlobalMaxPool": global_max_pool,
     "Identity": passed,
     "MatMul": matmul,
     "MaxPool": max_pool,
     "Pad": pad,
+    "ReduceMax": reduce_max,
     "ReduceMean": reduce_mean,
     "Relu": relu,
 }
 
 REMEDIES = {
     "BatchNormalization": "fold it into the convolution before it",
-    "Softmax": "leave it out: the largest class stays the same",
     "LogSoftmax": "leave it out: the largest class stays the same",
-    "Sigmoid": "use relu or relu6",
-    "HardSwish": "use relu6",
-    "HardSigmoid": "use relu6",
-    "LeakyRelu": "use relu",
-    "Concat": "use an addition",
-    "Mul": "fold the factor into the weights before it",
+    "PRelu": "use a leaky relu, whose slope is one number",
+    "Pow": "multiply the tensor by itself",
     "Transpose": "keep the channels first",
 }

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tasks.firmware.errors import Unsupported
 from tasks.firmware.ir import Pads, Tensor
-from tasks.firmware.quantised import AnyNode, Bounds, FloatArray
+from tasks.firmware.quantised import AnyNode, Bounds, FloatArray, RealFunction
 
 Dims = tuple[int, ...]
 NO_PADS, NO_BOUNDS = Pads(), Bounds()
@@ -62,9 +62,22 @@ class Activation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Mapped:
+    """A real tensor that is ``function`` of each number of ``source`` by itself."""
+
+    source: Activation
+    function: RealFunction
+
+    def then(self, outer: RealFunction) -> Mapped:
+        inner = self.function
+        return Mapped(source=self.source, function=lambda x: outer(inner(x)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Pending:
     """A real result that waits for its QuantizeLinear; ``make`` gives the nodes once the output's tensor is known.
-    ``physical`` is the (H, W, C) shape of that tensor."""
+    ``physical`` is the (H, W, C) shape of that tensor; ``mapped``: what it is of one activation before the bounds, if
+    it depends on each number alone."""
 
     operator: str
     node: str
@@ -73,6 +86,7 @@ class Pending:
     make: Callable[[Tensor, Bounds], list[AnyNode]]
     bounds: Bounds = NO_BOUNDS
     is_flat: bool = False
+    mapped: Mapped | None = None
 
     def clipped(self, bounds: Bounds) -> Pending:
         return replace(self, bounds=self.bounds.intersect(bounds))
@@ -125,10 +139,50 @@ class Call:
             return value.array
         raise self.refuse(f"input {index} is not constant", "make it an initialiser of the graph")
 
+    def scalar(self, index: int) -> float | None:
+        """The constant at input ``index`` if it is a single number."""
+        value = self.inputs[index]
+        if not isinstance(value, (Constant, QuantisedConstant)):
+            return None
+        array = self.constant(index)
+        return float(array.ravel()[0]) if array.size == 1 else None
+
+    def mapped(self, index: int = 0) -> Mapped:
+        """What input ``index`` is of one quantised activation, number by number.
+
+        Raises:
+            Unsupported: it is no function of one activation, or was never quantised.
+        """
+        value = self.inputs[index]
+        if isinstance(value, Pending) and value.mapped is not None:
+            bounds = value.bounds
+            return value.mapped.then(lambda x: np.clip(x, bounds.low, bounds.high))
+        return Mapped(source=self.activation(index), function=lambda x: x)
+
     def optional_constant(self, index: int) -> NDArray[Any] | None:
         if index >= len(self.inputs) or self.inputs[index] is None:
             return None
         return self.constant(index)
+
+
+def pending(
+    call: Call,
+    dims: Dims,
+    make: Callable[[Tensor, Bounds], list[AnyNode]],
+    *,
+    like: Activation | None = None,
+    mapped: Mapped | None = None,
+) -> Pending:
+    """The result of ``call``; ``like``: it has the bytes of that activation in the same order."""
+    return Pending(
+        operator=call.operator,
+        node=call.name,
+        dims=dims,
+        physical=like.tensor.shape if like else physical_shape(dims),
+        make=make,
+        is_flat=bool(like and like.is_flat),
+        mapped=mapped,
+    )
 
 
 def physical_shape(dims: Dims) -> tuple[int, int, int]:

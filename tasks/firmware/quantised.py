@@ -8,15 +8,17 @@ Shapes: tensors (H, W, C); convolution weights (O, I, kH, kW) as in ONNX, dense 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.firmware.ir import Int8Array, Tensor, Window
+from tasks.firmware.ir import Int8Array, Pads, Tensor, Window
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+RealFunction = Callable[[FloatArray], FloatArray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,12 +67,45 @@ class FullyConnected(Node):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Addition(Node):
-    pass
+    """``subtracts``: the second input is taken from the first."""
+
+    subtracts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Requantisation(Node):
-    pass
+    """The input's reals times ``factor``, which is above 0."""
+
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Multiplication(Node):
+    """One input may be a vector (1, 1, C) that multiplies each pixel of the other."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Elementwise(Node):
+    """``function`` maps reals to reals, each by itself, for arrays of any shape."""
+
+    function: RealFunction
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Concatenation(Node):
+    """The channels of two or more inputs behind each other."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Padding(Node):
+    """Real zeros around the image; the output has the input's scale and zero point."""
+
+    pads: Pads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoftmaxOfChannels(Node):
+    """Softmax over the channels of each pixel."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +119,19 @@ class AveragePool(Node):
     count_padding: bool
 
 
-AnyNode = Convolution | FullyConnected | Addition | Requantisation | MaximumPool | AveragePool
+AnyNode = (
+    Convolution
+    | FullyConnected
+    | Addition
+    | Requantisation
+    | MaximumPool
+    | AveragePool
+    | Multiplication
+    | Elementwise
+    | Concatenation
+    | Padding
+    | SoftmaxOfChannels
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,12 +20,17 @@ from tasks.firmware.ir import (
     AnyLayer,
     AvgPool,
     Clamp,
+    Concat,
     Conv2d,
     Dense,
     Graph,
     Int8Array,
+    Lookup,
     MaxPool,
+    Mul,
+    Pad,
     Rescale,
+    Softmax,
     Tensor,
     Window,
 )
@@ -95,7 +100,23 @@ def run_layer(layer: AnyLayer, tensors: dict[str, Tensor], inputs: list[Int8Arra
         )
     if isinstance(layer, AvgPool):
         return average_pool(inputs[0], layer, zero_points[0], target)
-    return max_pool(inputs[0], layer)
+    if isinstance(layer, MaxPool):
+        return max_pool(inputs[0], layer)
+    return _run_bytewise(layer, inputs, zero_points, target)
+
+
+def _run_bytewise(
+    layer: Mul | Lookup | Concat | Pad | Softmax, inputs: list[Int8Array], zero_points: list[int], target: Tensor
+) -> Int8Array:
+    if isinstance(layer, Mul):
+        return multiply(inputs[0], inputs[1], layer, zero_points, target)
+    if isinstance(layer, Lookup):
+        return look_up(inputs[0], layer).reshape(len(inputs[0]), *target.shape)
+    if isinstance(layer, Concat):
+        return concatenate(inputs, layer, zero_points, target)
+    if isinstance(layer, Pad):
+        return pad(inputs[0], layer, zero_points[0])
+    return softmax(inputs[0], layer, target)
 
 
 def requantise(
@@ -141,6 +162,57 @@ def add(first: Int8Array, second: Int8Array, layer: Add, zero_points: list[int],
         for x, zero_point, multiplier in zip((first, second), zero_points, layer.multipliers, strict=True)
     ]
     return _clamped(target.zero_point + ((terms[0] + terms[1] + _ROUND) >> 32), layer.clamp)
+
+
+def multiply(first: Int8Array, second: Int8Array, layer: Mul, zero_points: list[int], target: Tensor) -> Int8Array:
+    """(first − zero point) · (second − zero point), rounded once; ``second`` (n, 1, 1, C) multiplies every pixel."""
+    left = first.astype(np.int64).reshape(len(first), *target.shape) - zero_points[0]
+    right = second.astype(np.int64) - zero_points[1]
+    right = right.reshape(left.shape if right.size == left.size else (len(right), 1, 1, -1))
+    return requantise(left * right, np.array(layer.multiplier), layer.left_shift, target, layer.clamp)
+
+
+def look_up(x: Int8Array, layer: Lookup) -> Int8Array:
+    """The table's byte for each byte."""
+    result: Int8Array = layer.table[x.astype(np.int64) + 128]
+    return result
+
+
+def concatenate(inputs: list[Int8Array], layer: Concat, zero_points: list[int], target: Tensor) -> Int8Array:
+    """(n, H, W, C₁), (n, H, W, C₂), … → (n, H, W, C₁ + C₂ + …), each rescaled with one rounding."""
+    parts = [
+        requantise(
+            x.astype(np.int64).reshape(len(x), *target.shape[:2], -1) - zero_point,
+            np.array(multiplier),
+            left_shift,
+            target,
+            layer.clamp,
+        )
+        for x, zero_point, multiplier, left_shift in zip(
+            inputs, zero_points, layer.multipliers, layer.left_shifts, strict=True
+        )
+    ]
+    return np.concatenate(parts, axis=3)
+
+
+def pad(x: Int8Array, layer: Pad, zero_point: int) -> Int8Array:
+    """The image in a frame of zero points, then the clamp."""
+    pads = layer.pads
+    amounts = ((0, 0), (pads.top, pads.bottom), (pads.left, pads.right), (0, 0))
+    return _clamped(np.pad(x, amounts, constant_values=zero_point), layer.clamp)
+
+
+def softmax(x: Int8Array, layer: Softmax, target: Tensor) -> Int8Array:
+    """``exponents[largest − q]`` divided by their sum over the channels and by the output's scale.
+
+    The divisor, sum times scale, is rounded half up to an integer, and so is the quotient.
+    """
+    steps = x.max(axis=3, keepdims=True).astype(np.int64) - x
+    terms = layer.exponents.astype(np.uint64)[steps]
+    sums = terms.sum(axis=3, keepdims=True)
+    divisors = (sums * np.uint64(layer.output_scale) + np.uint64(_ROUND)) >> np.uint64(32)
+    quotients = (terms + (divisors >> np.uint64(1))) // divisors
+    return _clamped(target.zero_point + quotients.astype(np.int64), layer.clamp)
 
 
 def max_pool(x: Int8Array, layer: MaxPool) -> Int8Array:

@@ -19,14 +19,22 @@ from tasks.firmware.quantised import (
     AnyNode,
     AveragePool,
     Bounds,
+    Concatenation,
     Convolution,
+    Elementwise,
     FullyConnected,
     MaximumPool,
+    Multiplication,
+    Padding,
     QuantisedNetwork,
     Requantisation,
+    SoftmaxOfChannels,
 )
 
-OPERATORS = ("conv", "depthwise", "grouped", "dense", "add", "rescale", "max", "average", "global")
+OPERATORS = (
+    "conv", "depthwise", "grouped", "dense", "add", "rescale", "max", "average", "global", "multiply", "weigh",
+    "function", "gate", "concatenate", "pad", "softmax",
+)  # fmt: skip
 
 
 class NetworkBuilder:
@@ -139,7 +147,51 @@ class NetworkBuilder:
         partners = [name for name, tensor in self.tensors.items() if tensor.shape == source.shape]
         other = self.tensors[self.draw(st.sampled_from(partners))]
         scale = (source.scale + other.scale) * float(self.rng.choice([1.0, 0.3, 0.001]))
-        self.add_node(Addition, source, source.shape, scale, inputs=(source.name, other.name))
+        subtracts = self.draw(st.booleans())
+        self.add_node(Addition, source, source.shape, scale, inputs=(source.name, other.name), subtracts=subtracts)
+
+    def _multiply(self, source: Tensor) -> None:
+        partners = [name for name, tensor in self.tensors.items() if tensor.shape == source.shape]
+        self._product(source, self.tensors[self.draw(st.sampled_from(partners))])
+
+    def _weigh(self, source: Tensor) -> None:
+        """Squeeze and excite: each channel times a number made of its mean, on either side of the product."""
+        self._global(source)
+        small = self.tensors[self.nodes[-1].output]
+        self._product(*((source, small) if self.draw(st.booleans()) else (small, source)))
+
+    def _product(self, first: Tensor, second: Tensor) -> None:
+        scale = first.scale * second.scale * float(self.rng.choice([1, 50, 100, 200, 0.001]))
+        large = max(first, second, key=lambda tensor: tensor.n_bytes)
+        self.add_node(Multiplication, first, large.shape, scale, inputs=(first.name, second.name))
+
+    def _function(self, source: Tensor) -> None:
+        curve = self.draw(st.sampled_from([np.tanh, np.square, lambda x: np.where(x < 0, 0.1 * x, x)]))
+        width = source.scale * self.number(10, 200)
+        self.add_node(Elementwise, source, source.shape, 0.01, function=lambda x: curve(x / width))
+
+    def _gate(self, source: Tensor) -> None:
+        """A tensor times a function of itself, which lowering makes one table."""
+        self._function(source)
+        self._product(source, self.tensors[self.nodes[-1].output])
+
+    def _concatenate(self, source: Tensor) -> None:
+        partners = [name for name, tensor in self.tensors.items() if tensor.shape[:2] == source.shape[:2]]
+        others = self.draw(st.lists(st.sampled_from(partners), min_size=1, max_size=3))
+        tensors = [source, *(self.tensors[name] for name in others)]
+        shape = (*source.shape[:2], sum(tensor.shape[2] for tensor in tensors))
+        scale = float(self.rng.choice([0.0, source.scale, max(tensor.scale for tensor in tensors)]))
+        self.add_node(Concatenation, source, shape, scale, inputs=tuple(tensor.name for tensor in tensors))
+
+    def _pad(self, source: Tensor) -> None:
+        top, left, bottom, right = (self.number(0, 2) for _ in range(4))
+        pads = Pads(top=top, left=left, bottom=bottom, right=right)
+        height, width, channels = source.shape
+        self._keep_scale(Padding, source, (top + height + bottom, left + width + right, channels), pads=pads)
+
+    def _softmax(self, source: Tensor) -> None:
+        scale = float(self.rng.choice([1 / 255, 1 / 256, 0.3, 0.001]))
+        self.add_node(SoftmaxOfChannels, source, source.shape, scale)
 
     def _rescale(self, source: Tensor) -> None:
         self.add_node(Requantisation, source, source.shape)
@@ -147,12 +199,13 @@ class NetworkBuilder:
     def _max(self, source: Tensor) -> None:
         window = self.window(source, is_pool=True)
         shape = (*window.output_size(*source.shape[:2]), source.shape[2])
+        self._keep_scale(MaximumPool, source, shape, window=window)
+
+    def _keep_scale(self, make: type, source: Tensor, shape: tuple[int, int, int], **fields: object) -> None:
         name = f"node_{len(self.nodes)}"
         target = Tensor(name=name, shape=shape, scale=source.scale, zero_point=source.zero_point)
         self.tensors[name] = target
-        self.nodes.append(
-            MaximumPool(name=name, inputs=(source.name,), output=name, bounds=self.bounds(target), window=window)
-        )
+        self.nodes.append(make(name=name, inputs=(source.name,), output=name, bounds=self.bounds(target), **fields))
 
     def _average(self, source: Tensor) -> None:
         window = self.window(source, is_pool=True)

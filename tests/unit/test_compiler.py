@@ -47,9 +47,9 @@ def test_the_same_graph_gives_the_same_image(compiled: Compiled, kind: BoardKind
 
 def test_rom_is_counted_whole_and_in_parts(compiled: Compiled) -> None:
     rom = compiled.image.rom
-    # weights 6·2·9 + 6·9 + 5·6 bytes; bias and multiplier words 2·(6 + 6 + 5), 1 for the mean; records of 12, 8, 5 and
+    # weights 6·2·9 + 6·9 + 5·6 bytes; bias and multiplier words 2·(6 + 6 + 5), 1 for the mean; records of 11, 8, 5 and
     # 10 words
-    assert rom.weights_bytes == (108 + 54 + 30) + 4 * (2 * 17 + 1) + 4 * (12 + 8 + 5 + 10)
+    assert rom.weights_bytes == (108 + 54 + 30) + 4 * (2 * 17 + 1) + 4 * (11 + 8 + 5 + 10)
     assert rom.total_bytes == rom.weights_bytes + rom.code_bytes + rom.runtime_bytes
     assert 500 < rom.code_bytes < 4000
     assert 400 < rom.runtime_bytes < 1200
@@ -57,8 +57,8 @@ def test_rom_is_counted_whole_and_in_parts(compiled: Compiled) -> None:
 
 def test_ram_holds_arena_mailbox_and_stack(compiled: Compiled) -> None:
     ram = compiled.image.ram
-    # the convolution's image, output, columns of 18 taps (5 words, 32 bytes each) and a line of their bytes
-    assert ram.arena_bytes == compiled.plan.arena_bytes == 8 * 8 * 2 + 8 * 8 * 6 + 5 * 32 + 5 * 4
+    # the convolution's image, output, columns of 18 taps (5 words, 32 bytes each) and four lines of their bytes
+    assert ram.arena_bytes == compiled.plan.arena_bytes == 8 * 8 * 2 + 8 * 8 * 6 + 5 * 32 + 4 * 5 * 4
     assert 0 <= ram.static_bytes - ram.arena_bytes - 96 < 8  # the mailbox has 96 bytes
     assert ram.total_bytes == ram.static_bytes + ram.stack_reserved_bytes
 

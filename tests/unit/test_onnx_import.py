@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from onnx import TensorProto, numpy_helper
 
 from tasks.firmware.errors import FirmwareError, Unsupported
-from tasks.firmware.ir import Graph, op_name
+from tasks.firmware.ir import Graph, Rescale, op_name
 from tasks.firmware.lower import lower
 from tasks.firmware.onnx_import import import_onnx
 from tasks.quant import reference
@@ -120,9 +121,158 @@ def averaged_into_matmul(model: QdqModel) -> None:
     model.quantised(model.node("MatMul", [mean, matrix]), 0.02)
 
 
+def number(model: QdqModel, value: float) -> str:
+    return model.constant(np.array(value, np.float32))
+
+
+def difference(model: QdqModel) -> None:
+    source = model.last
+    branch = model.quantised(model.node("Relu", [source]), 0.0437, -128)
+    model.quantised(model.node("Sub", [source, branch]), 0.0613, 20)
+
+
+def product_of_equals(model: QdqModel) -> None:
+    source = model.last
+    branch = model.quantised(model.node("Relu", [source]), 0.0437, -100)
+    model.quantised(model.node("Mul", [branch, source]), 0.0933, 20)
+
+
+def excited(model: QdqModel, first: bool) -> None:
+    source = model.last
+    mean = model.quantised(model.node("GlobalAveragePool", [source]), 0.0193, 3)
+    weights = model.quantised(model.node("HardSigmoid", [mean], alpha=1 / 6), 1 / 255, -128)
+    model.quantised(model.node("Mul", [weights, source] if first else [source, weights]), 0.0313, -4)
+
+
+def excited_from_the_left(model: QdqModel) -> None:
+    excited(model, True)
+
+
+def excited_from_the_right(model: QdqModel) -> None:
+    excited(model, False)
+
+
+def excited_through_dense_layers(model: QdqModel) -> None:
+    source = model.last
+    mean = model.quantised(model.node("GlobalAveragePool", [source]), 0.0193, 3)
+    flat = model.node("Reshape", [mean, model.constant(np.array([-1, 3], np.int64))])
+    dense = model.quantised(model.node("MatMul", [flat, model.weights(weights_of(3, 3), 0.01, axis=1)]), 0.0331)
+    tall = model.node("Unsqueeze", [dense, model.constant(np.array([2, 3], np.int64))])
+    model.quantised(model.node("Mul", [source, tall]), 0.0713, -4)
+
+
+def multiplied_by_numbers(model: QdqModel) -> None:
+    more = model.quantised(model.node("Mul", [number(model, 1.7), model.last]), 0.0937, -5)
+    less = model.quantised(model.node("Mul", [more, number(model, -0.5)]), 0.0413, 2)
+    model.quantised(model.node("Div", [less, number(model, 0.3)]), 0.1717, 2)
+
+
+def shifted_by_numbers(model: QdqModel) -> None:
+    more = model.quantised(model.node("Add", [model.last, number(model, 1.5)]), 0.0613, -5)
+    less = model.quantised(model.node("Sub", [number(model, 1.25), more]), 0.0931, 2)
+    model.quantised(model.node("Sub", [less, number(model, -0.75)]), 0.0917, 2)
+
+
+def hard_swish_in_pieces(model: QdqModel) -> None:
+    bounds = [number(model, 0), number(model, 6)]
+    clipped = model.node("Clip", [model.node("Add", [model.last, number(model, 3)]), *bounds])
+    model.quantised(model.node("Div", [model.node("Mul", [model.last, clipped]), number(model, 6)]), 0.0283, -110)
+
+
+def hard_swish_in_quantised_pieces(model: QdqModel) -> None:
+    source = model.last
+    three = model.node("DequantizeLinear", [model.constant(np.array(127, np.int8)), number(model, 3 / 255),
+                                            model.constant(np.array(-128, np.int8))])  # fmt: skip
+    more = model.quantised(model.node("Add", [source, three]), 0.0511, -70)
+    clipped = model.quantised(model.node("Clip", [more, number(model, 0), number(model, 6)]), 6 / 255, -128)
+    gate = model.quantised(model.node("Mul", [clipped, number(model, 1 / 6)]), 1 / 255, -128)
+    model.quantised(model.node("Mul", [source, gate]), 0.0283, -110)
+
+
+def gated_by_a_real_sigmoid(model: QdqModel) -> None:
+    model.quantised(model.node("Mul", [model.node("Sigmoid", [model.last]), model.last]), 0.0283, -110)
+
+
+def joined(model: QdqModel) -> None:
+    source = model.last
+    # finer scales than the output's, so that a tie there stays within one step
+    first = model.quantised(convolution(model, source, (4, 3, 1, 1)), 0.0437, -128)
+    second = model.quantised(convolution(model, source, (2, 3, 3, 3), pads=[1, 1, 1, 1]), 0.0777, 5)
+    model.quantised(model.node("Concat", [first, source, second], axis=1), 0.0977, 10)
+
+
+def largest_of_all(model: QdqModel) -> None:
+    model.quantised(model.node("GlobalMaxPool", [model.last]), 0.0437, 10)
+
+
+def largest_of_all_by_reduction(model: QdqModel) -> None:
+    axes = model.constant(np.array([-1, -2], np.int64))
+    model.quantised(model.node("ReduceMax", [model.last, axes], keepdims=0), 0.05, 3)
+
+
+def shares_of_channels(model: QdqModel) -> None:
+    model.quantised(model.node("Softmax", [model.last], axis=1), 1 / 256, -128)
+
+
+def padded(model: QdqModel) -> str:
+    amounts = model.constant(np.array([0, 0, 1, 2, 0, 0, 0, 1], np.int64))
+    return model.quantised(model.node("Pad", [model.last, amounts]), 0.05, 3)
+
+
+def padded_output(model: QdqModel) -> None:
+    padded(model)
+
+
+def padded_to_another_scale(model: QdqModel) -> None:
+    amounts = model.constant(np.array([0, 0, 1, 2, 0, 0, 0, 1], np.int64))
+    model.quantised(model.node("Pad", [model.last, amounts]), 0.0613, 7)
+
+
+def padded_before_a_maximum(model: QdqModel) -> None:
+    below_zero = model.quantised(model.node("Clip", [model.last, "", number(model, -0.5)]), 0.05, 3)
+    assert below_zero == model.last  # zeros win where the frame is seen
+    model.quantised(model.node("MaxPool", [padded(model)], kernel_shape=[2, 2], strides=[2, 2]), 0.05, 3)
+
+
+def relu_padded_before_a_maximum(model: QdqModel) -> None:
+    source = model.quantised(model.node("Relu", [model.last]), 0.05, 3)
+    assert source == model.last
+    model.quantised(model.node("MaxPool", [padded(model)], kernel_shape=[3, 3], strides=[2, 2]), 0.05, 3)
+
+
+def padded_before_a_wide_average(model: QdqModel) -> None:
+    pooled = model.node("AveragePool", [padded(model)], kernel_shape=[3, 4], pads=[1, 0, 0, 1], count_include_pad=1)
+    model.quantised(pooled, 0.0437, 1)
+
+
+def padded_before_an_average_that_does_not_count(model: QdqModel) -> None:
+    pooled = model.node("AveragePool", [padded(model)], kernel_shape=[3, 4], pads=[1, 0, 0, 1])
+    model.quantised(pooled, 0.0437, 1)
+
+
+def padded_before_averages(model: QdqModel) -> None:
+    source = padded(model)
+    small = model.quantised(model.node("AveragePool", [source], kernel_shape=[2, 2]), 0.0437, 1)
+    assert small == model.last
+    whole = model.quantised(model.node("GlobalAveragePool", [source]), 0.0193, 3)
+    model.quantised(model.node("Mul", [small, whole]), 0.0213, 3)
+
+
+def padded_for_two(model: QdqModel) -> None:
+    source = padded(model)
+    branch = model.quantised(convolution(model, source, (3, 3, 1, 1)), 0.13, 7)
+    model.quantised(model.node("Add", [branch, source]), 0.1937, -8)
+
+
 MODELS = [
     conv_2d, conv_asymmetric, conv_same_upper, conv_grouped, conv_relu6, padded_by_a_node, residual, pools,
     average_counting_padding, max_pool_to_another_scale, relu_alone, flattened_into_dense, averaged_into_matmul,
+    difference, product_of_equals, excited_from_the_left, excited_from_the_right, excited_through_dense_layers,
+    multiplied_by_numbers, shifted_by_numbers, hard_swish_in_pieces, hard_swish_in_quantised_pieces,
+    gated_by_a_real_sigmoid, joined, largest_of_all, largest_of_all_by_reduction, shares_of_channels, padded_output,
+    padded_to_another_scale, padded_before_a_maximum, padded_before_averages, padded_for_two,
+    relu_padded_before_a_maximum,
+    padded_before_a_wide_average, padded_before_an_average_that_does_not_count,
 ]  # fmt: skip
 
 
@@ -143,6 +293,107 @@ def test_one_dimensional_convolutions_run_along_the_width() -> None:
     graph = assert_agrees_with_onnxruntime(model.serialised(), (4, 20))
     assert graph.input_tensor.shape == (1, 20, 4)
     assert [op_name(layer) for layer in graph.layers] == ["conv2d", "avgpool", "dense"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes"),
+    [
+        ("Elu", {"alpha": 0.7}),
+        ("HardSigmoid", {}),
+        ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.4}),
+        ("HardSwish", {}),
+        ("LeakyRelu", {"alpha": 0.1}),
+        ("LeakyRelu", {}),
+        ("Sigmoid", {}),
+        ("Tanh", {}),
+    ],
+)
+def test_an_activation_function_is_a_table(operator: str, attributes: dict[str, float]) -> None:
+    model = QdqModel((3, 7, 6))
+    model.quantised(model.node(operator, [model.last], **attributes), 0.0283, -60)
+    graph = assert_agrees_with_onnxruntime(model.serialised(), (3, 7, 6))
+    assert [op_name(layer) for layer in graph.layers] == ["lookup"]
+
+
+def test_shares_of_classes_are_a_softmax_over_a_vector() -> None:
+    model = QdqModel((10,))
+    model.quantised(model.node("Softmax", [model.last]), 1 / 255, -128)
+    graph = assert_agrees_with_onnxruntime(model.serialised(), (10,))
+    assert [op_name(layer) for layer in graph.layers] == ["softmax"]
+
+
+def test_a_signal_is_squeezed_joined_and_padded_like_an_image() -> None:
+    model = QdqModel((4, 20))
+    source = model.last
+    mean = model.quantised(model.node("GlobalAveragePool", [source]), 0.0193, 3)
+    gate = model.quantised(model.node("Sigmoid", [mean]), 1 / 255, -128)
+    weighed = model.quantised(model.node("Mul", [gate, source]), 0.0313, -4)
+    both = model.quantised(model.node("Concat", [weighed, source], axis=1), 0.0517, 3)
+    framed = model.node("Pad", [both, model.constant(np.array([0, 0, 3, 0, 0, 1], np.int64))])
+    model.quantised(model.node("MaxPool", [framed], kernel_shape=[2], strides=[2]), 0.0517, 3)
+    graph = assert_agrees_with_onnxruntime(model.serialised(), (4, 20))
+    assert [op_name(layer) for layer in graph.layers] == ["avgpool", "lookup", "mul", "concat", "pad", "maxpool"]
+    assert graph.output_tensor.shape == (1, 12, 8)
+
+
+def test_a_function_in_pieces_is_one_table() -> None:
+    for build in (hard_swish_in_pieces, hard_swish_in_quantised_pieces, gated_by_a_real_sigmoid):
+        model = QdqModel((3, 7, 6))
+        build(model)
+        assert [op_name(layer) for layer in compiled(model.serialised()).layers] == ["lookup"]
+
+
+def test_a_positive_factor_is_a_rescaling() -> None:
+    model = QdqModel((3,), scale=0.05)
+    model.quantised(model.node("Mul", [model.last, number(model, 0.5)]), 0.1)
+    (layer,) = compiled(model.serialised()).layers
+    assert isinstance(layer, Rescale)
+    assert layer.multiplier * 2.0 ** (layer.left_shift - 32) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("build", "operators"),
+    [
+        (padded_by_a_node, ["conv2d"]),
+        (relu_padded_before_a_maximum, ["rescale", "maxpool"]),
+        (padded_before_a_wide_average, ["avgpool"]),
+        (padded_before_a_maximum, ["rescale", "pad", "maxpool"]),
+        (padded_before_an_average_that_does_not_count, ["pad", "avgpool"]),
+    ],
+)
+def test_padding_is_a_layer_where_its_reader_cannot_take_it_in(
+    build: Callable[[QdqModel], None], operators: list[str]
+) -> None:
+    model = QdqModel((3, 7, 6))
+    build(model)
+    assert [op_name(layer) for layer in compiled(model.serialised()).layers] == operators
+
+
+def test_amounts_that_the_graph_works_out_from_constants_are_constants() -> None:
+    model = QdqModel((3, 7, 6))
+    none = model.node("ConstantOfShape", [model.constant(np.array([4], np.int64))],
+                      value=numpy_helper.from_array(np.array([0], np.int64)))  # fmt: skip
+    ends = model.node("Cast", [model.constant(np.array([0, 0, 1, 2], np.float32))], to=TensorProto.INT64)
+    framed = model.node("Pad", [model.last, model.node("Concat", [ends, none], axis=0)])
+    model.quantised(framed, 0.05, 3)
+    graph = assert_agrees_with_onnxruntime(model.serialised(), (3, 7, 6))
+    assert graph.output_tensor.shape == (8, 8, 3)
+
+
+def test_one_frame_serves_all_who_read_it() -> None:
+    model = QdqModel((3, 7, 6))
+    padded_before_averages(model)
+    assert [op_name(layer) for layer in compiled(model.serialised()).layers] == ["pad", "avgpool", "avgpool", "mul"]
+
+
+def test_a_real_input_may_be_flattened_before_it_is_quantised() -> None:
+    model = QdqModel((2, 3))
+    model.nodes.clear()
+    model.quantised(model.node("Flatten", ["input"]), 0.05, 3)
+    matrix = model.weights(weights_of(4, 6), 0.01)
+    model.quantised(model.node("Gemm", [model.last, matrix], transB=1), 0.0731)
+    graph = assert_agrees_with_onnxruntime(model.serialised(), (2, 3))
+    assert graph.input_tensor.shape == (1, 1, 6)
 
 
 def test_uint8_activations_are_int8_ones_moved_by_128() -> None:
@@ -185,12 +436,59 @@ def test_nodes_that_lead_nowhere_are_left_out() -> None:
     assert len(compiled(model.serialised(kept)).layers) == 1
 
 
-def sigmoid(model: QdqModel) -> None:
-    model.quantised(model.node("Sigmoid", [model.last]))
+def exponential(model: QdqModel) -> None:
+    model.quantised(model.node("Exp", [model.last]))
 
 
-def softmax(model: QdqModel) -> None:
+def real_softmax(model: QdqModel) -> None:
+    model.last = model.node("Softmax", [model.last], axis=1)
+
+
+def softmax_over_width(model: QdqModel) -> None:
     model.quantised(model.node("Softmax", [model.last]))
+
+
+def factor_for_each_channel(model: QdqModel) -> None:
+    model.quantised(model.node("Mul", [model.last, model.constant(np.ones((1, 3, 1, 1), np.float32))]))
+
+
+def divided_by_a_tensor(model: QdqModel) -> None:
+    model.quantised(model.node("Div", [model.last, model.last]))
+
+
+def weighed_pixels(model: QdqModel) -> None:
+    source = model.last
+    plane = model.quantised(convolution(model, source, (1, 3, 1, 1)))
+    model.quantised(model.node("Mul", [source, plane]))
+
+
+def real_product_of_two(model: QdqModel) -> None:
+    source = model.last
+    branch = model.quantised(convolution(model, source, (3, 3, 1, 1)))
+    model.quantised(model.node("Mul", [model.node("Sigmoid", [branch]), source]))
+
+
+def activation_of_a_real_convolution(model: QdqModel) -> None:
+    model.quantised(model.node("HardSwish", [convolution(model, model.last, (3, 3, 1, 1))]))
+
+
+def joined_rows(model: QdqModel) -> None:
+    model.quantised(model.node("Concat", [model.last, model.last], axis=2))
+
+
+def joined_with_another_size(model: QdqModel) -> None:
+    source = model.last
+    smaller = model.quantised(convolution(model, source, (3, 3, 3, 3)))
+    model.quantised(model.node("Concat", [source, smaller], axis=1))
+
+
+def impossible_constant(model: QdqModel) -> None:
+    ends = [model.constant(np.zeros(size, np.float32)) for size in (2, 3)]
+    model.quantised(model.node("Add", [model.last, model.node("Add", ends)]))
+
+
+def partial_maximum(model: QdqModel) -> None:
+    model.quantised(model.node("ReduceMax", [model.last, model.constant(np.array([3], np.int64))]))
 
 
 def unquantised_between(model: QdqModel) -> None:
@@ -227,8 +525,18 @@ def float_output(model: QdqModel) -> None:
 @pytest.mark.parametrize(
     ("build", "operator", "remedy"),
     [
-        (sigmoid, "Sigmoid", "use relu"),
-        (softmax, "Softmax", "leave it out"),
+        (exponential, "Exp", "these can: Add"),
+        (real_softmax, "Softmax", "leave it out"),
+        (softmax_over_width, "Softmax", "only a softmax over the channels"),
+        (factor_for_each_channel, "Mul", "fold the factors into the weights"),
+        (divided_by_a_tensor, "Div", "divide by a constant number"),
+        (weighed_pixels, "Mul", "multiply equal shapes"),
+        (real_product_of_two, "Mul", "put a QuantizeLinear"),
+        (activation_of_a_real_convolution, "HardSwish", "put a QuantizeLinear"),
+        (joined_rows, "Concat", "only channels"),
+        (joined_with_another_size, "Concat", "join images of one size"),
+        (impossible_constant, "Add", "store its result as an initialiser"),
+        (partial_maximum, "ReduceMax", "maximum over all spatial axes"),
         (unquantised_between, "Conv", "put a QuantizeLinear"),
         (added_constant, "Add", "fold the constant into the bias"),
         (broadcast_addition, "Add", "make them equal"),

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from tasks.firmware.ir import AnyLayer, Graph, MaxPool, Rescale, Tensor, Window
-from tasks.firmware.planner import Buffer, live_buffers, lower_bound, pack, plan_memory
+import numpy as np
+import pytest
+
+from tasks.firmware.ir import (
+    AnyLayer,
+    Concat,
+    Graph,
+    Lookup,
+    MaxPool,
+    Mul,
+    Pad,
+    Pads,
+    Rescale,
+    Softmax,
+    Tensor,
+    Window,
+)
+from tasks.firmware.planner import Buffer, bytes_alive, live_buffers, lower_bound, pack, plan_memory
 
 
 def tensor(name: str, n_bytes: int) -> Tensor:
@@ -45,6 +61,37 @@ def test_a_rescaling_writes_over_an_input_that_dies_with_it() -> None:
     assert set(plan.offsets.values()) == {0}
 
 
+ONE_INPUT: list[AnyLayer] = [
+    Lookup(name="y", inputs=("x",), output="y", table=np.zeros(256, np.int8)),
+    Mul(name="y", inputs=("x", "x"), output="y", multiplier=1, left_shift=0),
+    Softmax(name="y", inputs=("x",), output="y", exponents=np.ones(256, np.uint32), output_scale=2**24),
+]
+
+
+@pytest.mark.parametrize("layer", ONE_INPUT, ids=lambda layer: type(layer).__name__)
+def test_layers_that_go_byte_by_byte_write_over_their_input(layer: AnyLayer) -> None:
+    assert plan_memory(graph({"x": 16, "y": 16}, layer)).arena_bytes == 16
+
+
+def test_a_product_writes_over_its_image_and_never_over_the_vector_it_repeats() -> None:
+    product = Mul(name="y", inputs=("x", "v"), output="y", multiplier=1, left_shift=0)
+    plan = plan_memory(graph({"x": 16, "v": 4, "y": 16}, pool("x", "v"), product))
+    assert plan.offsets["y"] == plan.offsets["x"] != plan.offsets["v"]
+    assert plan.arena_bytes == 20
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Concat(name="y", inputs=("x",), output="y", multipliers=(1,), left_shifts=(0,)),
+        Pad(name="y", inputs=("x",), output="y", pads=Pads()),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_move_bytes_need_room_beside_their_input(layer: AnyLayer) -> None:
+    assert plan_memory(graph({"x": 16, "y": 16}, layer)).arena_bytes == 32
+
+
 def test_a_rescaling_leaves_an_input_that_is_still_needed() -> None:
     net = graph({"x": 16, "a": 16, "y": 16}, rescale("x", "a"), pool("x", "y"))
     assert plan_memory(net).offsets["x"] != plan_memory(net).offsets["a"]
@@ -73,3 +120,7 @@ def test_where_every_greedy_order_fails_the_search_still_packs_tightly() -> None
 def test_the_same_graph_gives_the_same_plan() -> None:
     net = graph({"x": 100, "a": 40, "b": 60, "y": 8}, pool("x", "a"), pool("a", "b"), pool("b", "y"))
     assert plan_memory(net) == plan_memory(net)
+
+
+def test_bytes_alive_are_the_sum_of_the_buffers_around_a_step() -> None:
+    assert bytes_alive([buffer(100, 0, 0), buffer(40, 0, 2), buffer(8, 1, 2)]) == [140, 48, 48]

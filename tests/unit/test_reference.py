@@ -5,7 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.firmware.ir import Add, AvgPool, Clamp, Conv2d, Dense, Graph, MaxPool, Pads, Rescale, Tensor, Window
+from tasks.firmware.ir import (
+    Add,
+    AvgPool,
+    Clamp,
+    Concat,
+    Conv2d,
+    Dense,
+    Graph,
+    Lookup,
+    MaxPool,
+    Mul,
+    Pad,
+    Pads,
+    Rescale,
+    Softmax,
+    Tensor,
+    Window,
+)
 from tasks.firmware.lower import fixed_point
 from tasks.quant import reference
 
@@ -79,6 +96,69 @@ def test_an_addition_rounds_its_sum_once() -> None:
     layer = Add(name="add", inputs=("x", "x"), output="y", multipliers=(2**30, 2**30), left_shift=0)
     # quarters: 1/4 + 1/4 = 1/2 → 1, where rounding each term first would give 0; 3/4 + 3/4 = 1.5 → 2; -1/2 → 0
     assert outputs(layer, source, target, [1, 3, -1], [1, 3, -1]) == [1, 2, 0]
+
+
+def test_a_negative_multiplier_subtracts_and_still_rounds_up_once() -> None:
+    source, target = tensor("x", (1, 1, 3)), tensor("y", (1, 1, 3))
+    layer = Add(name="sub", inputs=("x", "x"), output="y", multipliers=(2**30, -(2**30)), left_shift=0)
+    # quarters: 1/4 - 3/4 = -1/2 → 0; 3/4 - 1/4 = 1/2 → 1; 1/4 - 7/4 = -3/2 → -1
+    assert outputs(layer, source, target, [1, 3, 1], [3, 1, 7]) == [0, 1, -1]
+
+
+def run(layer: object, *values: np.ndarray, tensors: dict[str, Tensor]) -> list[int]:
+    result = reference.run_layer(layer, tensors, [np.array(value, np.int8) for value in values])  # type: ignore[arg-type]
+    return result.ravel().tolist()
+
+
+def test_a_product_is_of_reals_and_is_rounded_once() -> None:
+    tensors = {"x": tensor("x", (1, 1, 3), 1), "v": tensor("v", (1, 1, 3), -2), "y": tensor("y", (1, 1, 3), 10)}
+    layer = Mul(name="mul", inputs=("x", "v"), output="y", multiplier=2**30, left_shift=1)  # one half
+    # (2 - 1)·(1 + 2)/2 = 1.5 → 2; (0 - 1)·(1 + 2)/2 = -1.5 → -1; (3 - 1)·(-2 + 2)/2 = 0; then + 10
+    assert run(layer, [[[[2, 0, 3]]]], [[[[1, 1, -2]]]], tensors=tensors) == [12, 9, 10]
+
+
+def test_a_vector_multiplies_every_pixel() -> None:
+    tensors = {"x": tensor("x", (1, 2, 2)), "v": tensor("v", (1, 1, 2), 1), "y": tensor("y", (1, 2, 2))}
+    layer = Mul(name="mul", inputs=("x", "v"), output="y", multiplier=2**30, left_shift=1)
+    # factors (2 - 1)/2 and (-2 - 1)/2: 1/2 → 1, -3, 3/2 → 2, -6
+    assert run(layer, [[[[1, 2], [3, 4]]]], [[[[2, -2]]]], tensors=tensors) == [1, -3, 2, -6]
+
+
+def test_a_table_begins_with_the_smallest_byte() -> None:
+    tensors = {"x": tensor("x", (1, 1, 3)), "y": tensor("y", (1, 1, 3))}
+    table = np.arange(127, -129, -1).astype(np.int8)  # -1 - q
+    layer = Lookup(name="table", inputs=("x",), output="y", table=table)
+    assert run(layer, [[[[-128, 0, 127]]]], tensors=tensors) == [127, -1, -128]
+
+
+def test_joined_channels_come_on_the_scale_of_the_output() -> None:
+    tensors = {"a": tensor("a", (1, 2, 1)), "b": tensor("b", (1, 2, 2), 1), "y": tensor("y", (1, 2, 3))}
+    layer = Concat(
+        name="join", inputs=("a", "b"), output="y", multipliers=(2**30, 2**30), left_shifts=(2, 1)
+    )  # one, one half
+    # b minus 1, halved: 1/2 → 1, 2/2; -2/2, 3/2 → 2
+    assert run(layer, [[[[5], [-6]]]], [[[[2, 3], [-1, 4]]]], tensors=tensors) == [5, 1, 1, -6, -1, 2]
+
+
+def test_a_frame_of_zeros_is_a_frame_of_zero_points() -> None:
+    tensors = {"x": tensor("x", (1, 2, 1), -3), "y": tensor("y", (2, 3, 1), -3)}
+    layer = Pad(name="pad", inputs=("x",), output="y", pads=Pads(top=1, left=1), clamp=Clamp(high=7))
+    assert run(layer, [[[[7], [8]]]], tensors=tensors) == [-3, -3, -3, -3, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("output_scale", "zero_point", "expected"),
+    [
+        (2**25, -128, [-64, -96, -96]),  # shares 1/2, 1/4, 1/4 in steps of 1/128: 64, 32, 32
+        (2**31, 0, [1, 1, 1]),  # in steps of 1/2: 1, 1/2 → 1, 1/2 → 1
+        (2**30 + 2**29, 0, [1, 1, 1]),  # in steps of 3/8: 4/3, 2/3, 2/3
+    ],
+)
+def test_a_softmax_gives_each_its_share(output_scale: int, zero_point: int, expected: list[int]) -> None:
+    tensors = {"x": tensor("x", (1, 1, 3)), "y": tensor("y", (1, 1, 3), zero_point)}
+    exponents = np.array([2**20 >> min(step, 31) for step in range(256)], np.uint32)  # halved with each step
+    layer = Softmax(name="softmax", inputs=("x",), output="y", exponents=exponents, output_scale=output_scale)
+    assert run(layer, [[[[3, 2, 2]]]], tensors=tensors) == expected
 
 
 def test_rescaling_subtracts_the_old_zero_point() -> None:

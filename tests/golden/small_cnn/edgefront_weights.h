@@ -7,9 +7,8 @@
 #include "kernels/ef_dwconv2d_s8.h"
 #include "kernels/ef_filter_s8.h"
 
-extern _Alignas(4) const int8_t edgefront_layer_00_conv2d_weights[96];
+extern const int32_t edgefront_layer_00_conv2d_weights[36];
 extern const int8_t edgefront_layer_00_conv2d_tails[12];
-extern const int32_t edgefront_layer_00_conv2d_requant[12];
 extern const ef_filter_t edgefront_layer_00_conv2d_params;
 extern const int8_t edgefront_layer_01_dwconv2d_weights[54];
 extern const int32_t edgefront_layer_01_dwconv2d_requant[12];

@@ -1,8 +1,9 @@
 /**
- * Sum of two tensors, each on its own scale, rounded once.
+ * Sum or difference of two tensors, each on its own scale, rounded once.
  *
  * layout    in, other, out [n]; quant.input_zero_point belongs to in, other_zero_point to other
- * range     multipliers 0..2^31-1 for in and other; the sum of the two products fits 64 bits
+ * range     multipliers 0..2^31-1 for in, -(2^31-1)..2^31-1 for other; left_shift 0..22: each product stays below 2^61, so
+ *           their sum fits 64 bits with either sign
  * scratch   none
  * aliasing  out may be in or other
  * source    quant/reference.py:add
