@@ -26,7 +26,6 @@ from tasks.errors import Defect, TransientFault
 from tasks.firmware.compiler import PREFIX, Compiled, compile_network, write_sources
 from tasks.firmware.errors import FirmwareError, ToolchainError, ToolchainInterrupted
 from tasks.firmware.ir import Int8Array
-from tasks.firmware.planner import bytes_alive
 from tasks.firmware.toolchain import gcc_path
 from tasks.quant import reference
 
@@ -212,7 +211,7 @@ def measure(model: str, compiled: Compiled, kind: BoardKind, *, n_inputs: int = 
         AgentError: as :func:`profile_compiled`.
     """
     found = profile_compiled(compiled, kind, n_inputs=n_inputs, seed=seed)
-    live = bytes_alive(compiled.plan.buffers)
+    live = compiled.plan.bytes_alive
     return Report(
         model=model,
         digest=compiled.graph.digest,
