@@ -210,7 +210,9 @@ def _layer_function(graph: Graph, plan: Plan, prefix: str, index: int) -> str:
     ins = [f"{prefix}_at({plan.offsets[name]})" for name in layer.inputs]
     out = f"{prefix}_at({plan.offsets[layer.output]})"
     shapes = " + ".join(_shape_text(graph, name) for name in layer.inputs)
-    if isinstance(layer, (Conv2d, Dense)):
+    if isinstance(layer, Add):
+        call = emit_matrix.add_call(graph, layer, symbol, ins, out)
+    elif isinstance(layer, (Conv2d, Dense)):
         scratch = f"{prefix}_arena + {plan.scratch_offsets.get(index, 0) // ALIGNMENT}"
         place = Place(source=ins[0], scratch=scratch, target=out)
         call = "\n".join(emit_matrix.call(graph, layer, prefix, symbol, place))
@@ -250,8 +252,6 @@ def _shape_text(graph: Graph, name: str) -> str:
 def _arguments(graph: Graph, layer: AnyLayer, symbol: str, ins: list[str], out: str) -> list[str]:
     quant, factors = f"{symbol}_quant", f"{symbol}_multipliers"
     n_bytes = str(graph.tensors[layer.output].n_bytes)
-    if isinstance(layer, Add):
-        return [n_bytes, quant, f"{symbol}_terms", *ins, out]
     if isinstance(layer, Rescale):
         return [n_bytes, quant, factors, *ins, out]
     if isinstance(layer, AvgPool):
@@ -298,13 +298,11 @@ def _tables(graph: Graph, prefix: str) -> list[Table]:
         if isinstance(layer, (Conv2d, Dense)):
             tables += emit_matrix.tables(graph, layer, symbol, _values)
             continue
-        tables.append(("ef_requant_t", f"{symbol}_quant", _quant(graph, layer)))
         if isinstance(layer, Add):
-            other = graph.tensors[layer.inputs[1]].zero_point
-            tables.append(
-                ("ef_add_t", f"{symbol}_terms", f"{{{other}, {layer.multipliers[0]}, {layer.multipliers[1]}}}")
-            )
-        elif not isinstance(layer, MaxPool):
+            tables.append(("ef_add_t", f"{symbol}_params", emit_matrix.add_record(graph, layer)))
+            continue
+        tables.append(("ef_requant_t", f"{symbol}_quant", _quant(graph, layer)))
+        if not isinstance(layer, MaxPool):
             factors = np.atleast_1d(layer.multiplier if isinstance(layer, Rescale) else layer.multipliers)
             tables.append(("int32_t", f"{symbol}_multipliers[{factors.size}]", _values(factors)))
     return tables

@@ -1,16 +1,16 @@
-"""Convolutions and fully connected layers as C: their tables and their calls."""
+"""Convolutions, fully connected layers and sums as C: their tables and their calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.firmware.depthwise import Geometry, assembly
-from tasks.firmware.ir import Conv2d, Dense, Graph, op_name
-from tasks.firmware.kernels import geometry_of, is_wide
+from tasks.firmware.ir import Add, Conv2d, Dense, Graph, op_name
+from tasks.firmware.kernels import cuts, geometry_of, is_wide
 from tasks.firmware.packing import PAIRS, QUADS, WORD, fold, interleave, pack
 
 Table = tuple[str, str, str]  # C type, name with its size, initialiser
@@ -126,6 +126,22 @@ def call(graph: Graph, layer: Conv2d | Dense, prefix: str, symbol: str, place: P
         return ["#if EF_HAS_DSP", "    (void)shape;", own, "#else", portable, "#endif"]
     wide = "true" if is_wide(layer) else "false"
     return [f"    ef_conv2d_s8(shape, {wide}, {params}, {place.source}, {place.scratch}, {place.target});"]
+
+
+def add_call(graph: Graph, layer: Add, symbol: str, sources: Sequence[str], target: str) -> str:
+    """The line of C that adds the tensors at ``sources``."""
+    name = "ef_add_wide_s8" if cuts(layer) else "ef_add_s8"
+    return f"    {name}(&{symbol}_params, {graph.tensors[layer.output].n_bytes}, {', '.join(sources)}, {target});"
+
+
+def add_record(graph: Graph, layer: Add) -> str:
+    """What ``ef_add_t`` holds; zero points and half a unit become one offset of 64 bits."""
+    zero_points = [graph.tensors[name].zero_point for name in layer.inputs]
+    products = zip(zero_points, layer.multipliers, strict=True)
+    offset = (graph.tensors[layer.output].zero_point << 32) + (1 << 31)
+    offset -= sum((zero_point << layer.left_shift) * multiplier for zero_point, multiplier in products)
+    words = [f"{offset >> shift & 0xFFFFFFFF}u" for shift in (0, 32)]
+    return _record([*words, *layer.multipliers, layer.left_shift, layer.clamp.low, layer.clamp.high])
 
 
 def depthwise_geometries(graph: Graph) -> list[Geometry]:

@@ -76,7 +76,8 @@ def kernel_of(graph: Graph, layer: AnyLayer) -> Kernel:
     sizes = [graph.tensors[source].n_bytes for source in layer.inputs]
     n_bytes = graph.tensors[layer.output].n_bytes
     same = [Sharing(source=i) for i, size in enumerate(sizes) if isinstance(layer, _BYTE_BY_BYTE) and size == n_bytes]
-    return Kernel(headers=(f"ef_{name}_s8.h",), sharings=tuple(same))
+    own = ("ef_add_s8.S",) if isinstance(layer, Add) else ()
+    return Kernel(headers=(f"ef_{name}_s8.h",), assembly=own, sharings=tuple(same))
 
 
 def _window_sharing(graph: Graph, layer: Layer, window: Window, group: int) -> Sharing:
@@ -112,7 +113,12 @@ def is_backward(source: Shape, target: Shape, window: Window) -> bool:
 
 def is_wide(layer: Conv2d | Dense) -> bool:
     """Whether bytes need more than saturation: a left shift, or bounds that cut into the range of a byte."""
-    return layer.left_shift > 0 or (layer.clamp.low, layer.clamp.high) != (INT8_MIN, INT8_MAX)
+    return layer.left_shift > 0 or cuts(layer)
+
+
+def cuts(layer: Layer) -> bool:
+    """Whether the layer's bounds cut into the range of a byte."""
+    return (layer.clamp.low, layer.clamp.high) != (INT8_MIN, INT8_MAX)
 
 
 def geometry_of(graph: Graph, layer: Conv2d) -> Geometry:
