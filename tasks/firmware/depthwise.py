@@ -270,14 +270,17 @@ def _row(geometry: Geometry) -> Iterator[str]:
     """Pointers: r0 plane, r1 out, r9 bias; r2 turns left."""
     turns, rest = divmod(geometry.target[1], geometry.step)
     moved = 4 * turns
+    outputs = list(range(geometry.step))
     if turns <= _UNROLLED_TURNS:
         for _ in range(turns):
-            yield from _outputs(geometry, list(range(geometry.step)), moves=True)
+            yield from _outputs(geometry, outputs, moves=True)
     else:
-        yield f"movw r2, #{turns}"
+        unrolled = 2 - turns % 2
+        yield f"movw r2, #{turns // unrolled}"
         yield "6:"
-        yield from _outputs(geometry, list(range(geometry.step)), moves=True)
-        yield from ("subs r2, #1", "bne 6b")
+        for _ in range(unrolled):
+            yield from _outputs(geometry, outputs, moves=True)
+        yield from ("subs r2, #1", "bne.w 6b")
     if rest:
         yield from _outputs(geometry, [0], moves=False)
     yield from _move("r0", 2 * geometry.pitch * geometry.window.stride[0] - moved)

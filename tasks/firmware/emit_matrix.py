@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tasks.firmware.depthwise import Geometry, assembly
 from tasks.firmware.ir import Add, Conv2d, Dense, Graph, op_name
 from tasks.firmware.kernels import cuts, geometry_of, is_wide
-from tasks.firmware.packing import PAIRS, QUADS, WORD, fold, interleave, pack
+from tasks.firmware.packing import PAIRS, QUADS, WORD, completed, fold, interleave, pack
 
 Table = tuple[str, str, str]  # C type, name with its size, initialiser
 Array = NDArray[np.integer]
@@ -57,7 +57,7 @@ def tables(graph: Graph, layer: Conv2d | Dense, symbol: str, values: Values) -> 
             ("int32_t", f"{symbol}_requant[{requant.size}]", values(requant)),
             ("ef_depthwise_t", f"{symbol}_params", _record(fields)),
         ]
-    rows = layer.weights.reshape(len(layer.weights), -1)
+    rows = completed(layer.weights.reshape(len(layer.weights), -1))
     words, tails = interleave(rows, layer.bias, layer.multipliers, zero_point, PAIRS)
     n_outputs, n_taps = rows.shape
     output_zero_point, *rounding = _rounding(graph, layer)

@@ -20,10 +20,11 @@ EF_INLINE void ef_conv2d_quad(const ef_window_t shape, bool is_wide, const ef_fi
                               int8_t *out)
 {
     const int32_t n_taps = shape.kernel_height * shape.kernel_width * shape.input_channels;
+    const bool has_tail = n_taps % 4 == 1 || n_taps % 4 == 2;
     if (shape.output_channels > 1) {
-        if (n_taps % 4 == 0 && !is_wide) {
+        if (!has_tail && !is_wide) {
             ef_quad_s8(filter, columns, out);
-        } else if (n_taps % 4 == 0) {
+        } else if (!has_tail) {
             ef_quad_wide_s8(filter, columns, out);
         } else if (!is_wide) {
             ef_quad_tail_s8(filter, columns, out);
