@@ -21,6 +21,7 @@ EF_INLINE int8_t *edgefront_at(int32_t offset)
 void edgefront_depthwise_00(const ef_depthwise_t *layer, const int8_t *in, uint32_t *scratch, int8_t *out);
 #endif
 
+
 static const edgefront_sizes_t edgefront_layout = {
     .input_bytes = 128,
     .output_bytes = 5,

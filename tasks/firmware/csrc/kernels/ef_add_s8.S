@@ -3,6 +3,8 @@
  *
  *     2 loads, and for each byte 2 SXTB, 2 LSL, 2 MOV, 2 SMLAL, SSAT, STRB.
  */
+#include "ef_options.h"
+
 #if defined(__ARM_FEATURE_DSP) && !defined(EF_PORTABLE)
 
     .syntax unified
@@ -45,6 +47,7 @@
     ldmia   r0, {r10, r11}
     push    {r10, r11}              /* bounds */
     mov     r0, r12
+#if !EF_SMALL
     subs    r1, #4
     blt     2f
 1:
@@ -59,6 +62,7 @@
 2:
     adds    r1, #4
     beq     4f
+#endif
 3:
     ldrb    r9, [r2], #1
     ldrb    r10, [r3], #1

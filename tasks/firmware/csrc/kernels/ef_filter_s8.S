@@ -6,6 +6,8 @@
  * There are no registers to keep the weights of both the even and the odd taps, so they are loaded twice. A Cortex-M4
  * takes one cycle for each load that follows another, which makes four single loads faster than two double ones.
  */
+#include "ef_options.h"
+
 #if defined(__ARM_FEATURE_DSP) && !defined(EF_PORTABLE)
 
     .syntax unified
@@ -121,11 +123,15 @@
     ldmia   r0, {r1, r2, r4, r6-r9}
     add     r10, sp, #AT_STRIDE
     stmia   r10, {r1, r2, r4, r6-r9}
+#if EF_SMALL
+    adr     r1, 2f
+#else
     rsbs    r7, r5, #0
     and     r7, r7, #3              /* steps of the first turn that are left out */
     movs    r2, #STEP_BYTES
     adr     r1, 2f
     mla     r1, r7, r2, r1
+#endif
 .if \has_tail
     cmp     r5, #0                  /* nothing but a tail */
     it      eq
@@ -147,9 +153,11 @@
     .balign 4
 2:
     step
+#if !EF_SMALL
     step
     step
     step
+#endif
     ldr     r12, [sp, #AT_COLUMNS_END]
     cmp     r1, r12
     bne     2b
