@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from shutil import which
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -508,9 +508,18 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
 @click.option("--board", required=True, help="Board kind; edgefront boards lists them.")
 @click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="New or empty folder.")
 @click.option("--compiler", type=click.Choice(["zig", "gcc"]), default="zig", show_default=True, help="C compiler.")
+@click.option("--optimise", type=click.Choice(["speed", "size"]), default="speed", show_default=True, help="What for.")
 @click.option("--force", is_flag=True, help="Write into a folder that holds something.")
 @_json_option
-def compile_command(model: Path, board: str, folder: Path, compiler: str, force: bool, as_json: bool) -> None:
+def compile_command(
+    model: Path,
+    board: str,
+    folder: Path,
+    compiler: str,
+    optimise: Literal["speed", "size"],
+    force: bool,
+    as_json: bool,
+) -> None:
     """Compile MODEL, an ONNX file quantised to int8 (QDQ), and say what each layer costs.
 
     Writes C sources, firmware.elf and report.json into the folder. The firmware runs on the virtual board with random
@@ -528,7 +537,7 @@ def compile_command(model: Path, board: str, folder: Path, compiler: str, force:
 
     kind = load_kind(board)
     check_folder(folder, is_forced=force)
-    compiled = compile_model(model, kind, compiler)
+    compiled = compile_model(model, kind, compiler, optimise)
     report = measure(str(model), compiled, kind)
     write(compiled, report, folder)
     if as_json:

@@ -24,6 +24,7 @@ from orchestrator.errors import UsageError
 from orchestrator.records import Json, Source, Value
 from tasks.errors import Defect, TransientFault
 from tasks.firmware.compiler import PREFIX, Compiled, compile_network, write_sources
+from tasks.firmware.emit import Optimise
 from tasks.firmware.errors import FirmwareError, ToolchainError, ToolchainInterrupted
 from tasks.firmware.ir import Int8Array
 from tasks.firmware.toolchain import gcc_path
@@ -142,7 +143,7 @@ def read_model(file: Path) -> bytes:
     return data
 
 
-def compile_model(file: Path, kind: BoardKind, compiler: str = "zig") -> Compiled:
+def compile_model(file: Path, kind: BoardKind, compiler: str = "zig", optimise: Optimise = "speed") -> Compiled:
     """The firmware of a model file for a board kind, by ``"zig"`` or ``"gcc"``.
 
     Raises:
@@ -155,7 +156,7 @@ def compile_model(file: Path, kind: BoardKind, compiler: str = "zig") -> Compile
     if compiler == "gcc" and gcc_path() is None:
         raise UsageError("--compiler gcc: arm-none-eabi-gcc is not on the path; install it, or use --compiler zig")
     try:
-        return compile_network(data, kind, compiler=compiler)
+        return compile_network(data, kind, compiler=compiler, optimise=optimise)
     except ToolchainInterrupted as error:
         raise TransientFault("compiler_interrupted", str(error)) from error
     except ToolchainError as error:
