@@ -222,7 +222,7 @@ def _layer_function(graph: Graph, plan: Plan, prefix: str, index: int) -> str:
         call = emit_matrix.add_call(graph, layer, symbol, ins, out)
     elif isinstance(layer, (Conv2d, Dense)):
         scratch = f"{prefix}_arena + {plan.scratch_offsets.get(index, 0) // ALIGNMENT}"
-        place = Place(source=ins[0], scratch=scratch, target=out)
+        place = Place(source=ins[0], scratch=scratch, target=out, other=ins[-1])
         call = "\n".join(emit_matrix.call(graph, layer, prefix, symbol, place))
     else:
         if isinstance(layer, ElementwiseLayer):
@@ -368,4 +368,5 @@ def count_flops(graph: Graph, layer: AnyLayer) -> int:
         return graph.tensors[layer.output].n_bytes * prod(layer.window.kernel)
     if isinstance(layer, (Add, Rescale)):
         return graph.tensors[layer.output].n_bytes
-    return 2 * count_macs(graph, layer)
+    sums = graph.tensors[layer.output].n_bytes if isinstance(layer, Conv2d) and layer.addition is not None else 0
+    return 2 * count_macs(graph, layer) + sums

@@ -21,11 +21,12 @@ Values = Callable[[Array], str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """C expressions: where a layer's input, scratch words and output lie."""
+    """C expressions: where a layer's input, scratch words, output and, for sums, other input lie."""
 
     source: str
     scratch: str
     target: str
+    other: str = ""
 
 
 def tables(graph: Graph, layer: Conv2d | Dense, symbol: str, values: Values) -> list[Table]:
@@ -68,7 +69,10 @@ def tables(graph: Graph, layer: Conv2d | Dense, symbol: str, values: Values) -> 
         f"{symbol}_weights": ("int32_t", words),
         f"{symbol}_tails": ("int8_t", tails),
     }
-    return _with_params(matrix, values, "ef_filter_t", symbol, fields)
+    found = _with_params(matrix, values, "ef_filter_t", symbol, fields)
+    if layer.addition is not None:
+        found.append(("ef_add_t", f"{symbol}_terms", add_record(graph, layer.addition)))
+    return found
 
 
 def _with_params(
@@ -100,7 +104,8 @@ def _grouped(graph: Graph, layer: Conv2d, symbol: str, values: Values) -> list[T
 
 
 def _rounding(graph: Graph, layer: Conv2d | Dense) -> list[str | int]:
-    return [graph.tensors[layer.output].zero_point, layer.left_shift, layer.clamp.low, layer.clamp.high]
+    target = graph.tensors[layer.result if isinstance(layer, Conv2d) else layer.output]
+    return [target.zero_point, layer.left_shift, layer.clamp.low, layer.clamp.high]
 
 
 def _record(fields: Iterable[str | int]) -> str:
@@ -126,15 +131,20 @@ def call(graph: Graph, layer: Conv2d | Dense, prefix: str, symbol: str, place: P
         own = f"    {depthwise_symbol(graph, prefix, geometry)}({given});"
         return ["#if EF_HAS_DSP", "    (void)shape;", own, "#else", portable, "#endif"]
     given = f"{params}, {place.source}, {place.scratch}, {place.target}"
+    if layer.addition is not None:
+        cut = _word(cuts(layer.addition))
+        given = f"{params}, &{symbol}_terms, {place.source}, {place.other}, {place.scratch}, {place.target}"
+        return [f"    ef_conv2d_add_s8(shape, {_word(is_wide(layer))}, {cut}, {given});"]
     key = _key(graph, layer)
     if key in _shared(graph):
         return [f"    {prefix}_conv2d_{_shared(graph).index(key):02d}({given});"]
-    return [f"    ef_conv2d_s8(shape, {_wide(layer)}, {given});"]
+    return [f"    ef_conv2d_s8(shape, {_word(is_wide(layer))}, {given});"]
 
 
 def shape_declaration(graph: Graph, layer: Conv2d) -> str:
     """The window of a convolution as the C constant ``shape``; empty where its function has it."""
-    return "" if _key(graph, layer) in _shared(graph) else window_declaration(graph, layer, layer.window, layer.groups)
+    is_shared = layer.addition is None and _key(graph, layer) in _shared(graph)
+    return "" if is_shared else window_declaration(graph, layer, layer.window, layer.groups)
 
 
 def window_declaration(graph: Graph, layer: Layer, window: Window, groups: int = 1) -> str:
@@ -156,12 +166,14 @@ def shared_convolutions(graph: Graph, prefix: str) -> str:
     """One function for all convolutions of the same shapes, where there are several: nothing else differs in code."""
     made: dict[_Key, str] = {}
     for layer in graph.layers:
-        if isinstance(layer, Conv2d) and _key(graph, layer) in _shared(graph) and _key(graph, layer) not in made:
+        if not isinstance(layer, Conv2d) or op_name(layer) != "conv2d":
+            continue
+        if _key(graph, layer) in _shared(graph) and _key(graph, layer) not in made:
             arguments = "const ef_filter_t *filter, const int8_t *in, uint32_t *scratch, int8_t *out"
             made[_key(graph, layer)] = (
                 f"static __attribute__((noinline)) void {prefix}_conv2d_{len(made):02d}({arguments})\n{{\n"
                 f"{window_declaration(graph, layer, layer.window, layer.groups)}"
-                f"    ef_conv2d_s8(shape, {_wide(layer)}, filter, in, scratch, out);\n}}\n"
+                f"    ef_conv2d_s8(shape, {_word(is_wide(layer))}, filter, in, scratch, out);\n}}\n"
             )
     return "\n".join(made.values())
 
@@ -182,8 +194,8 @@ def _shared(graph: Graph) -> list[_Key]:
     return [key for key, count in counts.items() if count > 1]
 
 
-def _wide(layer: Conv2d) -> str:
-    return "true" if is_wide(layer) else "false"
+def _word(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def add_call(graph: Graph, layer: Add, symbol: str, sources: Sequence[str], target: str) -> str:

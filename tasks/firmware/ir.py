@@ -96,7 +96,10 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Conv2d(Layer):
-    """``weights`` (O, kH, kW, I) with I input channels a group; ``bias`` and ``multipliers`` (O,)."""
+    """``weights`` (O, kH, kW, I) with I input channels a group; ``bias`` and ``multipliers`` (O,).
+
+    With an ``addition``, the second input is added to what the convolution gives, which stays a tensor of the graph
+    with a scale and never lies in memory as a whole: the bytes are those of two layers."""
 
     window: Window
     groups: int
@@ -104,6 +107,12 @@ class Conv2d(Layer):
     bias: Int32Array
     multipliers: Int32Array
     left_shift: int
+    addition: Add | None = None
+
+    @property
+    def result(self) -> str:
+        """The tensor that the convolution itself gives."""
+        return self.output if self.addition is None else self.addition.inputs[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -213,9 +222,12 @@ class Graph:
 
 def op_name(layer: AnyLayer) -> str:
     """The word used in symbols: the record's name in small letters; of convolutions in groups, ``dwconv2d`` where every
-    output channel sees the input channel of the same number, ``gconv2d`` the others."""
+    output channel sees the input channel of the same number, ``gconv2d`` the others; ``conv2d_add`` with an addition.
+    """
     if isinstance(layer, Conv2d) and layer.groups > 1:
         return "dwconv2d" if layer.weights.shape[3] == 1 and len(layer.weights) == layer.groups else "gconv2d"
+    if isinstance(layer, Conv2d) and layer.addition is not None:
+        return "conv2d_add"
     return type(layer).__name__.lower()
 
 

@@ -59,11 +59,8 @@ class Kernel:
 def kernel_of(graph: Graph, layer: AnyLayer) -> Kernel:
     """The kernel of a layer of ``graph``."""
     name = op_name(layer)
-    if isinstance(layer, Conv2d) and name == "conv2d":
-        headers = ("ef_filter_s8.h", "ef_columns_s8.h", "ef_conv2d_s8.h")
-        assembly = ("ef_filter_s8.S", "ef_columns_s8.S")
-        sharings = (_window_sharing(graph, layer, layer.window, _QUAD),)
-        return Kernel(headers=headers, assembly=assembly, scratch_bytes=_column_bytes(layer), sharings=sharings)
+    if isinstance(layer, Conv2d) and name in ("conv2d", "conv2d_add"):
+        return _convolution(graph, layer)
     if isinstance(layer, Conv2d) and name == "dwconv2d":
         geometry = geometry_of(graph, layer)
         plane = prod(graph.tensors[layer.inputs[0]].shape[:2])  # of the portable kernel: without padding, a byte each
@@ -78,6 +75,26 @@ def kernel_of(graph: Graph, layer: AnyLayer) -> Kernel:
     same = [Sharing(source=i) for i, size in enumerate(sizes) if isinstance(layer, _BYTE_BY_BYTE) and size == n_bytes]
     own = ("ef_add_s8.S",) if isinstance(layer, Add) else ()
     return Kernel(headers=(f"ef_{name}_s8.h",), assembly=own, sharings=tuple(same))
+
+
+def _convolution(graph: Graph, layer: Conv2d) -> Kernel:
+    size = _column_bytes(layer)
+    kernel = Kernel(
+        headers=("ef_filter_s8.h", "ef_columns_s8.h", "ef_conv2d_s8.h"),
+        assembly=("ef_filter_s8.S", "ef_columns_s8.S"),
+        scratch_bytes=size,
+        sharings=(_window_sharing(graph, layer, layer.window, _QUAD),),
+    )
+    if layer.addition is None:
+        return kernel
+    # where both inputs are one tensor, the window's rule is the stricter one
+    sums = () if layer.inputs[0] == layer.inputs[1] else (Sharing(source=1),)
+    return Kernel(
+        headers=(*kernel.headers, "ef_add_s8.h", "ef_conv2d_add_s8.h"),
+        assembly=(*kernel.assembly, "ef_add_s8.S"),
+        scratch_bytes=-(-size // WORD) * WORD + _QUAD * len(layer.weights),
+        sharings=(*kernel.sharings, *sums),
+    )
 
 
 def _window_sharing(graph: Graph, layer: Layer, window: Window, group: int) -> Sharing:

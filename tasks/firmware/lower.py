@@ -55,6 +55,7 @@ from tasks.firmware.quantised import (
     Requantisation,
     SoftmaxOfChannels,
 )
+from tasks.firmware.residual import fuse_additions
 
 INT32_MAX = 2**31 - 1
 MAX_LEFT_SHIFT = 22  # (byte - zero point) << 22 stays within 31 bits
@@ -71,15 +72,14 @@ def lower(network: QuantisedNetwork) -> Graph:
         Unsupported: two scales lie further apart than fixed point can bridge.
     """
     layers = tuple(_lower_node(node, network.tensors) for node in network.nodes)
-    return fuse_lookups(
-        Graph(
-            tensors=dict(network.tensors),
-            layers=layers,
-            input=network.input,
-            output=network.output,
-            digest=network.digest,
-        )
+    graph = Graph(
+        tensors=dict(network.tensors),
+        layers=layers,
+        input=network.input,
+        output=network.output,
+        digest=network.digest,
     )
+    return fuse_additions(fuse_lookups(graph))
 
 
 def fixed_point(factors: FloatArray) -> tuple[Int32Array, int]:

@@ -87,7 +87,10 @@ def run_layer(layer: AnyLayer, tensors: dict[str, Tensor], inputs: list[Int8Arra
     zero_points = [tensors[name].zero_point for name in layer.inputs]
     if isinstance(layer, Conv2d):
         sums = conv2d(inputs[0], layer, zero_points[0])
-        return requantise(sums, layer.multipliers, layer.left_shift, target, layer.clamp)
+        made = requantise(sums, layer.multipliers, layer.left_shift, tensors[layer.result], layer.clamp)
+        if layer.addition is None:
+            return made
+        return run_layer(layer.addition, tensors, [made, inputs[1]])
     if isinstance(layer, Dense):
         sums = dense(inputs[0], layer, zero_points[0])
         return requantise(sums, layer.multipliers, layer.left_shift, target, layer.clamp)

@@ -121,8 +121,8 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str]]] = {
     "mobilenet v3 by hand": (lambda: mobilenet_v3(HandMadeHardSwish), IMAGE, {"lookup", "mul", "dwconv2d", "avgpool"}),
     "mobilenet v3, 1-D": (mobilenet_v3_signal, SIGNAL, {"lookup", "mul", "dwconv2d", "avgpool"}),
     "dense squeeze-excite": (dense_squeeze_excite, IMAGE, {"dense", "lookup", "mul"}),
-    "resnet": (resnet, IMAGE, {"add"}),
-    "inverted residual": (inverted_residual, IMAGE, {"add", "dwconv2d"}),
+    "resnet": (resnet, IMAGE, {"conv2d_add"}),
+    "inverted residual": (inverted_residual, IMAGE, {"conv2d_add", "dwconv2d"}),
     "autoencoder": (autoencoder, IMAGE, {"dense"}),
     "joined": (joined, IMAGE, {"lookup", "concat"}),
 }

@@ -64,6 +64,16 @@ EF_INLINE bool ef_is_padded(const ef_window_t shape)
            end_x + (shape.kernel_width - 1) * shape.dilation_x >= shape.input_width;
 }
 
+/** Words of the columns and the lines behind them. */
+EF_INLINE int32_t ef_columns_words_of(const ef_window_t shape)
+{
+    const int32_t n_steps = (shape.kernel_height * shape.kernel_width * shape.input_channels + 3) / 4;
+    if (shape.input_channels % 4 != 0) {
+        return n_steps * 3 * EF_QUAD;
+    }
+    return n_steps * 2 * EF_QUAD + (ef_is_padded(shape) ? shape.kernel_width * shape.input_channels / 4 : 0);
+}
+
 EF_INLINE bool ef_inside(int32_t at, int32_t size)
 {
     return (uint32_t)at < (uint32_t)size;

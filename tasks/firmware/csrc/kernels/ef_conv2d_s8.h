@@ -89,31 +89,59 @@ EF_INLINE void ef_conv2d_outputs(const ef_window_t shape, bool is_wide, const ef
     }
 }
 
+/** Whether a pixel sees itself alone. */
+EF_INLINE bool ef_conv2d_is_alone(const ef_window_t shape)
+{
+    return shape.kernel_height == 1 && shape.kernel_width == 1 && !ef_is_padded(shape) && shape.stride_y == 1 &&
+           shape.stride_x == 1;
+}
+
+/** Groups of pixels in the order in which they are computed: the first one, and the step to the next. */
+EF_INLINE int32_t ef_conv2d_step(const ef_window_t shape)
+{
+    return ef_conv2d_is_alone(shape) && shape.output_channels > shape.input_channels ? -EF_QUAD : EF_QUAD;
+}
+
+EF_INLINE int32_t ef_conv2d_first(const ef_window_t shape)
+{
+    return ef_conv2d_step(shape) < 0 ? (shape.output_height * shape.output_width - 1) / EF_QUAD * EF_QUAD : 0;
+}
+
+/** Pixels of the group that starts at `at`: four, or what is left. */
+EF_INLINE int32_t ef_conv2d_width(const ef_window_t shape, int32_t at)
+{
+    const int32_t n = shape.output_height * shape.output_width;
+    return n % EF_QUAD == 0 || n - at >= EF_QUAD ? EF_QUAD : n % EF_QUAD;
+}
+
+/** The outputs of the group that starts at pixel `at`, to `out`; `*oy` and `*ox` are the pixel's, and move on. */
+EF_INLINE void ef_conv2d_group(const ef_window_t shape, bool is_wide, const ef_filter_t *filter, const int8_t *in,
+                               int32_t at, int32_t *oy, int32_t *ox, uint32_t *columns, int8_t *out)
+{
+    const int32_t n_steps = (shape.kernel_height * shape.kernel_width * shape.input_channels + 3) / 4;
+    int8_t *lines = (int8_t *)(columns + n_steps * 2 * EF_QUAD);
+    if (at == ef_conv2d_first(shape)) {
+        ef_columns_begin(shape, filter->input_zero_point, lines);
+    }
+    if (ef_conv2d_is_alone(shape) && shape.input_channels % 4 == 0) {
+        ef_conv2d_points(shape, in, at, columns);
+    } else {
+        if (ef_conv2d_step(shape) < 0) {
+            *oy = at / shape.output_width;
+            *ox = at % shape.output_width;
+        }
+        ef_conv2d_columns(shape, filter->input_zero_point, in, at, oy, ox, lines, columns);
+    }
+    ef_conv2d_outputs(shape, is_wide, filter, ef_conv2d_width(shape, at), columns, out);
+}
+
 EF_INLINE void ef_conv2d_s8(const ef_window_t shape, bool is_wide, const ef_filter_t *filter, const int8_t *in,
                             uint32_t *columns, int8_t *out)
 {
-    const int32_t n_steps = (shape.kernel_height * shape.kernel_width * shape.input_channels + 3) / 4;
     const int32_t n = shape.output_height * shape.output_width;
-    const bool are_alone = shape.kernel_height == 1 && shape.kernel_width == 1 && !ef_is_padded(shape) &&
-                           shape.stride_y == 1 && shape.stride_x == 1;
-    const bool are_points = are_alone && shape.input_channels % 4 == 0;
-    const bool is_backward = are_alone && shape.output_channels > shape.input_channels;
-    const int32_t first = is_backward ? (n - 1) / EF_QUAD * EF_QUAD : 0, step = is_backward ? -EF_QUAD : EF_QUAD;
-    int8_t *lines = (int8_t *)(columns + n_steps * 2 * EF_QUAD);
-    ef_columns_begin(shape, filter->input_zero_point, lines);
     int32_t oy = 0, ox = 0;
-    for (int32_t at = first; at >= 0 && at < n; at += step) {
-        if (are_points) {
-            ef_conv2d_points(shape, in, at, columns);
-        } else {
-            if (is_backward) {
-                oy = at / shape.output_width;
-                ox = at % shape.output_width;
-            }
-            ef_conv2d_columns(shape, filter->input_zero_point, in, at, &oy, &ox, lines, columns);
-        }
-        const int32_t width = n % EF_QUAD == 0 || n - at >= EF_QUAD ? EF_QUAD : n % EF_QUAD;
-        ef_conv2d_outputs(shape, is_wide, filter, width, columns, out + at * shape.output_channels);
+    for (int32_t at = ef_conv2d_first(shape); at >= 0 && at < n; at += ef_conv2d_step(shape)) {
+        ef_conv2d_group(shape, is_wide, filter, in, at, &oy, &ox, columns, out + at * shape.output_channels);
     }
 }
 
