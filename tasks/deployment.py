@@ -153,7 +153,8 @@ def host_network(sources: Mapping[str, str], graph: Graph, plan: Plan) -> HostNe
 
 
 def memory_map(compiled: Compiled) -> dict[str, object]:
-    """What lies where, for people: sections of ROM and RAM, and each activation's place in the arena."""
+    """What lies where, for people: sections of ROM and RAM, and each buffer's place in the arena; a buffer without
+    tensors is scratch memory."""
     rom, ram, plan = compiled.image.rom, compiled.image.ram, compiled.plan
     return {
         "rom": {
@@ -167,7 +168,7 @@ def memory_map(compiled: Compiled) -> dict[str, object]:
         "arena": [
             {
                 "tensors": list(_short(buffer.tensors)),
-                "offset": plan.offsets[buffer.tensors[0]],
+                "offset": plan.offset_of(buffer),
                 "bytes": buffer.n_bytes,
                 "first_layer": buffer.first,
                 "last_layer": buffer.last,
