@@ -539,6 +539,29 @@ def compile_command(model: Path, board: str, folder: Path, compiler: str, force:
     console.print(f"written  {folder}", markup=False, soft_wrap=True)
 
 
+@main.command(short_help="Say which kernel computes each operator on which core.")
+@_json_option
+def kernels(as_json: bool) -> None:
+    """List the operators and what computes them on each core: assembly for the DSP extension (asm) or portable C.
+
+    \b
+    Example:
+      edgefront kernels
+    """
+    from tasks.firmware.kernel_table import cells, conditions, rows
+
+    found = rows()
+    if as_json:
+        click.echo(json.dumps([row.to_json() for row in found]))
+        return
+    head, *lines = cells(found)
+    short = [
+        heading.replace("cortex-m", "M").replace("0plus", "0+").replace(" without DSP", "−DSP") for heading in head
+    ]
+    for line in [*_aligned([short, *lines]), "", *conditions(found)]:
+        click.echo(line)
+
+
 # ----------------------------------------------------------------------------------------------- study files
 
 
