@@ -508,9 +508,12 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
 @click.option("--board", required=True, help="Board kind; edgefront boards lists them.")
 @click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="New or empty folder.")
 @click.option("--compiler", type=click.Choice(["zig", "gcc"]), default="zig", show_default=True, help="C compiler.")
+@click.option("--markers", is_flag=True, help="Read the core's cycle counter around each layer (edgefront_marks).")
 @click.option("--force", is_flag=True, help="Write into a folder that holds something.")
 @_json_option
-def compile_command(model: Path, board: str, folder: Path, compiler: str, force: bool, as_json: bool) -> None:
+def compile_command(
+    model: Path, board: str, folder: Path, compiler: str, markers: bool, force: bool, as_json: bool
+) -> None:
     """Compile MODEL, an ONNX file quantised to int8 (QDQ), and say what each layer costs.
 
     Writes C sources, firmware.elf and report.json into the folder. The firmware runs on the virtual board with random
@@ -528,7 +531,7 @@ def compile_command(model: Path, board: str, folder: Path, compiler: str, force:
 
     kind = load_kind(board)
     check_folder(folder, is_forced=force)
-    compiled = compile_model(model, kind, compiler)
+    compiled = compile_model(model, kind, compiler, has_markers=markers)
     report = measure(str(model), compiled, kind)
     write(compiled, report, folder)
     if as_json:

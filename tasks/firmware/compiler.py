@@ -61,8 +61,9 @@ class Compiled:
         ]
 
 
-def compile_network(onnx_qdq: bytes, kind: BoardKind, *, compiler: str = "zig") -> Compiled:
-    """Compile a QDQ int8 model for a board kind, with ``"zig"`` or ``"gcc"``.
+def compile_network(onnx_qdq: bytes, kind: BoardKind, *, compiler: str = "zig", has_markers: bool = False) -> Compiled:
+    """Compile a QDQ int8 model for a board kind, with ``"zig"`` or ``"gcc"``. ``has_markers``: each layer is surrounded
+    by marks of the cycle counter, at the symbol ``edgefront_marks``.
 
     Raises:
         Unsupported: the model holds what cannot be compiled.
@@ -70,13 +71,13 @@ def compile_network(onnx_qdq: bytes, kind: BoardKind, *, compiler: str = "zig") 
         DoesNotFit: the image is larger than the board, with exact bytes a region.
         ToolchainError: the C compiler is missing or failed.
     """
-    return compile_graph(lower(import_onnx(onnx_qdq)), kind, compiler=compiler)
+    return compile_graph(lower(import_onnx(onnx_qdq)), kind, compiler=compiler, has_markers=has_markers)
 
 
-def compile_graph(graph: Graph, kind: BoardKind, *, compiler: str = "zig") -> Compiled:
+def compile_graph(graph: Graph, kind: BoardKind, *, compiler: str = "zig", has_markers: bool = False) -> Compiled:
     """The passes after lowering; raises as :func:`compile_network`."""
     plan = plan_memory(graph)
-    sources = {**emit_network(graph, plan, PREFIX), **_board_files(graph, kind)}
+    sources = {**emit_network(graph, plan, PREFIX, has_markers=has_markers), **_board_files(graph, kind)}
     name = zig_version() if compiler == "zig" else gcc_version()
     image_id = _image_id(sources, kind, name)
     sources["board/image_id.c"] = _image_id_file(graph, image_id)
