@@ -516,8 +516,8 @@ def compile_command(
 ) -> None:
     """Compile MODEL, an ONNX file quantised to int8 (QDQ), and say what each layer costs.
 
-    Writes C sources, firmware.elf and report.json into the folder. The firmware runs on the virtual board with random
-    inputs; its outputs must be the integer reference's bit for bit.
+    Writes C sources, firmware.elf, report.json and report.html into the folder. The firmware runs on the virtual board
+    with random inputs; its outputs must be the integer reference's bit for bit.
 
     \b
     Example:
@@ -526,14 +526,20 @@ def compile_command(
     from rich.console import Console
 
     from mcu_agent.kinds import load_kind
+    from orchestrator.report.compiled import contents
+    from orchestrator.report.page import render_compiled
+    from orchestrator.report.write import REPORT_FILE
     from tasks.compile import check_folder, compile_model, measure, write
     from tasks.compile_view import report_view
+    from tasks.deployment import memory_map
 
     kind = load_kind(board)
     check_folder(folder, is_forced=force)
     compiled = compile_model(model, kind, compiler, has_markers=markers)
     report = measure(str(model), compiled, kind)
     write(compiled, report, folder)
+    page = render_compiled(contents(report.to_json(), memory_map(compiled)))
+    (folder / REPORT_FILE).write_text(page, encoding="utf-8")
     if as_json:
         click.echo(json.dumps(report.to_json()))
         return
