@@ -84,7 +84,7 @@ function drawBars(id, layers, measure, words, source) {
     hovertemplate: `%{customdata[0]} %{customdata[1]}<br>%{x:,}${source ? ` (${source})` : ""}<extra></extra>`,
   }], layout({
     xaxis: { title: title(`${words}${source ? `, ${source}` : ""}: ${total.toLocaleString("en")} in all`) },
-    yaxis: { autorange: "reversed" }, height: Math.max(220, 30 * names.length + 70), bargap: 0.3, margin: { l: 110, r: 12, t: 6, b: 46 },
+    yaxis: { autorange: "reversed" }, height: Math.max(220, 30 * names.length + 88), bargap: 0.3, margin: { l: 110, r: 12, t: 24, b: 46 },
   }), plotConfig);
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from orchestrator.quantities import show, title
+from orchestrator.quantities import exact, show, title
 from orchestrator.records import Json, Source, Value
 from orchestrator.report.contents import SOURCE_TEXTS
 from orchestrator.report.figures import layer_sources, memory_figure
@@ -20,7 +20,9 @@ def contents(report: Json, memory: Json) -> Json:
         "name": PurePath(report["model"]).name,
         **{name: report[name] for name in ("model", "sha256", "board", "core", "clock_hz", "compiler", "inputs")},
         "headline": [_figure(name, totals[name]) for name in _HEADLINE if name in totals],
-        "totals": [[title(name), _text(name, value), value.source.value, value.note] for name, value in totals.items()],
+        "totals": [
+            [title(name), _exact_text(name, value), value.source.value, value.note] for name, value in totals.items()
+        ],
         "layers": layers,
         "layer_sources": layer_sources(layers, ""),
         "memory": memory_figure(memory, layers),
@@ -33,8 +35,9 @@ def _is_used(source: Source, totals: dict[str, Value]) -> bool:
 
 
 def _figure(name: str, value: Value) -> Json:
-    return {"title": title(name), "figure": _text(name, value), "about": value.source.value}
+    return {"title": title(name), "figure": show(value.amount, value.unit, name), "about": value.source.value}
 
 
-def _text(name: str, value: Value) -> str:
-    return f"{value.amount:,.0f}" if name == "cycles" else show(value.amount, value.unit, name)
+def _exact_text(name: str, value: Value) -> str:
+    """Every digit of what is counted."""
+    return exact(value.amount, value.unit) if value.unit in ("1", "byte") else show(value.amount, value.unit, name)

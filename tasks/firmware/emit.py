@@ -8,7 +8,6 @@ trained one.
 from __future__ import annotations
 
 import re
-from importlib import resources
 from math import prod
 from string import Template
 
@@ -32,7 +31,7 @@ from tasks.firmware.ir import (
     layer_symbol,
     op_name,
 )
-from tasks.firmware.kernels import kernel_of
+from tasks.firmware.kernels import kernel_of, kernel_text
 from tasks.firmware.planner import ALIGNMENT, Plan
 
 GENERATOR = "edgefront 0.1.0"
@@ -136,10 +135,9 @@ def emit_network(graph: Graph, plan: Plan, prefix: str = "edgefront", *, has_mar
         f"{prefix}_weights.h": _weights_header(graph, prefix),
         f"{prefix}_weights.c": _weights_file(graph, prefix),
     }
-    kernels = resources.files("tasks.firmware") / "csrc" / "kernels"
     markers = {_MARKS_HEADER} if has_markers else set()
     for name in {"ef_common.h", *_headers(graph), *_assembly(graph), *markers}:
-        files[f"kernels/{name}"] = (kernels / name).read_text(encoding="utf-8")
+        files[f"kernels/{name}"] = kernel_text(name)
     depthwise = emit_matrix.depthwise_file(graph, prefix)
     if depthwise:
         files[f"{prefix}_depthwise.S"] = f"/* {banner(graph)} */\n{depthwise}"
