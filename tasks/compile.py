@@ -28,7 +28,6 @@ from tasks.errors import Defect, TransientFault
 from tasks.firmware.compiler import PREFIX, Compiled, compile_network, write_sources
 from tasks.firmware.errors import FirmwareError, ToolchainError, ToolchainInterrupted
 from tasks.firmware.ir import Int8Array
-from tasks.firmware.planner import bytes_alive
 from tasks.firmware.toolchain import gcc_path
 from tasks.quant import reference
 
@@ -228,7 +227,7 @@ def measure(
         AgentError: as :func:`profile_compiled`.
     """
     found = profile_compiled(compiled, kind, n_inputs=n_inputs, seed=seed, board=board)
-    live = bytes_alive(compiled.plan.buffers)
+    live = compiled.plan.bytes_alive
     return Report(
         model=model,
         digest=compiled.graph.digest,

@@ -153,8 +153,8 @@ def host_network(sources: Mapping[str, str], graph: Graph, plan: Plan) -> HostNe
 
 
 def memory_map(compiled: Compiled) -> dict[str, object]:
-    """What lies where, for people: sections of ROM and RAM, and each buffer's place in the arena; a buffer without
-    tensors is scratch memory."""
+    """What lies where, for people: sections of ROM and RAM, and each buffer's place in the arena. A buffer
+    without tensors is scratch memory; an output may lie over an input that dies with its layer."""
     rom, ram, plan = compiled.image.rom, compiled.image.ram, compiled.plan
     return {
         "rom": {
@@ -165,6 +165,7 @@ def memory_map(compiled: Compiled) -> dict[str, object]:
         },
         "ram": {"static": ram.static_bytes, "arena": ram.arena_bytes, "stack_reserved": ram.stack_reserved_bytes},
         "arena_lower_bound": plan.lower_bound_bytes,
+        "arena_peak_layer": plan.peak_step,
         "arena": [
             {
                 "tensors": list(_short(buffer.tensors)),

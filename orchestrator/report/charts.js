@@ -94,7 +94,7 @@ function drawMemory(id, memory) {
   const traces = Object.entries(memory.groups).filter(([, group]) => group.x.length).map(([name, group]) => ({
     type: "bar", name, x: group.x, width: group.width, base: group.base, y: group.height, text: group.text,
     customdata: group.about.map(escape), hovertemplate: "%{customdata}<extra></extra>",
-    marker: { color: colours[name], opacity: 0.8, line: { color: css("card"), width: 1.5 } },
+    marker: { color: colours[name], opacity: 0.72, line: { color: css("card"), width: 1.5 } },
     textposition: "inside", insidetextanchor: "middle", textangle: 0, insidetextfont: { color: css("card") },
   }));
   const bound = memory.bound_bytes, many = memory.names.length > 20;
@@ -108,7 +108,7 @@ function drawMemory(id, memory) {
     shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: bound, y1: bound, line: { color: css("text"), width: 1.5, dash: "dash" } }],
     annotations: [{
       xref: "paper", x: 1, y: bound, xanchor: "right", yanchor: "bottom", showarrow: false,
-      text: `lower bound ${bound.toLocaleString("en")}, set by layer ${memory.peak_layer}`, font: { size: 11.5, color: css("text") },
+      text: `lower bound ${bound.toLocaleString("en")}${memory.peak_layer === null ? "" : `, set by layer ${memory.peak_layer}`}`, font: { size: 11.5, color: css("text") },
     }],
     margin: { l: 76, r: 12, t: 8, b: 60 },
   }), plotConfig);

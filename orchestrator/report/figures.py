@@ -28,13 +28,12 @@ def memory_figure(memory: Json, layers: Sequence[Json]) -> Json | None:
     if not isinstance(buffers, list) or not buffers:
         return None
     n_layers = 1 + max(int(buffer["last_layer"]) for buffer in buffers)
-    alive = [sum(b["bytes"] for b in buffers if b["first_layer"] <= i <= b["last_layer"]) for i in range(n_layers)]
     scratch = [buffer for buffer in buffers if not buffer["tensors"]]
     activations = [buffer for buffer in buffers if buffer["tensors"]]
     return {
         "arena_bytes": max(buffer["offset"] + buffer["bytes"] for buffer in buffers),
         "bound_bytes": memory["arena_lower_bound"],
-        "peak_layer": alive.index(max(alive)),
+        "peak_layer": memory.get("arena_peak_layer"),
         "names": [_layer_name(index, layers) for index in range(n_layers)],
         "groups": {"activations": _rectangles(activations), "scratch": _rectangles(scratch)},
     }

@@ -24,7 +24,7 @@ from tasks.firmware.ir import Shape, Window
 _WEIGHT_REGISTERS = ("r3", "r4", "r5", "r6", "r7", "r8")
 _STREAMED_REGISTERS = ("r4", "r5", "r6", "r7")
 _INPUT_REGISTERS = ("r8", "r10", "r11")  # the last ones are used first
-_MOST_UNROLLED = 12
+_MOST_UNROLLED, _MOST_UNROLLED_SMALL = 12, 4
 _UNROLLED_TURNS = 3  # of the loop over a row: the loop's own instructions would be a tenth
 _LARGEST_POST_INDEX = 255
 _LARGEST_OFFSET = 4095
@@ -34,12 +34,14 @@ _LARGEST_CHUNK = 5  # taps of a row at a time: four words of weights and three o
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
-    """What the code depends on. ``is_wide``: a left shift, or bounds that cut into the range of a byte."""
+    """What the code depends on. ``is_wide``: a left shift, or bounds that cut into the range of a byte; ``is_small``:
+    loops are not unrolled."""
 
     source: Shape
     target: Shape
     window: Window
     is_wide: bool
+    is_small: bool = False
 
     @property
     def rows(self) -> int:
@@ -193,11 +195,12 @@ def _extraction(geometry: Geometry) -> Iterator[str]:
     yield from _add("r1", 2 * (pads.top * geometry.pitch + pads.left))
     yield f"movw r2, #{geometry.used_rows}"
     yield "3:"
-    turns, rest = divmod(width, _MOST_UNROLLED) if width > _MOST_UNROLLED else (0, width)
+    most = _MOST_UNROLLED_SMALL if geometry.is_small else _MOST_UNROLLED
+    turns, rest = divmod(width, most) if width > most else (0, width)
     if turns:
         yield f"movw r3, #{turns}"
         yield "4:"
-        yield from _elements(geometry, _MOST_UNROLLED)
+        yield from _elements(geometry, most)
         yield from ("subs r3, #1", "bne 4b")
     yield from _elements(geometry, rest)
     yield from _add("r0", geometry.source[1] * geometry.source[2] - width * geometry.source[2])
@@ -270,14 +273,17 @@ def _row(geometry: Geometry) -> Iterator[str]:
     """Pointers: r0 plane, r1 out, r9 bias; r2 turns left."""
     turns, rest = divmod(geometry.target[1], geometry.step)
     moved = 4 * turns
-    if turns <= _UNROLLED_TURNS:
+    outputs = list(range(geometry.step))
+    if turns <= (1 if geometry.is_small else _UNROLLED_TURNS):
         for _ in range(turns):
-            yield from _outputs(geometry, list(range(geometry.step)), moves=True)
+            yield from _outputs(geometry, outputs, moves=True)
     else:
-        yield f"movw r2, #{turns}"
+        unrolled = 1 if geometry.is_small else 2 - turns % 2
+        yield f"movw r2, #{turns // unrolled}"
         yield "6:"
-        yield from _outputs(geometry, list(range(geometry.step)), moves=True)
-        yield from ("subs r2, #1", "bne 6b")
+        for _ in range(unrolled):
+            yield from _outputs(geometry, outputs, moves=True)
+        yield from ("subs r2, #1", "bne.w 6b")
     if rest:
         yield from _outputs(geometry, [0], moves=False)
     yield from _move("r0", 2 * geometry.pitch * geometry.window.stride[0] - moved)

@@ -1,17 +1,18 @@
-"""Convolutions and fully connected layers as C: their tables and their calls."""
+"""Convolutions, fully connected layers and sums as C: their tables and their calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.firmware.depthwise import Geometry, assembly
-from tasks.firmware.ir import Conv2d, Dense, Graph, op_name
-from tasks.firmware.kernels import geometry_of, is_wide
-from tasks.firmware.packing import PAIRS, QUADS, WORD, fold, interleave, pack
+from tasks.firmware.ir import Add, Conv2d, Dense, Graph, Layer, Shape, Window, op_name
+from tasks.firmware.kernels import cuts, geometry_of, is_wide
+from tasks.firmware.packing import PAIRS, QUADS, WORD, completed, fold, interleave, pack
 
 Table = tuple[str, str, str]  # C type, name with its size, initialiser
 Array = NDArray[np.integer]
@@ -57,7 +58,7 @@ def tables(graph: Graph, layer: Conv2d | Dense, symbol: str, values: Values) -> 
             ("int32_t", f"{symbol}_requant[{requant.size}]", values(requant)),
             ("ef_depthwise_t", f"{symbol}_params", _record(fields)),
         ]
-    rows = layer.weights.reshape(len(layer.weights), -1)
+    rows = completed(layer.weights.reshape(len(layer.weights), -1))
     words, tails = interleave(rows, layer.bias, layer.multipliers, zero_point, PAIRS)
     n_outputs, n_taps = rows.shape
     output_zero_point, *rounding = _rounding(graph, layer)
@@ -124,8 +125,81 @@ def call(graph: Graph, layer: Conv2d | Dense, prefix: str, symbol: str, place: P
             return [portable]
         own = f"    {depthwise_symbol(graph, prefix, geometry)}({given});"
         return ["#if EF_HAS_DSP", "    (void)shape;", own, "#else", portable, "#endif"]
-    wide = "true" if is_wide(layer) else "false"
-    return [f"    ef_conv2d_s8(shape, {wide}, {params}, {place.source}, {place.scratch}, {place.target});"]
+    given = f"{params}, {place.source}, {place.scratch}, {place.target}"
+    key = _key(graph, layer)
+    if key in _shared(graph):
+        return [f"    {prefix}_conv2d_{_shared(graph).index(key):02d}({given});"]
+    return [f"    ef_conv2d_s8(shape, {_wide(layer)}, {given});"]
+
+
+def shape_declaration(graph: Graph, layer: Conv2d) -> str:
+    """The window of a convolution as the C constant ``shape``; empty where its function has it."""
+    return "" if _key(graph, layer) in _shared(graph) else window_declaration(graph, layer, layer.window, layer.groups)
+
+
+def window_declaration(graph: Graph, layer: Layer, window: Window, groups: int = 1) -> str:
+    """The C constant ``shape`` of a layer's window."""
+    source, target = graph.tensors[layer.inputs[0]].shape, graph.tensors[layer.output].shape
+    lines = (
+        {"input_height": source[0], "input_width": source[1], "input_channels": source[2]},
+        {"output_height": target[0], "output_width": target[1], "output_channels": target[2]},
+        {"kernel_height": window.kernel[0], "kernel_width": window.kernel[1]},
+        {"stride_y": window.stride[0], "stride_x": window.stride[1]},
+        {"dilation_y": window.dilation[0], "dilation_x": window.dilation[1]},
+        {"pad_top": window.pads.top, "pad_left": window.pads.left, "groups": groups},
+    )
+    fields = "".join("        " + " ".join(f".{name} = {at}," for name, at in line.items()) + "\n" for line in lines)
+    return f"    const ef_window_t shape = {{\n{fields}    }};\n"
+
+
+def shared_convolutions(graph: Graph, prefix: str) -> str:
+    """One function for all convolutions of the same shapes, where there are several: nothing else differs in code."""
+    made: dict[_Key, str] = {}
+    for layer in graph.layers:
+        if isinstance(layer, Conv2d) and _key(graph, layer) in _shared(graph) and _key(graph, layer) not in made:
+            arguments = "const ef_filter_t *filter, const int8_t *in, uint32_t *scratch, int8_t *out"
+            made[_key(graph, layer)] = (
+                f"static __attribute__((noinline)) void {prefix}_conv2d_{len(made):02d}({arguments})\n{{\n"
+                f"{window_declaration(graph, layer, layer.window, layer.groups)}"
+                f"    ef_conv2d_s8(shape, {_wide(layer)}, filter, in, scratch, out);\n}}\n"
+            )
+    return "\n".join(made.values())
+
+
+_Key = tuple[Shape, Shape, Window, bool]
+
+
+def _key(graph: Graph, layer: Conv2d) -> _Key:
+    """What the code of a convolution depends on."""
+    shapes = (graph.tensors[layer.inputs[0]].shape, graph.tensors[layer.output].shape)
+    return (*shapes, layer.window, is_wide(layer))
+
+
+def _shared(graph: Graph) -> list[_Key]:
+    """The keys of more than one convolution, in order of first use."""
+    layers = (layer for layer in graph.layers if isinstance(layer, Conv2d) and op_name(layer) == "conv2d")
+    counts = Counter(_key(graph, layer) for layer in layers)
+    return [key for key, count in counts.items() if count > 1]
+
+
+def _wide(layer: Conv2d) -> str:
+    return "true" if is_wide(layer) else "false"
+
+
+def add_call(graph: Graph, layer: Add, symbol: str, sources: Sequence[str], target: str) -> str:
+    """The line of C that adds the tensors at ``sources``."""
+    name = "ef_add_wide_s8" if cuts(layer) else "ef_add_s8"
+    return f"    {name}(&{symbol}_params, {graph.tensors[layer.output].n_bytes}, {', '.join(sources)}, {target});"
+
+
+def add_record(graph: Graph, layer: Add) -> str:
+    """What ``ef_add_t`` holds; zero points and half a unit become one offset of 64 bits."""
+    zero_points = [graph.tensors[name].zero_point for name in layer.inputs]
+    products = zip(zero_points, layer.multipliers, strict=True)
+    offset = (graph.tensors[layer.output].zero_point << 32) + (1 << 31)
+    offset -= sum((zero_point << layer.left_shift) * multiplier for zero_point, multiplier in products)
+    words = [f"{offset >> shift & 0xFFFFFFFF}u" for shift in (0, 32)]
+    return _record([*words, *layer.multipliers, layer.left_shift, layer.clamp.low, layer.clamp.high])
 
 
 def depthwise_geometries(graph: Graph) -> list[Geometry]:
@@ -149,14 +223,15 @@ def depthwise_prototypes(graph: Graph, prefix: str) -> str:
     return "\n".join(["#if EF_HAS_DSP", *lines, "#endif", ""])
 
 
-def depthwise_file(graph: Graph, prefix: str) -> str:
+def depthwise_file(graph: Graph, prefix: str, *, is_small: bool) -> str:
     """The assembly of all depthwise geometries; empty where there is none."""
     parts = []
     for geometry in depthwise_geometries(graph):
         kernel, stride, pads = geometry.window.kernel, geometry.window.stride, geometry.window.pads
         about = f"{kernel[0]}x{kernel[1]}, stride {stride[0]}x{stride[1]}, padding {pads.top} and {pads.left}"
         sizes = " to ".join("x".join(map(str, shape)) for shape in (geometry.source, geometry.target))
-        parts.append(f"/* {about}, {sizes} */\n" + assembly(depthwise_symbol(graph, prefix, geometry), geometry))
+        symbol = depthwise_symbol(graph, prefix, geometry)
+        parts.append(f"/* {about}, {sizes} */\n" + assembly(symbol, replace(geometry, is_small=is_small)))
     if not parts:
         return ""
     guard = "#if defined(__ARM_FEATURE_DSP) && !defined(EF_PORTABLE)\n\n    .syntax unified\n    .thumb\n\n"

@@ -87,7 +87,7 @@ def _is_table(name: str, prefix: str) -> bool:
 
 def _is_model_code(name: str, prefix: str) -> bool:
     names = (f"{prefix}_run", f"{prefix}_init", f"{prefix}_sizes", f"{prefix}_layout")
-    own = (f"{prefix}_layer_", f"{prefix}_depthwise_", "ef_")
+    own = (f"{prefix}_layer_", f"{prefix}_depthwise_", f"{prefix}_conv2d_", "ef_")
     return name in names or (name.startswith(own) and not name.endswith(_TABLES))
 
 

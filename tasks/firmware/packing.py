@@ -1,8 +1,10 @@
-"""Weights in the order in which kernels read them, without a byte of padding.
+"""Weights in the order in which kernels read them.
 
 Kernels take several outputs at once and four taps a word, so rows of weights are cut into groups of outputs and words
-of taps: ``[groups][words][outputs of the group][4]``. Taps that fill no word follow in a table of their own, ``[groups]
-[taps][outputs of the group]``. The input's zero point is folded into the bias: Σ w·(x − z) + b = Σ w·x + (b − z·Σ w).
+of taps: ``[groups][words][outputs of the group][4]``. Taps that fill no word follow in a table of their own,
+``[groups][taps][outputs of the group]``, so that nothing is padded, but for convolutions where three are left: as a
+word with one zero they take half of the time. The input's zero point is folded into the bias:
+Σ w·(x − z) + b = Σ w·x + (b − z·Σ w).
 """
 
 from __future__ import annotations
@@ -50,12 +52,17 @@ def interleave(
     weights: Int8Array, bias: Int32Array, multipliers: Int32Array, zero_point: int, widths: Sequence[int]
 ) -> tuple[Int32Array, Int8Array]:
     """The same as one table of words, for each group its biases, weights and multipliers, and the tails; arguments as
-    for :func:`pack`."""
+    for :func:`pack`. Rows must be those of :func:`completed`."""
     folded = fold(weights, bias, zero_point)
     rows = list(groups(len(weights), widths))
     parts = [(folded[part], _words(weights[part]).view("<i4"), multipliers[part]) for part in rows]
     words: Int32Array = np.concatenate([piece for group in parts for piece in group]).astype(np.int32)
     return words, np.concatenate([_tails(weights[part]) for part in rows])
+
+
+def completed(weights: Int8Array) -> Int8Array:
+    """Weights (O, K), with a zero behind each row where only that is missing for a whole word."""
+    return np.pad(weights, ((0, 0), (0, 1))) if weights.shape[1] % WORD == WORD - 1 else weights
 
 
 def _words(rows: Int8Array) -> Int8Array:

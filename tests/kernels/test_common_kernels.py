@@ -32,10 +32,10 @@ void span(int32_t start, int32_t dilation, int32_t kernel, int32_t size, int32_t
     out[1] = found.end;
 }
 
-void add(const ef_requant_t *quant, const ef_add_t *terms, const int8_t *in, const int8_t *other, int8_t *out);
-void add(const ef_requant_t *quant, const ef_add_t *terms, const int8_t *in, const int8_t *other, int8_t *out)
+void add(const ef_add_t *layer, const int8_t *in, const int8_t *other, int8_t *out);
+void add(const ef_add_t *layer, const int8_t *in, const int8_t *other, int8_t *out)
 {
-    ef_add_s8(65536, *quant, *terms, in, other, out);
+    ef_add_s8(layer, 65536, in, other, out);
 }
 """
 
@@ -106,6 +106,8 @@ def test_an_addition_is_exact_for_all_pairs_of_bytes(library: ctypes.CDLL) -> No
     first, second = (grid.ravel().copy() for grid in np.meshgrid(values, values))
     out = np.empty(len(first), np.int8)
     shift, (m1, m2), (z1, z2, zo) = 22, (2**31 - 1, 2**30 + 12345), (-128, 127, -3)
-    call(library.add, words(z1, zo, -100, 100, shift), words(z2, m1, m2), first, second, out)
+    offset = (zo << 32) + 2**31 - (z1 << shift) * m1 - (z2 << shift) * m2
+    low, high = (np.uint32(offset >> part & 0xFFFFFFFF).astype(np.int32) for part in (0, 32))
+    call(library.add, words(int(low), int(high), m1, m2, shift, -100, 100), first, second, out)
     total = (first.astype(np.int64) - z1 << shift) * m1 + (second.astype(np.int64) - z2 << shift) * m2
     assert np.array_equal(out, np.clip(zo + ((total + 2**31) >> 32), -100, 100))

@@ -119,7 +119,7 @@ def memory_map(n_layers: int, n_bytes: int) -> Json:
         buffer(i % 2 * n_bytes, n_bytes, max(i - 1, 0), min(i, n_layers - 1), f"t{i}") for i in range(n_layers + 1)
     ]
     arena += [buffer(2 * n_bytes, 128, i, i) for i in range(n_layers)]
-    return {"arena": arena, "arena_lower_bound": 2 * n_bytes + 128}
+    return {"arena": arena, "arena_lower_bound": 2 * n_bytes + 128, "arena_peak_layer": 0}
 
 
 def buffer(offset: int, n_bytes: int, first: int, last: int, *tensors: str) -> Json:

@@ -99,7 +99,7 @@ def test_the_page_of_a_compiled_model_is_drawn_and_says_what_is_emulated(model_f
     texts = re.sub(r"<[^>]*>", "", dom.split("<script")[0])
     assert "cycles, emulated: " in texts
     assert ", measured" not in texts
-    assert "lower bound" in texts
+    assert "set by layer" in texts
 
 
 def test_the_page_shows_the_plan_that_was_compiled(model_file: Path) -> None:
@@ -108,7 +108,9 @@ def test_the_page_shows_the_plan_that_was_compiled(model_file: Path) -> None:
     shown = contents(measure("a/small.onnx", compiled, kind).to_json(), memory_map(compiled))
     memory = shown["memory"]
     assert memory["arena_bytes"] == compiled.plan.arena_bytes
-    assert memory["bound_bytes"] == compiled.plan.lower_bound_bytes
+    assert (memory["bound_bytes"], memory["peak_layer"]) == (
+        *(compiled.plan.lower_bound_bytes, compiled.plan.peak_step),
+    )
     assert memory["groups"]["scratch"]["height"] == list(compiled.plan.scratch_bytes.values())
     assert memory["names"] == ["0 conv2d", "1 add", "2 avgpool"]
     assert shown["layer_sources"]["cycles"] == "emulated"

@@ -8,9 +8,9 @@
 #include "kernels/ef_dwconv2d_s8.h"
 #include "kernels/ef_filter_s8.h"
 
-/* Activations and what kernels write aside; at most 752 bytes are alive at once. */
-extern uint32_t edgefront_arena[188];
-_Alignas(8) uint32_t edgefront_arena[188];
+/* Activations and what kernels write aside; at most 628 bytes are alive at once. */
+extern uint32_t edgefront_arena[157];
+_Alignas(8) uint32_t edgefront_arena[157];
 
 EF_INLINE int8_t *edgefront_at(int32_t offset)
 {
@@ -21,18 +21,19 @@ EF_INLINE int8_t *edgefront_at(int32_t offset)
 void edgefront_depthwise_00(const ef_depthwise_t *layer, const int8_t *in, uint32_t *scratch, int8_t *out);
 #endif
 
+
 static const edgefront_sizes_t edgefront_layout = {
     .input_bytes = 128,
     .output_bytes = 5,
-    .arena_bytes = 752,
+    .arena_bytes = 628,
     .input_shape = {8, 8, 2},
     .output_shape = {1, 1, 5},
     .input_scale = 0.0421913862f,
     .input_zero_point = -3,
     .output_scale = 0.0112530813f,
     .output_zero_point = -3,
-    .input = (int8_t *)edgefront_arena + 624,
-    .output = (int8_t *)edgefront_arena + 0,
+    .input = (int8_t *)edgefront_arena + 260,
+    .output = (int8_t *)edgefront_arena + 8,
 };
 
 /** first: 8x8x2 -> 8x8x6 */
@@ -47,7 +48,7 @@ __attribute__((noinline)) void edgefront_layer_00_conv2d(void)
         .dilation_y = 1, .dilation_x = 1,
         .pad_top = 1, .pad_left = 1, .groups = 1,
     };
-    ef_conv2d_s8(shape, true, &edgefront_layer_00_conv2d_params, edgefront_at(624), edgefront_arena + 96, edgefront_at(0));
+    ef_conv2d_s8(shape, true, &edgefront_layer_00_conv2d_params, edgefront_at(260), edgefront_arena + 97, edgefront_at(0));
 }
 
 /** second: 8x8x6 -> 4x4x6 */
@@ -83,19 +84,19 @@ __attribute__((noinline)) void edgefront_layer_02_avgpool(void)
         .pad_top = 0, .pad_left = 0, .groups = 1,
     };
     ef_avgpool_s8(shape, edgefront_layer_02_avgpool_quant, false, edgefront_at(0),
-                  edgefront_layer_02_avgpool_multipliers, edgefront_at(384));
+                  edgefront_layer_02_avgpool_multipliers, edgefront_at(0));
 }
 
 /** last: 1x1x6 -> 1x1x5 */
 void edgefront_layer_03_dense(void);
 __attribute__((noinline)) void edgefront_layer_03_dense(void)
 {
-    ef_dense_s8(&edgefront_layer_03_dense_params, edgefront_at(384), edgefront_at(0));
+    ef_dense_s8(&edgefront_layer_03_dense_params, edgefront_at(0), edgefront_at(8));
 }
 
 int edgefront_init(void)
 {
-    for (uint32_t i = 0; i < 188u; ++i) {
+    for (uint32_t i = 0; i < 157u; ++i) {
         edgefront_arena[i] = 0;
     }
     return 0;
@@ -105,7 +106,7 @@ int edgefront_run(const int8_t *input, int8_t *output)
 {
     if (input != 0) {
         for (uint32_t i = 0; i < 128u; ++i) {
-            edgefront_at(624)[i] = input[i];
+            edgefront_at(260)[i] = input[i];
         }
     }
     edgefront_layer_00_conv2d();
@@ -114,7 +115,7 @@ int edgefront_run(const int8_t *input, int8_t *output)
     edgefront_layer_03_dense();
     if (output != 0) {
         for (uint32_t i = 0; i < 5u; ++i) {
-            output[i] = edgefront_at(0)[i];
+            output[i] = edgefront_at(8)[i];
         }
     }
     return 0;

@@ -5,7 +5,8 @@
  *           to a window that has n elements inside the input
  * range     kH * kW * 255 * 2^left_shift fits 31 bits, proven by the compiler
  * scratch   none
- * aliasing  out must not overlap in
+ * aliasing  out may overlap in as far as the planner computes it (firmware/kernels.py): a channel of a pixel is written
+ *           when all that it sees has been read
  * source    quant/reference.py:average_pool
  */
 #ifndef EF_AVGPOOL_S8_H
@@ -14,7 +15,7 @@
 #include "ef_common.h"
 
 EF_INLINE void ef_avgpool_s8(const ef_window_t shape, const ef_requant_t quant, bool by_count,
-                             const int8_t *restrict in, const int32_t *restrict multipliers, int8_t *restrict out)
+                             const int8_t *in, const int32_t *multipliers, int8_t *out)
 {
     for (int32_t oy = 0; oy < shape.output_height; ++oy) {
         const int32_t start_y = oy * shape.stride_y - shape.pad_top;

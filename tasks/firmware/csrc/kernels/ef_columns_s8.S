@@ -1,4 +1,6 @@
 /* The functions of ef_columns_s8.h for cores with the DSP extension. */
+#include "ef_options.h"
+
 #if defined(__ARM_FEATURE_DSP) && !defined(EF_PORTABLE)
 
     .syntax unified
@@ -14,7 +16,6 @@
 .endm
 
 /* Four taps of four pixels: 4 loads, 8 SXTB16, 2 stores of four words. */
-#define STEP_BYTES 56
 .macro step
     ldr.w   r7, [r3], #4
     ldr.w   r8, [r4], #4
@@ -35,13 +36,17 @@
     function ef_spread_s8
     push    {r4-r11, lr}
     ldmia   r0, {r3-r6}
+#if !EF_SMALL
     tst     r1, #1
     add     r1, r1, #1
     lsr     r1, r1, #1
     bne     2f                      /* an odd number of steps */
+#endif
     .balign 4
 1:
+#if !EF_SMALL
     step
+#endif
 2:
     step
     subs    r1, #1

@@ -13,6 +13,8 @@
 
 #include "ef_filter_s8.h"
 
+#define EF_SMALL_ROW 24 /* bytes up to which copying a row is written out */
+
 #if EF_HAS_DSP
 
 /** Spread `n` words of each of four pixels over as many steps of the columns; n > 0. */
@@ -105,6 +107,21 @@ EF_INLINE void ef_columns_words(const ef_window_t shape, const int8_t *in, const
     }
 }
 
+/** Copy `n` bytes, a small constant, without a loop. */
+EF_INLINE void ef_copy(const int8_t *in, int32_t n, int8_t *out)
+{
+#pragma GCC unroll 8
+    for (int32_t i = 0; i < n / 4 * 4; i += 4) {
+        __builtin_memcpy(out + i, in + i, 4);
+    }
+    if (n & 2) {
+        __builtin_memcpy(out + n / 4 * 4, in + n / 4 * 4, 2);
+    }
+    if (n & 1) {
+        out[n - 1] = in[n - 1];
+    }
+}
+
 EF_INLINE int8_t *ef_fill(int8_t value, int32_t n, int8_t *out)
 {
     for (int32_t i = 0; i < n; ++i) {
@@ -145,8 +162,15 @@ EF_INLINE void ef_line(const ef_window_t shape, int32_t zero_point, const int8_t
     const int32_t channels = shape.input_channels, pitch = shape.input_width * channels;
     const bool are_rows_inside = y >= 0 && y + (shape.kernel_height - 1) * shape.dilation_y < shape.input_height;
     if (shape.dilation_x == 1 && (!ef_is_padded(shape) || (are_rows_inside && ef_is_row(shape, x)))) {
-        ef_gather_s8(in + y * pitch + x * channels, shape.kernel_width * channels, shape.kernel_height,
-                     pitch * shape.dilation_y, line);
+        const int32_t n = shape.kernel_width * channels;
+        const int8_t *from = in + y * pitch + x * channels;
+        if (n > EF_SMALL_ROW) {
+            ef_gather_s8(from, n, shape.kernel_height, pitch * shape.dilation_y, line);
+            return;
+        }
+        for (int32_t ky = 0; ky < shape.kernel_height; ++ky, line += n, from += pitch * shape.dilation_y) {
+            ef_copy(from, n, line);
+        }
         return;
     }
     for (int32_t ky = 0; ky < shape.kernel_height; ++ky, y += shape.dilation_y) {

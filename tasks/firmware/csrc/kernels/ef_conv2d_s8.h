@@ -4,7 +4,9 @@
  * layout    in [H][W][C]   filter: see ef_filter_s8.h, its inputs in the order [kH][kW][C]   out [H'][W'][O]
  * range     accumulators fit 32 bits, proven by the compiler for the weights at hand
  * scratch   columns: 8 * ceil(kH * kW * C / 4) words, then the lines of ef_columns_s8.h
- * aliasing  out must not overlap in
+ * aliasing  out may overlap in as far as the planner computes it (firmware/kernels.py): four pixels are written when all
+ *           that they see has been read. Points with more outputs than inputs go from the last pixel to the first, then out
+ *           may start anywhere behind the start of in
  * alignment in and columns by words
  * source    quant/reference.py:conv2d and requantise
  */
@@ -18,10 +20,11 @@ EF_INLINE void ef_conv2d_quad(const ef_window_t shape, bool is_wide, const ef_fi
                               int8_t *out)
 {
     const int32_t n_taps = shape.kernel_height * shape.kernel_width * shape.input_channels;
+    const bool has_tail = n_taps % 4 == 1 || n_taps % 4 == 2;
     if (shape.output_channels > 1) {
-        if (n_taps % 4 == 0 && !is_wide) {
+        if (!has_tail && !is_wide) {
             ef_quad_s8(filter, columns, out);
-        } else if (n_taps % 4 == 0) {
+        } else if (!has_tail) {
             ef_quad_wide_s8(filter, columns, out);
         } else if (!is_wide) {
             ef_quad_tail_s8(filter, columns, out);
@@ -73,29 +76,44 @@ EF_INLINE void ef_conv2d_points(const ef_window_t shape, const int8_t *in, int32
     ef_spread_s8(from, shape.input_channels / 4, columns);
 }
 
+/** The outputs of `width` pixels, at most four. */
+EF_INLINE void ef_conv2d_outputs(const ef_window_t shape, bool is_wide, const ef_filter_t *filter, int32_t width,
+                                 const uint32_t *columns, int8_t *out)
+{
+    if (width == EF_QUAD) {
+        ef_conv2d_quad(shape, is_wide, filter, columns, out);
+        return;
+    }
+    for (int32_t i = 0; i < width; ++i) {
+        ef_conv2d_pixel(shape, filter, columns + i, out + i * shape.output_channels);
+    }
+}
+
 EF_INLINE void ef_conv2d_s8(const ef_window_t shape, bool is_wide, const ef_filter_t *filter, const int8_t *in,
                             uint32_t *columns, int8_t *out)
 {
     const int32_t n_steps = (shape.kernel_height * shape.kernel_width * shape.input_channels + 3) / 4;
     const int32_t n = shape.output_height * shape.output_width;
-    const bool are_points = shape.kernel_height == 1 && shape.kernel_width == 1 && !ef_is_padded(shape) &&
-                            shape.stride_y == 1 && shape.stride_x == 1 && shape.input_channels % 4 == 0;
+    const bool are_alone = shape.kernel_height == 1 && shape.kernel_width == 1 && !ef_is_padded(shape) &&
+                           shape.stride_y == 1 && shape.stride_x == 1;
+    const bool are_points = are_alone && shape.input_channels % 4 == 0;
+    const bool is_backward = are_alone && shape.output_channels > shape.input_channels;
+    const int32_t first = is_backward ? (n - 1) / EF_QUAD * EF_QUAD : 0, step = is_backward ? -EF_QUAD : EF_QUAD;
     int8_t *lines = (int8_t *)(columns + n_steps * 2 * EF_QUAD);
-    int32_t oy = 0, ox = 0;
     ef_columns_begin(shape, filter->input_zero_point, lines);
-    for (int32_t at = 0; at < n; at += EF_QUAD, out += EF_QUAD * shape.output_channels) {
+    int32_t oy = 0, ox = 0;
+    for (int32_t at = first; at >= 0 && at < n; at += step) {
         if (are_points) {
             ef_conv2d_points(shape, in, at, columns);
         } else {
+            if (is_backward) {
+                oy = at / shape.output_width;
+                ox = at % shape.output_width;
+            }
             ef_conv2d_columns(shape, filter->input_zero_point, in, at, &oy, &ox, lines, columns);
         }
-        if (n % EF_QUAD == 0 || n - at >= EF_QUAD) {
-            ef_conv2d_quad(shape, is_wide, filter, columns, out);
-        } else {
-            for (int32_t i = 0; i < n - at; ++i) {
-                ef_conv2d_pixel(shape, filter, columns + i, out + i * shape.output_channels);
-            }
-        }
+        const int32_t width = n % EF_QUAD == 0 || n - at >= EF_QUAD ? EF_QUAD : n % EF_QUAD;
+        ef_conv2d_outputs(shape, is_wide, filter, width, columns, out + at * shape.output_channels);
     }
 }
 

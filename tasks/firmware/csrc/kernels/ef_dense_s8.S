@@ -3,6 +3,8 @@
  *
  *     1 LDM of weights, 1 LDR of input, 10 SXTB16, 8 SMLAD: 20 instructions for 16 products.
  */
+#include "ef_options.h"
+
 #if defined(__ARM_FEATURE_DSP) && !defined(EF_PORTABLE)
 
     .syntax unified
@@ -99,6 +101,7 @@
     ldr     r2, [r8, #N_STEPS]
     cmp     r2, #0
     beq     2f
+#if !EF_SMALL
     rsbs    r3, r2, #0
     and     r3, r3, #3
     mov     r12, #\step_bytes
@@ -108,12 +111,15 @@
     adds    r2, #3
     lsrs    r2, r2, #2
     bx      r3
+#endif
     .balign 4
 1:
     step\width
+#if !EF_SMALL
     step\width
     step\width
     step\width
+#endif
     subs    r2, #1
     bne     1b
     ldr     r8, [sp, #AT_LAYER]

@@ -6,6 +6,8 @@
  * There are no registers to keep the weights of both the even and the odd taps, so they are loaded twice. A Cortex-M4
  * takes one cycle for each load that follows another, which makes four single loads faster than two double ones.
  */
+#include "ef_options.h"
+
 #if defined(__ARM_FEATURE_DSP) && !defined(EF_PORTABLE)
 
     .syntax unified
@@ -68,19 +70,19 @@
 .endm
 
 /* One tap that fills no word. */
-.macro tail_tap multiply, first, second
+.macro tail_tap first, second
     ldrsb   r2, [r0], #1
     ldrsb   r3, [r0], #1
     ldrd    r12, lr, [r1, #\first]
-    \multiply r4, r2, r12, r4
-    \multiply r5, r2, lr, r5
-    \multiply r8, r3, r12, r8
-    \multiply r9, r3, lr, r9
+    smlabb  r4, r2, r12, r4
+    smlabb  r5, r2, lr, r5
+    smlabb  r8, r3, r12, r8
+    smlabb  r9, r3, lr, r9
     ldrd    r12, lr, [r1, #\second]
-    \multiply r6, r2, r12, r6
-    \multiply r7, r2, lr, r7
-    \multiply r10, r3, r12, r10
-    \multiply r11, r3, lr, r11
+    smlabb  r6, r2, r12, r6
+    smlabb  r7, r2, lr, r7
+    smlabb  r10, r3, r12, r10
+    smlabb  r11, r3, lr, r11
 .endm
 
 .macro clamp register
@@ -121,11 +123,15 @@
     ldmia   r0, {r1, r2, r4, r6-r9}
     add     r10, sp, #AT_STRIDE
     stmia   r10, {r1, r2, r4, r6-r9}
+#if EF_SMALL
+    adr     r1, 2f
+#else
     rsbs    r7, r5, #0
     and     r7, r7, #3              /* steps of the first turn that are left out */
     movs    r2, #STEP_BYTES
     adr     r1, 2f
     mla     r1, r7, r2, r1
+#endif
 .if \has_tail
     cmp     r5, #0                  /* nothing but a tail */
     it      eq
@@ -147,9 +153,11 @@
     .balign 4
 2:
     step
+#if !EF_SMALL
     step
     step
     step
+#endif
     ldr     r12, [sp, #AT_COLUMNS_END]
     cmp     r1, r12
     bne     2b
@@ -157,15 +165,11 @@
 3:
     str     r0, [sp, #AT_WEIGHTS]
     ldr     r0, [sp, #AT_TAILS]
-    tail_tap smlabb, 0, 8
+    tail_tap 0, 8
     ldr     r2, [sp, #AT_N_TAILS]
     cmp     r2, #2
     blo     4f
-    tail_tap smlabb, 16, 24
-    ldr     r2, [sp, #AT_N_TAILS]
-    cmp     r2, #3
-    blo     4f
-    tail_tap smlabt, 0, 8
+    tail_tap 16, 24
 4:
     str     r0, [sp, #AT_TAILS]
     ldr     r0, [sp, #AT_WEIGHTS]
@@ -286,11 +290,6 @@
     add     r3, r1, #16
     ldmia   r3, {r8-r11}
     products smlabb, r2
-    subs    r12, #1
-    beq     3f
-    ldrsb   r2, [r0]
-    ldmia   r1, {r8-r11}
-    products smlabt, r2
 3:
     pop     {r1, r10, r11, r12}     /* weights, out, filter, tails */
     ldr     r1, [r1]
@@ -353,12 +352,6 @@
     ldrsb   r3, [r9], #1
     smlabb  r4, r2, lr, r4
     smlabb  r5, r3, lr, r5
-    subs    r6, #1
-    beq     4f
-    ldrsb   r2, [r9], #1
-    ldrsb   r3, [r9], #1
-    smlabt  r4, r2, r12, r4
-    smlabt  r5, r3, r12, r5
 4:
     ldr     r12, [r8, #LEFT_SHIFT]
     ldr     lr, [r8, #ZERO_POINT]
@@ -406,10 +399,6 @@
     beq     3f
     ldrsb   r3, [r11], #1
     smlabb  r4, r3, r7, r4
-    subs    r5, #1
-    beq     3f
-    ldrsb   r3, [r11]
-    smlabt  r4, r3, r6, r4
 3:
     mov     r7, r2
     ldr     r1, [r0]

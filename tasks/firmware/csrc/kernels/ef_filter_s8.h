@@ -12,6 +12,7 @@
  *           weights: for each pair of channels {2 biases} [K / 4][2 channels][4 int8] {2 multipliers}, then for an odd
  *           last channel {bias} [K / 4][4 int8] {multiplier}; all of it words
  *           tails [O / 2][K % 4][2 channels], then an odd last channel [K % 4]: taps that fill no word
+ *           where K % 4 is 3, weights have a zero behind each row that makes it 0
  * range     the input's zero point is folded into the bias; accumulators fit 32 bits after the last tap, proven by the
  *           compiler for the weights at hand, and may wrap around before
  * scratch   none but the columns

@@ -3,7 +3,8 @@
  *
  * layout    in [H][W][C]   out [H'][W'][C]
  * scratch   none
- * aliasing  out must not overlap in
+ * aliasing  out may overlap in as far as the planner computes it (firmware/kernels.py): a channel of a pixel is written
+ *           when all that it sees has been read
  * source    quant/reference.py:max_pool
  */
 #ifndef EF_MAXPOOL_S8_H
@@ -11,8 +12,8 @@
 
 #include "ef_common.h"
 
-EF_INLINE void ef_maxpool_s8(const ef_window_t shape, const ef_requant_t quant, const int8_t *restrict in,
-                             int8_t *restrict out)
+EF_INLINE void ef_maxpool_s8(const ef_window_t shape, const ef_requant_t quant, const int8_t *in,
+                             int8_t *out)
 {
     for (int32_t oy = 0; oy < shape.output_height; ++oy) {
         const int32_t start_y = oy * shape.stride_y - shape.pad_top;
