@@ -92,14 +92,17 @@ function drawBars(id, layers, measure, words, source) {
 function drawMemory(id, memory) {
   const colours = { activations: css("front"), scratch: css("infeasible") };
   const traces = Object.entries(memory.groups).filter(([, group]) => group.x.length).map(([name, group]) => ({
-    type: "bar", name, x: group.x, width: group.width, base: group.base, y: group.height, text: group.text,
+    type: "bar", name, x: group.x, width: group.width, base: group.base, y: group.height,
     customdata: group.about.map(escape), hovertemplate: "%{customdata}<extra></extra>",
     marker: { color: colours[name], opacity: 0.72, line: { color: css("card"), width: 1.5 } },
-    textposition: "inside", insidetextanchor: "middle", textangle: 0, insidetextfont: { color: css("card") },
   }));
+  traces.push({
+    type: "scatter", mode: "text", ...memory.labels, textfont: { color: css("card"), size: memory.names.length > 20 ? 9 : 11.5 },
+    hoverinfo: "skip", showlegend: false,
+  });
   const bound = memory.bound_bytes, many = memory.names.length > 20;
   Plotly.react(id, traces, layout({
-    barmode: "overlay", height: 380, showlegend: true, uniformtext: { minsize: 9, mode: "hide" },
+    barmode: "overlay", height: 380, showlegend: true,
     xaxis: {
       title: title("layer, in the order in which they run"), range: [-0.5, memory.names.length - 0.5], showgrid: false, zeroline: false,
       ...(many ? { tickformat: "d" } : { tickvals: memory.names.map((_, index) => index), ticktext: memory.names, tickangle: memory.names.length > 8 ? -40 : 0 }),

@@ -8,6 +8,7 @@ from orchestrator.records import Json
 
 COUNTED = ("cycles", "instructions")  # on a board; everything else of a layer is known exactly
 _SHOWN_TENSORS = 3
+_LABELLED = 0.06  # of the arena: what is lower has no room for text
 
 
 def layer_sources(layers: Sequence[Json], fallback: str) -> dict[str, str]:
@@ -22,7 +23,8 @@ def layer_sources(layers: Sequence[Json], fallback: str) -> dict[str, str]:
 
 def memory_figure(memory: Json, layers: Sequence[Json]) -> Json | None:
     """Rectangles of the buffers in the arena: centre and width in layers, base and height in bytes; None for notes
-    without a plan. ``groups``: those of activations, and those of scratch memory, which hold no tensor.
+    without a plan. ``groups``: those of activations, and those of scratch memory, which hold no tensor; ``labels``:
+    what stands in the larger ones.
     """
     buffers = memory.get("arena")
     if not isinstance(buffers, list) or not buffers:
@@ -30,11 +32,13 @@ def memory_figure(memory: Json, layers: Sequence[Json]) -> Json | None:
     n_layers = 1 + max(int(buffer["last_layer"]) for buffer in buffers)
     scratch = [buffer for buffer in buffers if not buffer["tensors"]]
     activations = [buffer for buffer in buffers if buffer["tensors"]]
+    arena = max(buffer["offset"] + buffer["bytes"] for buffer in buffers)
     return {
-        "arena_bytes": max(buffer["offset"] + buffer["bytes"] for buffer in buffers),
+        "arena_bytes": arena,
         "bound_bytes": memory["arena_lower_bound"],
         "peak_layer": memory.get("arena_peak_layer"),
         "names": [_layer_name(index, layers) for index in range(n_layers)],
+        "labels": _labels([buffer for buffer in buffers if buffer["bytes"] >= _LABELLED * arena]),
         "groups": {"activations": _rectangles(activations), "scratch": _rectangles(scratch)},
     }
 
@@ -45,8 +49,17 @@ def _layer_name(index: int, layers: Sequence[Json]) -> str:
 
 def _rectangles(buffers: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
     rows = [_rectangle(buffer) for buffer in buffers]
-    names = ("x", "width", "base", "height", "text", "about")
+    names = ("x", "width", "base", "height", "about")
     return {name: [row[name] for row in rows] for name in names}
+
+
+def _labels(buffers: Sequence[Json]) -> dict[str, list[object]]:
+    """Texts in the middle of rectangles."""
+    return {
+        "x": [(buffer["first_layer"] + buffer["last_layer"]) / 2 for buffer in buffers],
+        "y": [buffer["offset"] + buffer["bytes"] / 2 for buffer in buffers],
+        "text": [f"{buffer['bytes']:,}" for buffer in buffers],
+    }
 
 
 def _rectangle(buffer: Mapping[str, object]) -> dict[str, object]:
@@ -56,7 +69,6 @@ def _rectangle(buffer: Mapping[str, object]) -> dict[str, object]:
         "width": last - first + 1,
         "base": buffer["offset"],
         "height": n_bytes,
-        "text": f"{n_bytes:,}",
         "about": f"{_contents(buffer)}: {n_bytes:,} bytes at {buffer['offset']:,}, "
         + (f"layer {first}" if first == last else f"layers {first} to {last}"),
     }

@@ -85,6 +85,7 @@ def test_buffers_are_rectangles_over_their_layers_at_their_bytes_and_scratch_is_
         "x, y: 64 bytes at 0, layers 0 to 2",
         "a, b, c and 1 more: 1,200 bytes at 64, layers 1 to 2",
     ]
+    assert figure["labels"] == {"x": [1.5], "y": [664], "text": ["1,200"]}  # the others are too low
     scratch = figure["groups"]["scratch"]
     assert (scratch["x"], scratch["base"], scratch["about"]) == (
         *([1], [1264]),
