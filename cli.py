@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from shutil import which
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -508,11 +508,19 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
 @click.option("--board", required=True, help="Board kind; edgefront boards lists them.")
 @click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="New or empty folder.")
 @click.option("--compiler", type=click.Choice(["zig", "gcc"]), default="zig", show_default=True, help="C compiler.")
+@click.option("--optimise", type=click.Choice(["speed", "size"]), default="speed", show_default=True, help="What for.")
 @click.option("--markers", is_flag=True, help="Read the core's cycle counter around each layer (edgefront_marks).")
 @click.option("--force", is_flag=True, help="Write into a folder that holds something.")
 @_json_option
 def compile_command(
-    model: Path, board: str, folder: Path, compiler: str, markers: bool, force: bool, as_json: bool
+    model: Path,
+    board: str,
+    folder: Path,
+    compiler: str,
+    optimise: Literal["speed", "size"],
+    markers: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Compile MODEL, an ONNX file quantised to int8 (QDQ), and say what each layer costs.
 
@@ -535,7 +543,7 @@ def compile_command(
 
     kind = load_kind(board)
     check_folder(folder, is_forced=force)
-    compiled = compile_model(model, kind, compiler, has_markers=markers)
+    compiled = compile_model(model, kind, compiler, optimise, has_markers=markers)
     report = measure(str(model), compiled, kind)
     write(compiled, report, folder)
     page = render_compiled(contents(report.to_json(), memory_map(compiled)))

@@ -297,6 +297,7 @@ def explain(study: StudyFile, vocabulary: Vocabulary) -> str:
         "",
         "Each trial: does the untrained network fit? → training → pruning and int8 → C and firmware → run on the",
         f"board; {study.profiling.samples} samples must match the host bit for bit. What does not fit ends at once.",
+        f"Code is made for {study.firmware.optimise}.",
         *_early_stopping(study),
         "At the end the test split is used once, for the trials of the front.",
     ]

@@ -12,6 +12,7 @@ from orchestrator.studyfile import (
     Compression,
     Dataset,
     EarlyStopping,
+    Firmware,
     Network,
     Parallelism,
     Profiling,
@@ -28,6 +29,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "training": Training,
     "compression": Compression,
     "early_stopping": EarlyStopping,
+    "firmware": Firmware,
     "parallelism": Parallelism,
     "profiling": Profiling,
 }
@@ -94,6 +96,7 @@ FIELD_HELP: Mapping[str, str] = {
     "compression.finetune_epochs": "Epochs of training after each round.",
     "compression.criterion": "Which channels go first: smallest l1 or l2 norm, or random.",
     "compression.calibration_samples": "Training samples that fix the ranges of int8.",
+    "firmware.optimise": "What code is made for: `speed`, or `size` (1 to 2 KiB less for a tenth more cycles).",
     "parallelism.train_workers": "Processes that train.",
     "parallelism.build_workers": "Processes that check, compile and test.",
     "parallelism.boards": "Boards (emulated ones: processes) that measure.",

@@ -53,7 +53,8 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     study = StudyFile.from_json(request.study)
     kind = board_of(study)
     objectives = limits_of(study, kind)
-    compiled = compile_within(integer_graph(input_artifact(request, context, "onnx")), kind, objectives)
+    graph = integer_graph(input_artifact(request, context, "onnx"))
+    compiled = compile_within(graph, kind, objectives, study.firmware.optimise)
     network = host_network(compiled.sources, compiled.graph, compiled.plan)
     validation = data_for(request, study).validation
     vectors = known_answers(compiled, network, validation, study.profiling.samples)

@@ -26,6 +26,7 @@ from orchestrator.errors import UsageError
 from orchestrator.records import Json, Source, Value
 from tasks.errors import Defect, TransientFault
 from tasks.firmware.compiler import PREFIX, Compiled, compile_network, write_sources
+from tasks.firmware.emit import Optimise
 from tasks.firmware.errors import FirmwareError, ToolchainError, ToolchainInterrupted
 from tasks.firmware.ir import Int8Array
 from tasks.firmware.toolchain import gcc_path
@@ -146,7 +147,9 @@ def read_model(file: Path) -> bytes:
     return data
 
 
-def compile_model(file: Path, kind: BoardKind, compiler: str = "zig", *, has_markers: bool = False) -> Compiled:
+def compile_model(
+    file: Path, kind: BoardKind, compiler: str = "zig", optimise: Optimise = "speed", *, has_markers: bool = False
+) -> Compiled:
     """The firmware of a model file for a board kind, by ``"zig"`` or ``"gcc"``, with marks around its layers if asked.
 
     Raises:
@@ -159,7 +162,7 @@ def compile_model(file: Path, kind: BoardKind, compiler: str = "zig", *, has_mar
     if compiler == "gcc" and gcc_path() is None:
         raise UsageError("--compiler gcc: arm-none-eabi-gcc is not on the path; install it, or use --compiler zig")
     try:
-        return compile_network(data, kind, compiler=compiler, has_markers=has_markers)
+        return compile_network(data, kind, compiler=compiler, optimise=optimise, has_markers=has_markers)
     except ToolchainInterrupted as error:
         raise TransientFault("compiler_interrupted", str(error)) from error
     except ToolchainError as error:

@@ -14,7 +14,7 @@ from orchestrator.records import Source, StageRequest, Value, Violation
 from orchestrator.studyfile import StudyFile
 from tasks.errors import Defect, Infeasible, TransientFault
 from tasks.firmware.compiler import Compiled, compile_graph
-from tasks.firmware.emit import count_flops
+from tasks.firmware.emit import Optimise, count_flops
 from tasks.firmware.errors import AccumulatorOverflow, DoesNotFit, FirmwareError, ToolchainError, ToolchainInterrupted
 from tasks.firmware.host import HostNetwork
 from tasks.firmware.ir import Graph
@@ -81,8 +81,8 @@ def integer_graph(onnx_qdq: bytes) -> Graph:
         raise Defect("unsupported_network", str(error)) from error
 
 
-def compile_within(graph: Graph, kind: BoardKind, objectives: Objectives) -> Compiled:
-    """The candidate's firmware.
+def compile_within(graph: Graph, kind: BoardKind, objectives: Objectives, optimise: Optimise) -> Compiled:
+    """The candidate's firmware, for speed or for size.
 
     Raises:
         Infeasible: it does not fit the board, or breaks a limit on ROM, RAM or FLOPs; every broken limit is listed.
@@ -90,7 +90,7 @@ def compile_within(graph: Graph, kind: BoardKind, objectives: Objectives) -> Com
         Defect: the compiler is missing, or refused our C.
     """
     try:
-        compiled = compile_graph(graph, kind)
+        compiled = compile_graph(graph, kind, optimise=optimise)
     except DoesNotFit as error:
         known = {_QUANTITY_OF[region]: exact(needed, "byte") for region, (needed, _) in error.sizes.items()}
         known["flops"] = exact(sum(count_flops(graph, layer) for layer in graph.layers))
