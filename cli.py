@@ -509,6 +509,7 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
 @click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="New or empty folder.")
 @click.option("--compiler", type=click.Choice(["zig", "gcc"]), default="zig", show_default=True, help="C compiler.")
 @click.option("--optimise", type=click.Choice(["speed", "size"]), default="speed", show_default=True, help="What for.")
+@click.option("--markers", is_flag=True, help="Read the core's cycle counter around each layer (edgefront_marks).")
 @click.option("--force", is_flag=True, help="Write into a folder that holds something.")
 @_json_option
 def compile_command(
@@ -517,13 +518,14 @@ def compile_command(
     folder: Path,
     compiler: str,
     optimise: Literal["speed", "size"],
+    markers: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL, an ONNX file quantised to int8 (QDQ), and say what each layer costs.
 
-    Writes C sources, firmware.elf and report.json into the folder. The firmware runs on the virtual board with random
-    inputs; its outputs must be the integer reference's bit for bit.
+    Writes C sources, firmware.elf, report.json and report.html into the folder. The firmware runs on the virtual board
+    with random inputs; its outputs must be the integer reference's bit for bit.
 
     \b
     Example:
@@ -532,20 +534,49 @@ def compile_command(
     from rich.console import Console
 
     from mcu_agent.kinds import load_kind
+    from orchestrator.report.compiled import contents
+    from orchestrator.report.page import render_compiled
+    from orchestrator.report.write import REPORT_FILE
     from tasks.compile import check_folder, compile_model, measure, write
     from tasks.compile_view import report_view
+    from tasks.deployment import memory_map
 
     kind = load_kind(board)
     check_folder(folder, is_forced=force)
-    compiled = compile_model(model, kind, compiler, optimise)
+    compiled = compile_model(model, kind, compiler, optimise, has_markers=markers)
     report = measure(str(model), compiled, kind)
     write(compiled, report, folder)
+    page = render_compiled(contents(report.to_json(), memory_map(compiled)))
+    (folder / REPORT_FILE).write_text(page, encoding="utf-8")
     if as_json:
         click.echo(json.dumps(report.to_json()))
         return
     console = Console(highlight=False)
     console.print(report_view(report, console.width))
     console.print(f"written  {folder}", markup=False, soft_wrap=True)
+
+
+@main.command(short_help="Say which kernel computes each operator on which core.")
+@_json_option
+def kernels(as_json: bool) -> None:
+    """List the operators and what computes them on each core: assembly for the DSP extension (asm) or portable C.
+
+    \b
+    Example:
+      edgefront kernels
+    """
+    from tasks.firmware.kernel_table import cells, conditions, rows
+
+    found = rows()
+    if as_json:
+        click.echo(json.dumps([row.to_json() for row in found]))
+        return
+    head, *lines = cells(found)
+    short = [
+        heading.replace("cortex-m", "M").replace("0plus", "0+").replace(" without DSP", "−DSP") for heading in head
+    ]
+    for line in [*_aligned([short, *lines]), "", *conditions(found)]:
+        click.echo(line)
 
 
 # ----------------------------------------------------------------------------------------------- study files

@@ -36,6 +36,15 @@ def cli() -> str:
     return "\n\n".join(_command_text(words) for words, _ in commands(main_command(), ("edgefront",)))
 
 
+def kernels() -> str:
+    from tasks.firmware.kernel_table import cells, conditions, rows
+
+    found = rows()
+    head, *lines = ["| " + " | ".join(row) + " |" for row in cells(found)]
+    line = "|" + "---|" * len(cells(found)[0])
+    return "\n".join([head, line, *lines, "", *conditions(found)]).replace("<", "&lt;")
+
+
 def main_command() -> click.Group:
     from cli import main
 
@@ -140,7 +149,12 @@ def _scalar_text(entry: dict[str, Any]) -> str:
     return ", ".join([word, *(f"{sign} {bound:g}" for sign, bound in known)])
 
 
-GENERATED: dict[str, Callable[[], str]] = {"metrics": metrics, "cli": cli, "study-file": study_file}
+GENERATED: dict[str, Callable[[], str]] = {
+    "metrics": metrics,
+    "cli": cli,
+    "kernels": kernels,
+    "study-file": study_file,
+}
 
 
 def render(page: str) -> str:

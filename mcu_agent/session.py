@@ -1,5 +1,7 @@
 """One profile of one image on one board: load, verify, known answer, run, compare, count.
 
+Layers are counted by the board where it can; elsewhere the image may have marks of the core's own cycle counter.
+
 Nothing is believed: the device must report the identity of the image that was programmed, a first inference with a
 known answer must be right bit for bit, and so must every one after it.
 """
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mcu_agent import mailbox
+from mcu_agent import mailbox, marks
 from mcu_agent.boards.protocol import Board, Counts, Region
 from mcu_agent.errors import BitMismatch, FirmwareError, ImageRejected, TransferCorrupt, WrongImage
 from mcu_agent.image import Image, read_image
@@ -28,6 +30,7 @@ from mcu_agent.meters.protocol import Meter
 Bytes = npt.NDArray[np.int8]
 
 _GLUE = "run"  # code of the run that belongs to no layer
+_MARKS = "edgefront_marks"
 _OUTSIDE = ("edgefront_after_run", "edgefront_ready")
 
 
@@ -58,14 +61,16 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerCounts:
-    """What one layer costs in the median run."""
+    """What one layer costs in the median run. ``instructions`` is None where only the core's own counter was read;
+    ``source`` is ``measured`` or ``emulated``."""
 
     index: int
     name: str
     op: str
     macs: int
-    instructions: int
+    instructions: int | None
     cycles: int
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +102,8 @@ class Profile:
 
     ``instructions`` and ``layers`` are those of the run with the median cycles and cover everything between the entry
     of ``edgefront_run`` and that of ``edgefront_after_run``; None and empty on boards that cannot count. ``glue`` is
-    the part of it that belongs to no layer.
+    the part of it that belongs to no layer. On boards that cannot count, ``layers`` are there nevertheless if the image
+    has marks and the core a cycle counter that moves.
     """
 
     board_id: str
@@ -163,11 +169,13 @@ def opened(job: Job, image: Image, board: Board) -> Iterator[Link]:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One inference: its output (bytes,), the mailbox after it, and the counts of every region."""
+    """One inference: its output (bytes,), the mailbox after it, the counts of every region, and the cycles of every
+    layer by its marks; both empty where there are none."""
 
     output: Bytes
     report: Mailbox
     counts: Sequence[Counts]
+    marked: Sequence[int] = ()
 
 
 class Link:
@@ -242,7 +250,21 @@ class Link:
         output = self.board.read(after.output_address, after.output_bytes)
         if zlib.crc32(output) != after.output_crc:
             raise TransferCorrupt(f"board {self.board.board_id}: the output's checksum is wrong; run it again")
-        return Run(np.frombuffer(output, dtype=np.int8), after, counts)
+        marked = self._marked() if counter is None and after.has_cycle_counter else ()
+        return Run(np.frombuffer(output, dtype=np.int8), after, counts, marked)
+
+    def _marked(self) -> Sequence[int]:
+        """Cycles of every layer of the last run by its marks; empty for an image without them.
+
+        Raises:
+            ImageRejected: it has another number of marks than layers.
+        """
+        table = self.image.symbols.get(_MARKS)
+        if table is None or not self.job.layers:
+            return ()
+        if table.size != 4 * (len(self.job.layers) + marks.EXTRA):
+            raise ImageRejected(f"{_MARKS} has {table.size} bytes, which is not one mark a layer")
+        return marks.cycles(self.board.read(table.address, table.size))
 
     def run_all(self) -> list[Run]:
         """Every input in turn, the first as the known answer.
@@ -317,7 +339,9 @@ class Link:
 def _summarise(job: Job, board: Board, link: Link, runs: list[Run], meter: Meter, seconds: float) -> Profile:
     cycles, counts = _cycles(board, runs)
     statistics = summarise(cycles)
-    median = counts[median_index(cycles)] if counts else ()
+    median_run = median_index(cycles)
+    median = counts[median_run] if counts else ()
+    source = "emulated" if board.is_emulated else "measured"
     energy = meter.read(statistics.median)
     last = runs[-1].report
     names = [layer for layer in job.layers if layer.symbol]
@@ -335,25 +359,36 @@ def _summarise(job: Job, board: Board, link: Link, runs: list[Run], meter: Meter
         stack_used_bytes=last.stack_used_bytes,
         instructions=sum(item.instructions for item in inside) if inside else None,
         cycles=statistics,
-        cycles_source="emulated" if board.is_emulated else "measured",
+        cycles_source=source,
         latency_s=statistics.median / board.kind.clock_hz,
         energy_j=energy.energy_j,
         energy_source="measured" if energy.is_measured else "estimated",
         energy_basis=energy.basis,
-        layers=[_layer_counts(layer, item) for layer, item in zip(names, inside[1:], strict=True)] if inside else (),
+        layers=_counted(names, inside[1:], source) if inside else _marked(job.layers, runs[median_run].marked, source),
         glue=inside[0] if inside else None,
         seconds=seconds,
     )
 
 
-def _layer_counts(layer: Layer, counts: Counts) -> LayerCounts:
+def _counted(layers: Sequence[Layer], counts: Sequence[Counts], source: str) -> list[LayerCounts]:
+    pairs = zip(layers, counts, strict=True)
+    return [_layer_counts(layer, item.instructions, item.cycles, source) for layer, item in pairs]
+
+
+def _marked(layers: Sequence[Layer], marked: Sequence[int], source: str) -> list[LayerCounts]:
+    pairs = zip(layers, marked, strict=True) if marked else ()
+    return [_layer_counts(layer, None, cycles, source) for layer, cycles in pairs]
+
+
+def _layer_counts(layer: Layer, instructions: int | None, cycles: int, source: str) -> LayerCounts:
     return LayerCounts(
         index=layer.index,
         name=layer.name,
         op=layer.op,
         macs=layer.macs,
-        instructions=counts.instructions,
-        cycles=counts.cycles,
+        instructions=instructions,
+        cycles=cycles,
+        source=source,
     )
 
 

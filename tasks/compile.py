@@ -1,7 +1,8 @@
-"""A model file, compiled and measured without a study: ONNX → C and ELF → what each layer costs on the virtual board.
+"""A model file, compiled and measured without a study: ONNX → C and ELF → what each layer costs on a board.
 
-Sizes are exact. Instructions, cycles and the stack are those of an emulated core; cycles follow a cost table at zero
-wait states and are a lower bound (``docs/boards.md``). Nothing is written before everything has been measured.
+Sizes are exact. On the virtual board instructions, cycles and the stack are those of an emulated core; cycles follow a
+cost table at zero wait states and are a lower bound (``docs/boards.md``). Nothing is written before everything has been
+measured.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from mcu_agent.boards.protocol import Board
 from mcu_agent.boards.virtual import VirtualBoard
 from mcu_agent.image import read_image
 from mcu_agent.kinds import BoardKind
@@ -55,22 +57,24 @@ class Rom:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerReport:
     """One layer. ``output_shape`` (H, W, C); ``live_bytes``: activations (and scratch memory) that are in the arena
-    while it runs. ``macs`` and bytes are exact, ``instructions`` and ``cycles`` emulated: those of the median run."""
+    while it runs. ``macs`` and bytes are exact; ``instructions`` (None where the board cannot count) and ``cycles`` are
+    those of the median run and come from ``source``."""
 
     index: int
     name: str
     op: str
     output_shape: tuple[int, ...]
     macs: int
-    instructions: int
+    instructions: int | None
     cycles: int
+    source: str
     live_bytes: int
     rom: Rom
 
     @property
     def instructions_per_mac(self) -> float | None:
-        """None where the layer multiplies nothing."""
-        return self.instructions / self.macs if self.macs else None
+        """None where the layer multiplies nothing, or instructions were not counted."""
+        return self.instructions / self.macs if self.macs and self.instructions is not None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,8 +147,10 @@ def read_model(file: Path) -> bytes:
     return data
 
 
-def compile_model(file: Path, kind: BoardKind, compiler: str = "zig", optimise: Optimise = "speed") -> Compiled:
-    """The firmware of a model file for a board kind, by ``"zig"`` or ``"gcc"``.
+def compile_model(
+    file: Path, kind: BoardKind, compiler: str = "zig", optimise: Optimise = "speed", *, has_markers: bool = False
+) -> Compiled:
+    """The firmware of a model file for a board kind, by ``"zig"`` or ``"gcc"``, with marks around its layers if asked.
 
     Raises:
         UsageError: the file is none that can be compiled (its operator, node and the remedy are named), it does not
@@ -156,7 +162,7 @@ def compile_model(file: Path, kind: BoardKind, compiler: str = "zig", optimise: 
     if compiler == "gcc" and gcc_path() is None:
         raise UsageError("--compiler gcc: arm-none-eabi-gcc is not on the path; install it, or use --compiler zig")
     try:
-        return compile_network(data, kind, compiler=compiler, optimise=optimise)
+        return compile_network(data, kind, compiler=compiler, optimise=optimise, has_markers=has_markers)
     except ToolchainInterrupted as error:
         raise TransientFault("compiler_interrupted", str(error)) from error
     except ToolchainError as error:
@@ -179,8 +185,11 @@ def invalidity(data: bytes) -> str:
     return ""
 
 
-def profile_compiled(compiled: Compiled, kind: BoardKind, *, n_inputs: int = N_INPUTS, seed: int = 0) -> Profile:
-    """Run the image on a virtual board with random input bytes; expected outputs are the integer reference's.
+def profile_compiled(
+    compiled: Compiled, kind: BoardKind, *, n_inputs: int = N_INPUTS, seed: int = 0, board: Board | None = None
+) -> Profile:
+    """Run the image on ``board``, by default a virtual one, with random input bytes; expected outputs are the integer
+    reference's.
 
     Raises:
         BitMismatch: an output differs; names the first differing layer.
@@ -196,7 +205,7 @@ def profile_compiled(compiled: Compiled, kind: BoardKind, *, n_inputs: int = N_I
         layer_outputs={index: layers[layer.output][0] for index, layer in enumerate(compiled.graph.layers)},
         timeout_s=TIMEOUT_S,
     )
-    return profile(job, VirtualBoard("virtual", kind))
+    return profile(job, board or VirtualBoard("virtual", kind))
 
 
 def random_inputs(compiled: Compiled, n: int, seed: int) -> Int8Array:
@@ -205,13 +214,22 @@ def random_inputs(compiled: Compiled, n: int, seed: int) -> Int8Array:
     return np.random.default_rng(seed).integers(-128, 128, size=shape).astype(np.int8)
 
 
-def measure(model: str, compiled: Compiled, kind: BoardKind, *, n_inputs: int = N_INPUTS, seed: int = 0) -> Report:
-    """Run the network on the virtual board and put together what it costs; ``model`` is what reports call it.
+def measure(
+    model: str,
+    compiled: Compiled,
+    kind: BoardKind,
+    *,
+    n_inputs: int = N_INPUTS,
+    seed: int = 0,
+    board: Board | None = None,
+) -> Report:
+    """Run the network on ``board``, by default a virtual one, and put together what it costs; ``model`` is what reports
+    call it.
 
     Raises:
         AgentError: as :func:`profile_compiled`.
     """
-    found = profile_compiled(compiled, kind, n_inputs=n_inputs, seed=seed)
+    found = profile_compiled(compiled, kind, n_inputs=n_inputs, seed=seed, board=board)
     live = compiled.plan.bytes_alive
     return Report(
         model=model,
@@ -254,6 +272,7 @@ def _layers(compiled: Compiled, found: Profile, live: Sequence[int], rom: Mappin
             macs=entry["macs"],
             instructions=counts.instructions,
             cycles=counts.cycles,
+            source=counts.source,
             live_bytes=live[entry["index"]],
             rom=rom.get(entry["index"], Rom()),
         )
@@ -263,10 +282,14 @@ def _layers(compiled: Compiled, found: Profile, live: Sequence[int], rom: Mappin
 
 def _totals(compiled: Compiled, found: Profile) -> dict[str, Value]:
     rom, ram, plan = compiled.image.rom, compiled.image.ram, compiled.plan
-    emulated = Source(found.cycles_source)
-    clock = f"{found.clock_hz / 1e6:g} MHz, zero wait states: a lower bound"
+    source = Source(found.cycles_source)
+    wait_states, bound = (", zero wait states", ": a lower bound") if source is Source.EMULATED else ("", "")
+    clock = f"{found.clock_hz / 1e6:g} MHz{wait_states}{bound}"
     runs = f"median of {found.n_runs} random inputs"
     stack = found.stack_used_bytes
+    counted: dict[str, Value] = {}
+    if found.instructions is not None:
+        counted["instructions"] = Value(amount=found.instructions, unit="1", source=source, note=runs)
     return {
         "macs": _exact(compiled.macs, "1"),
         "rom": _exact(rom.total_bytes),
@@ -277,11 +300,11 @@ def _totals(compiled: Compiled, found: Profile) -> dict[str, Value]:
         "arena_lower_bound": _exact(plan.lower_bound_bytes, note="no plan of this network can be smaller"),
         "ram_static": _exact(ram.static_bytes, note="arena, mailbox and other variables, without the stack"),
         "stack_reserved": _exact(ram.stack_reserved_bytes),
-        "stack_used": Value(amount=stack, unit="byte", source=emulated, note=f"deepest of {found.n_runs} runs"),
-        "ram": Value(amount=ram.static_bytes + stack, unit="byte", source=emulated, note="static and used stack"),
-        "instructions": Value(amount=found.instructions or 0, unit="1", source=emulated, note=runs),
-        "cycles": Value(amount=found.cycles.median, unit="1", source=emulated, note=f"{runs}, zero wait states"),
-        "latency": Value(amount=found.latency_s, unit="s", source=emulated, note=f"{runs}, {clock}"),
+        "stack_used": Value(amount=stack, unit="byte", source=source, note=f"deepest of {found.n_runs} runs"),
+        "ram": Value(amount=ram.static_bytes + stack, unit="byte", source=source, note="static and used stack"),
+        **counted,
+        "cycles": Value(amount=found.cycles.median, unit="1", source=source, note=f"{runs}{wait_states}"),
+        "latency": Value(amount=found.latency_s, unit="s", source=source, note=f"{runs}, {clock}"),
     }
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.quantities import show
+from orchestrator.records import Source
 from tasks.compile import LayerReport, Report
 
 _GAP = 2
@@ -39,7 +40,7 @@ _COLUMNS = (
     _Column("operator", lambda layer: layer.op, rank=2, is_text=True),
     _Column("output", lambda layer: "×".join(map(str, layer.output_shape)), rank=5),
     _Column("MACs", lambda layer: show(layer.macs, "1"), rank=3),
-    _Column("instr.", lambda layer: show(layer.instructions, "1"), rank=6),
+    _Column("instr.", lambda layer: "–" if layer.instructions is None else show(layer.instructions, "1"), rank=6),
     _Column("/MAC", _ratio),
     _Column("cycles", lambda layer: show(layer.cycles, "1")),
     _Column("RAM", lambda layer: f"{layer.live_bytes:,}", rank=4),
@@ -51,7 +52,8 @@ _COLUMNS = (
 def report_view(report: Report, width: int) -> Group:
     """Everything within ``width`` columns: where they do not suffice names are cut, then columns left out."""
     head = Text(f"{report.model} on {report.board} ({report.core}), {report.compiler}", style="bold")
-    note = "bytes and MACs exact; instructions and cycles emulated; RAM: activations alive during the layer"
+    source = report.totals["cycles"].source.value
+    note = f"bytes and MACs exact; instructions and cycles {source}; RAM: activations alive during the layer"
     return Group(head, _table(report, width), Text(note, style="dim"), Text(), *_total_lines(report))
 
 
@@ -95,10 +97,13 @@ def _total_lines(report: Report) -> list[Text]:
     arena = (
         f"lower bound {amounts['arena_lower_bound']:,}, set by layer {largest.index} ({_shortened(largest.name, 24)})"
     )
-    stack = f"used (emulated) of {amounts['stack_reserved']:,} reserved"
-    cycles = f"emulated, zero wait states: a lower bound; {amounts['cycles'] / max(amounts['macs'], 1):.2f} a MAC"
-    clock = f"emulated, at {report.clock_hz / 1e6:g} MHz and zero wait states: a lower bound"
-    ram = f"static {amounts['ram_static']:,} + stack used (emulated) {amounts['stack_used']:,}"
+    source = report.totals["cycles"].source
+    waits, bound = ("zero wait states", ": a lower bound") if source is Source.EMULATED else ("", "")
+    stack = f"used ({source.value}) of {amounts['stack_reserved']:,} reserved"
+    per_mac = f"{amounts['cycles'] / max(amounts['macs'], 1):.2f} a MAC"
+    cycles = f"{source.value}{waits and f', {waits}'}{bound}; {per_mac}"
+    clock = f"{source.value}, at {report.clock_hz / 1e6:g} MHz{waits and f' and {waits}'}{bound}"
+    ram = f"static {amounts['ram_static']:,} + stack used ({source.value}) {amounts['stack_used']:,}"
     same = f"with the integer reference, {report.n_inputs} random inputs (seed {report.seed})"
     rows = (
         ("ROM", f"{amounts['rom']:,} bytes", rom),

@@ -153,7 +153,8 @@ def host_network(sources: Mapping[str, str], graph: Graph, plan: Plan) -> HostNe
 
 
 def memory_map(compiled: Compiled) -> dict[str, object]:
-    """What lies where, for people: sections of ROM and RAM, and each activation's place in the arena."""
+    """What lies where, for people: sections of ROM and RAM, and each buffer's place in the arena. A buffer
+    without tensors is scratch memory; an output may lie over an input that dies with its layer."""
     rom, ram, plan = compiled.image.rom, compiled.image.ram, compiled.plan
     return {
         "rom": {
@@ -164,10 +165,11 @@ def memory_map(compiled: Compiled) -> dict[str, object]:
         },
         "ram": {"static": ram.static_bytes, "arena": ram.arena_bytes, "stack_reserved": ram.stack_reserved_bytes},
         "arena_lower_bound": plan.lower_bound_bytes,
+        "arena_peak_layer": plan.peak_step,
         "arena": [
             {
                 "tensors": list(_short(buffer.tensors)),
-                "offset": plan.offsets[buffer.tensors[0]] if buffer.tensors else plan.scratch_offsets[buffer.first],
+                "offset": plan.offset_of(buffer),
                 "bytes": buffer.n_bytes,
                 "first_layer": buffer.first,
                 "last_layer": buffer.last,

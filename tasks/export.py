@@ -137,7 +137,7 @@ def _vectors(data: bytes) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
 def _facts(
     exported: Exported, sources: Mapping[str, bytes], inputs: NDArray[np.int8], outputs: NDArray[np.int8]
 ) -> dict[str, object]:
-    c_files = [_place(path) for path in sorted(sources) if path.endswith(".c") and not path.startswith(_BOARD_FILES)]
+    compiled = [path for path in sorted(sources) if path.endswith((".c", ".S")) and not path.startswith(_BOARD_FILES)]
     return {
         "study": exported.study,
         "trial": exported.trial,
@@ -146,7 +146,8 @@ def _facts(
         "figures": _figures(exported),
         "memory": _memory(exported.outcome.values),
         "io": _io(exported.inputs, inputs.shape[1], outputs.shape[1]),
-        "c_files": c_files,
+        "sources": [_place(path) for path in compiled],
+        "has_assembly": any(path.endswith(".S") for path in compiled),
         "python": sys.executable,
         "core_flags": " ".join(gcc_flags(exported.kind)),
         "arm_flags": " ".join((*gcc_flags(exported.kind), "-std=c11 -O2 -ffreestanding -ffunction-sections")),

@@ -219,6 +219,7 @@ def _notes(result: Profile) -> Json:
                 "macs": layer.macs,
                 "instructions": layer.instructions,
                 "cycles": layer.cycles,
+                "source": layer.source,
             }
             for layer in result.layers
         ],

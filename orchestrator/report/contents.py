@@ -9,6 +9,7 @@ from typing import Protocol
 
 from orchestrator.quantities import rounded, show, title
 from orchestrator.records import Json, Outcome, ParamValue, Source, Value
+from orchestrator.report.figures import layer_sources, memory_figure
 from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile
 
 # Axes want one unit for all points: factor from the base unit, and the unit's name.
@@ -162,6 +163,8 @@ def _trial(trial: Trial, front: set[int], source: ReportInput) -> Json:
     tested = source.test_results.get(trial.number)
     if tested is not None:
         values["test_error"] = tested
+    layers = layers_of(trial.notes)
+    counted = values.get("cycles")
     return {
         "number": trial.number,
         "state": trial.state,
@@ -171,7 +174,9 @@ def _trial(trial: Trial, front: set[int], source: ReportInput) -> Json:
         "values": {name: _value(name, value) for name, value in values.items()},
         "reason": _reason(trial),
         "seconds": dict(trial.outcome.stage_seconds) if trial.outcome else {},
-        "layers": layers_of(trial.notes),
+        "layers": layers,
+        "layer_sources": layer_sources(layers, counted.source.value if counted else ""),
+        "memory": _memory(trial.notes, layers),
         "downloads": [[label, link] for label, link in source.downloads.get(trial.number, ())],
     }
 
@@ -204,6 +209,12 @@ def layers_of(notes: Mapping[str, Json]) -> list[Json]:
                 key = str(layer.get("symbol") or layer.get("index") or layer.get("name") or index)
                 merged.setdefault(key, {}).update(layer)
     return list(merged.values())
+
+
+def _memory(notes: Mapping[str, Json], layers: Sequence[Json]) -> Json | None:
+    """The memory plan of the last stage that made one: the gate's is that of the untrained network."""
+    maps = [notes[stage]["memory"] for stage in ("build", "gate") if "memory" in notes.get(stage, {})]
+    return memory_figure(maps[0], layers) if maps else None
 
 
 def _sources(trials: Sequence[Trial]) -> list[Json]:

@@ -13,13 +13,22 @@ from orchestrator.records import Json
 
 def render(contents: Json) -> str:
     """The whole page for the data of :func:`orchestrator.report.contents.contents`."""
+    return _render("report", contents)
+
+
+def render_compiled(contents: Json) -> str:
+    """The whole page for the data of :func:`orchestrator.report.compiled.contents`."""
+    return _render("compiled", contents)
+
+
+def _render(page: str, contents: Json) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_resource("report.html.j2"))
+    template = environment.from_string(_resource(f"{page}.html.j2"))
     return template.render(
         report=contents,
         data=script_json(contents),
         style=_resource("report.css"),
-        script=_resource("report.js"),
+        script=_resource("charts.js") + _resource(f"{page}.js"),
         plotly=get_plotlyjs(),
     )
 

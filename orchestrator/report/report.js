@@ -1,13 +1,10 @@
-"use strict";
-// Draws the report from the JSON in #data. Nothing is fetched; plotly stands in the same file.
+// Draws the report of a study from the JSON in #data, behind charts.js. Nothing is fetched; plotly stands in the same file.
 
 const report = JSON.parse(document.getElementById("data").textContent);
 const trials = report.trials;
 const byNumber = new Map(trials.map((trial) => [trial.number, trial]));
 const quantities = new Map(report.quantities.map((quantity) => [quantity.name, quantity]));
 const front = trials.filter((trial) => trial.front);
-const $ = (id) => document.getElementById(id);
-const plotConfig = { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
 const parallelConfig = { ...plotConfig, displayModeBar: false };
 
 let chosen = startTrial();
@@ -36,20 +33,6 @@ function axisTitle(quantity) {
   return quantity.axis_unit ? `${quantity.title}, ${quantity.axis_unit}` : quantity.title;
 }
 
-function css(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-}
-
-function element(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== false && value !== null) node.setAttribute(name, value);
-  }
-  node.append(...children);
-  return node;
-}
-
 function paramText(value) {
   return typeof value === "number" && !Number.isInteger(value) ? value.toPrecision(3) : String(value);
 }
@@ -60,32 +43,6 @@ function stateOf(trial) {
 
 function stateWords(trial) {
   return { complete: "dominated", stopped: "stopped early" }[stateOf(trial)] ?? stateOf(trial);
-}
-
-function layout(more) {
-  const axis = {
-    gridcolor: css("grid"), linecolor: css("line"), zerolinecolor: css("line"),
-    tickfont: { color: css("quiet"), size: 12 }, automargin: true,
-  };
-  const { xaxis = {}, yaxis = {}, ...rest } = more;
-  return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
-    font: { family: getComputedStyle(document.body).fontFamily, color: css("text"), size: 13 },
-    margin: { l: 56, r: 12, t: 12, b: 46 }, hovermode: "closest",
-    hoverlabel: { bgcolor: css("card"), bordercolor: css("line"), font: { color: css("text") }, align: "left" },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("dominated"), activecolor: css("accent") },
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: css("quiet"), size: 12 } },
-    xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
-  };
-}
-
-function title(text) {
-  return { text, font: { size: 13, color: css("quiet") }, standoff: 8 };
-}
-
-function isDark() {
-  const theme = document.documentElement.dataset.theme;
-  return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
 function colourScale() {
@@ -105,10 +62,6 @@ function hoverText(trial) {
   const params = report.params.filter((name) => name in trial.params).slice(0, 12);
   lines.push(...params.map((name) => `<span style="opacity:.7">${escape(name)} ${escape(paramText(trial.params[name]))}</span>`));
   return lines.join("<br>");
-}
-
-function escape(text) {
-  return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
 // ---------------------------------------------------------------- Pareto front
@@ -143,11 +96,6 @@ function pointTrace(name, members, x, y, marker) {
     x: members.map((trial) => scaled(trial, x)), y: members.map((trial) => scaled(trial, y)),
     customdata: members.map((trial) => trial.number), text: members.map(hoverText), hoverinfo: "text",
   };
-}
-
-function drawEmpty(id, text) {
-  Plotly.purge(id);
-  $(id).replaceChildren(element("p", { class: "empty" }, text));
 }
 
 function drawFront() {
@@ -245,6 +193,7 @@ function choose(number) {
   for (const row of $("table").tBodies[0].rows) row.classList.toggle("chosen", Number(row.dataset.number) === number);
   if (byNumber.get(number)?.front) { $("export-trial").value = number; drawExport(); }
   if (byNumber.get(number)?.layers.length) { $("layers-trial").value = number; drawLayers(); }
+  if (byNumber.get(number)?.memory) { $("memory-trial").value = number; drawMemoryOfTrial(); }
 }
 
 function sourceMark(value) {
@@ -396,19 +345,20 @@ function setUpLayers() {
 function drawLayers() {
   const trial = byNumber.get(Number($("layers-trial").value)), measure = $("layers-measure").value;
   if (!trial || !measure) return;
-  const amounts = trial.layers.map((layer) => layer[measure] ?? 0);
-  const total = amounts.reduce((sum, value) => sum + value, 0) || 1;
-  const names = trial.layers.map((layer, index) => `${index} ${layer.op ?? layer.name ?? ""}`);
-  const shapeText = (layer) => (Array.isArray(layer.output_shape) ? layer.output_shape.join("×") : "");
-  Plotly.react("layers-plot", [{
-    type: "bar", orientation: "h", x: amounts, y: names, marker: { color: css("front"), opacity: 0.85 },
-    text: amounts.map((value) => `${(100 * value / total).toFixed(1)} %`), textposition: "auto", insidetextfont: { color: css("card") },
-    customdata: trial.layers.map((layer) => [layer.name ?? "", shapeText(layer)]),
-    hovertemplate: "%{customdata[0]} %{customdata[1]}<br>%{x:,}<extra></extra>",
-  }], layout({
-    xaxis: { title: title(`${$("layers-measure").selectedOptions[0].text} of trial ${trial.number}, ${total.toLocaleString("en")} in all`) },
-    yaxis: { autorange: "reversed" }, height: Math.max(220, 30 * names.length + 70), bargap: 0.3, margin: { l: 110, r: 12, t: 6, b: 46 },
-  }), plotConfig);
+  const words = $("layers-measure").selectedOptions[0].text;
+  drawBars("layers-plot", trial.layers, measure, `${words} of trial ${trial.number}`, trial.layer_sources[measure] ?? "");
+}
+
+function setUpMemory() {
+  const members = trials.filter((trial) => trial.memory).sort((a, b) => Number(b.front) - Number(a.front) || a.number - b.number);
+  if (!members.length) { $("memory-card").hidden = true; return; }
+  fillSelect($("memory-trial"), members.map((trial) => [String(trial.number), `${trial.number}${trial.front ? " (front)" : ""}`]), String(chosen));
+  $("memory-trial").addEventListener("change", drawMemoryOfTrial);
+}
+
+function drawMemoryOfTrial() {
+  const trial = byNumber.get(Number($("memory-trial").value));
+  if (trial?.memory) drawMemory("memory-plot", trial.memory);
 }
 
 // ---------------------------------------------------------------- table
@@ -501,27 +451,15 @@ function drawExport() {
 // ---------------------------------------------------------------- all of it
 
 function drawAll() {
-  drawFront(); drawDetail(); drawHistory(); drawTest(); drawParallel(); drawLayers(); drawTable(); drawExport();
-}
-
-function setUpTheme() {
-  const themes = ["auto", "light", "dark"];
-  const button = $("theme");
-  button.addEventListener("click", () => {
-    const next = themes[(themes.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % themes.length];
-    if (next === "auto") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = next;
-    button.textContent = `theme: ${next}`;
-    drawAll();
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  drawFront(); drawDetail(); drawHistory(); drawTest(); drawParallel(); drawLayers(); drawMemoryOfTrial(); drawTable(); drawExport();
 }
 
 setUpFront();
 setUpLayers();
+setUpMemory();
 setUpTable();
 setUpExport();
-setUpTheme();
+setUpTheme(drawAll);
 $("only-front").addEventListener("change", drawParallel);
 drawAll();
 $("front-plot").on?.("plotly_click", (event) => {

@@ -62,9 +62,15 @@ class Compiled:
 
 
 def compile_network(
-    onnx_qdq: bytes, kind: BoardKind, *, compiler: str = "zig", optimise: Optimise = "speed"
+    onnx_qdq: bytes,
+    kind: BoardKind,
+    *,
+    compiler: str = "zig",
+    optimise: Optimise = "speed",
+    has_markers: bool = False,
 ) -> Compiled:
     """Compile a QDQ int8 model for a board kind, with ``"zig"`` or ``"gcc"``, for ``"speed"`` or ``"size"``.
+    ``has_markers``: each layer is surrounded by marks of the cycle counter, at the symbol ``edgefront_marks``.
 
     Raises:
         Unsupported: the model holds what cannot be compiled.
@@ -72,13 +78,22 @@ def compile_network(
         DoesNotFit: the image is larger than the board, with exact bytes a region.
         ToolchainError: the C compiler is missing or failed.
     """
-    return compile_graph(lower(import_onnx(onnx_qdq)), kind, compiler=compiler, optimise=optimise)
+    graph = lower(import_onnx(onnx_qdq))
+    return compile_graph(graph, kind, compiler=compiler, optimise=optimise, has_markers=has_markers)
 
 
-def compile_graph(graph: Graph, kind: BoardKind, *, compiler: str = "zig", optimise: Optimise = "speed") -> Compiled:
-    """The passes after lowering; raises as :func:`compile_network`."""
+def compile_graph(
+    graph: Graph,
+    kind: BoardKind,
+    *,
+    compiler: str = "zig",
+    optimise: Optimise = "speed",
+    has_markers: bool = False,
+) -> Compiled:
+    """The passes after lowering; arguments and errors as of :func:`compile_network`."""
     plan = plan_memory(graph)
-    sources = {**emit_network(graph, plan, PREFIX, optimise), **_board_files(graph, kind)}
+    network = emit_network(graph, plan, PREFIX, optimise, has_markers=has_markers)
+    sources = {**network, **_board_files(graph, kind)}
     name = zig_version() if compiler == "zig" else gcc_version()
     image_id = _image_id(sources, kind, name)
     sources["board/image_id.c"] = _image_id_file(graph, image_id)

@@ -4,36 +4,69 @@ softmax. Pure functions from a layer to its calls, its tables and its counts."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.firmware.ir import AnyLayer, Concat, Graph, Lookup, Mul, Pad, Softmax, Tensor
+from tasks.firmware.ir import AnyLayer, Concat, Graph, Lookup, Mul, Pad, Plain, Softmax, Tensor
 
-ElementwiseLayer = Mul | Lookup | Concat | Pad | Softmax
+ElementwiseLayer = Plain
 Arguments = list[str]
 Table = tuple[str, str, str]  # C type, name with its size, initialiser
-_Format = Callable[[NDArray[np.integer]], str]
-
-_FLOPS_EACH = {Mul: 1, Lookup: 1, Concat: 1, Pad: 0, Softmax: 2}
+Format = Callable[[NDArray[np.integer]], str]
 
 
-def kernel_calls(graph: Graph, layer: ElementwiseLayer, symbol: str, ins: list[str], out: str) -> list[Arguments]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Emission:
+    """How the layers of a class become C. ``calls``: (graph, layer, symbol, inputs, output) → the arguments of each
+    call of the kernel; ``tables``: (graph, layer, symbol, format) → what is trained, beside the rounding; ``flops``: of
+    each output element."""
+
+    calls: Callable[[Graph, Any, str, list[str], str], list[Arguments]]
+    tables: Callable[[Graph, Any, str, Format], list[Table]] = lambda graph, layer, symbol, values: []
+    flops: int = 0
+
+
+def kernel_calls(graph: Graph, layer: Plain, symbol: str, ins: list[str], out: str) -> list[Arguments]:
     """The arguments of each call of the layer's kernel; ``ins`` and ``out`` are C expressions for its tensors."""
-    source, target = graph.tensors[layer.inputs[0]], graph.tensors[layer.output]
-    quant = f"{symbol}_quant"
-    if isinstance(layer, Concat):
-        return _concat_calls(graph, layer, symbol, ins, out)
-    if isinstance(layer, Mul):
-        repeated = graph.tensors[layer.inputs[1]].n_bytes
-        return [[str(target.n_bytes // repeated), str(repeated), quant, f"{symbol}_terms", *ins, out]]
-    if isinstance(layer, Lookup):
-        return [[str(target.n_bytes), f"{symbol}_table", *ins, out]]
-    if isinstance(layer, Pad):
-        return [[*_pad_sizes(layer, source), quant, *ins, out]]
-    channels = target.shape[2]
-    return [[str(target.n_bytes // channels), str(channels), quant, f"&{symbol}_terms", *ins, out]]
+    return EMITTED[type(layer)].calls(graph, layer, symbol, ins, out)
+
+
+def tables(graph: Graph, layer: Plain, symbol: str, values: Format) -> list[Table]:
+    """What is trained of a layer, beside its rounding; ``values`` writes an array as an initialiser."""
+    return EMITTED[type(layer)].tables(graph, layer, symbol, values)
+
+
+def flops(graph: Graph, layer: Plain) -> int:
+    """One for each output element, two for a softmax (a sum and a division), none for padding."""
+    return EMITTED[type(layer)].flops * graph.tensors[layer.output].n_bytes
+
+
+def rounding_shift(layer: AnyLayer) -> int:
+    """The left shift that is common to the whole layer; 0 where there is none."""
+    return getattr(layer, "left_shift", 0)
+
+
+def _mul_calls(graph: Graph, layer: Mul, symbol: str, ins: list[str], out: str) -> list[Arguments]:
+    repeated = graph.tensors[layer.inputs[1]].n_bytes
+    times = graph.tensors[layer.output].n_bytes // repeated
+    return [[str(times), str(repeated), f"{symbol}_quant", f"{symbol}_terms", *ins, out]]
+
+
+def _mul_tables(graph: Graph, layer: Mul, symbol: str, values: Format) -> list[Table]:
+    other = graph.tensors[layer.inputs[1]].zero_point
+    return [("ef_mul_t", f"{symbol}_terms", f"{{{other}, {layer.multiplier}}}")]
+
+
+def _lookup_calls(graph: Graph, layer: Lookup, symbol: str, ins: list[str], out: str) -> list[Arguments]:
+    return [[str(graph.tensors[layer.output].n_bytes), f"{symbol}_table", *ins, out]]
+
+
+def _lookup_tables(graph: Graph, layer: Lookup, symbol: str, values: Format) -> list[Table]:
+    return [("int8_t", f"{symbol}_table[{layer.table.size}]", values(layer.table))]
 
 
 def _concat_calls(graph: Graph, layer: Concat, symbol: str, ins: list[str], out: str) -> list[Arguments]:
@@ -47,6 +80,10 @@ def _concat_calls(graph: Graph, layer: Concat, symbol: str, ins: list[str], out:
     ]
 
 
+def _pad_calls(graph: Graph, layer: Pad, symbol: str, ins: list[str], out: str) -> list[Arguments]:
+    return [[*_pad_sizes(layer, graph.tensors[layer.inputs[0]]), f"{symbol}_quant", *ins, out]]
+
+
 def _pad_sizes(layer: Pad, source: Tensor) -> Arguments:
     """Rows and their bytes; bytes before and after the image, and between two of its rows."""
     pads, (height, width, channels) = layer.pads, source.shape
@@ -56,29 +93,27 @@ def _pad_sizes(layer: Pad, source: Tensor) -> Arguments:
     return [str(size) for size in (height, width * channels, before, (pads.left + pads.right) * channels, after)]
 
 
-def tables(graph: Graph, layer: ElementwiseLayer, symbol: str, values: _Format) -> list[Table]:
-    """What is trained of a layer, beside its rounding; ``values`` writes an array as an initialiser."""
-    if isinstance(layer, Mul):
-        other = graph.tensors[layer.inputs[1]].zero_point
-        return [("ef_mul_t", f"{symbol}_terms", f"{{{other}, {layer.multiplier}}}")]
-    if isinstance(layer, Lookup):
-        return [("int8_t", f"{symbol}_table[{layer.table.size}]", values(layer.table))]
-    if isinstance(layer, Concat):
-        zero_points = [graph.tensors[name].zero_point for name in layer.inputs]
-        rows = zip(zero_points, layer.multipliers, layer.left_shifts, strict=True)
-        parts = ", ".join("{" + ", ".join(map(str, row)) + "}" for row in rows)
-        return [("ef_concat_t", f"{symbol}_parts[{len(layer.inputs)}]", f"{{{parts}}}")]
-    if isinstance(layer, Softmax):
-        text = f"{{{layer.output_scale}u, {values(layer.exponents)}}}"
-        return [("ef_softmax_t", f"{symbol}_terms", text)]
-    return []
+def _concat_tables(graph: Graph, layer: Concat, symbol: str, values: Format) -> list[Table]:
+    zero_points = [graph.tensors[name].zero_point for name in layer.inputs]
+    rows = zip(zero_points, layer.multipliers, layer.left_shifts, strict=True)
+    parts = ", ".join("{" + ", ".join(map(str, row)) + "}" for row in rows)
+    return [("ef_concat_t", f"{symbol}_parts[{len(layer.inputs)}]", f"{{{parts}}}")]
 
 
-def flops(graph: Graph, layer: ElementwiseLayer) -> int:
-    """One for each output element, two for a softmax (a sum and a division), none for padding."""
-    return _FLOPS_EACH[type(layer)] * graph.tensors[layer.output].n_bytes
+def _softmax_calls(graph: Graph, layer: Softmax, symbol: str, ins: list[str], out: str) -> list[Arguments]:
+    height, width, channels = graph.tensors[layer.output].shape
+    return [[str(height * width), str(channels), f"{symbol}_quant", f"&{symbol}_terms", *ins, out]]
 
 
-def rounding_shift(layer: AnyLayer) -> int:
-    """The left shift that is common to the whole layer; 0 where there is none."""
-    return getattr(layer, "left_shift", 0)
+def _softmax_tables(graph: Graph, layer: Softmax, symbol: str, values: Format) -> list[Table]:
+    text = f"{{{layer.output_scale}u, {values(layer.exponents)}}}"
+    return [("ef_softmax_t", f"{symbol}_terms", text)]
+
+
+EMITTED: dict[type[Plain], Emission] = {
+    Concat: Emission(calls=_concat_calls, tables=_concat_tables, flops=1),
+    Lookup: Emission(calls=_lookup_calls, tables=_lookup_tables, flops=1),
+    Mul: Emission(calls=_mul_calls, tables=_mul_tables, flops=1),
+    Pad: Emission(calls=_pad_calls),
+    Softmax: Emission(calls=_softmax_calls, tables=_softmax_tables, flops=2),
+}

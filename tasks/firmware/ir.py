@@ -159,7 +159,13 @@ class AvgPool(Layer):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Mul(Layer):
+class Plain(Layer):
+    """A layer without weights or window. What is done with one is looked up by its class: how it computes in
+    ``quant.reference.PLAIN``, how it becomes C in ``emit_elementwise.EMITTED``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mul(Plain):
     """Product of two tensors; rounded once. The second has the shape of the first, or is a vector (1, 1, C) that
     multiplies every pixel."""
 
@@ -168,14 +174,14 @@ class Mul(Layer):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Lookup(Layer):
+class Lookup(Plain):
     """A function of single bytes: ``table`` (256,) has the output of byte ``q`` at ``q + 128``, the clamp included."""
 
     table: Int8Array
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Concat(Layer):
+class Concat(Plain):
     """The inputs' channels behind each other, each input brought to the output's scale with one rounding."""
 
     multipliers: tuple[int, ...]
@@ -183,14 +189,14 @@ class Concat(Layer):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pad(Layer):
+class Pad(Plain):
     """Real zeros around the image, that is bytes of the zero point. Scale and zero point pass through."""
 
     pads: Pads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Softmax(Layer):
+class Softmax(Plain):
     """Softmax over the channels of each pixel. ``exponents`` (256,) has e to the minus ``d`` input steps at ``d``, in
     units small enough that the sum of all channels fits 32 bits; ``output_scale`` is in units of 2**-32."""
 
@@ -198,7 +204,7 @@ class Softmax(Layer):
     output_scale: int
 
 
-AnyLayer = Conv2d | Dense | Add | Rescale | MaxPool | AvgPool | Mul | Lookup | Concat | Pad | Softmax
+AnyLayer = Conv2d | Dense | Add | Rescale | MaxPool | AvgPool | Plain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
 from math import prod
 
 import numpy as np
@@ -31,6 +33,7 @@ from tasks.firmware.ir import (
 )
 from tasks.firmware.packing import WORD
 
+FOLDERS: list[Traversable] = [resources.files("tasks.firmware") / "csrc" / "kernels"]
 _BYTE_BY_BYTE = (Add, Lookup, Mul, Rescale, Softmax)
 _QUAD = 4  # pixels side by side
 _COLUMN_BYTES_A_WORD = _QUAD * WORD * 2  # inputs of two bytes
@@ -48,12 +51,24 @@ class Sharing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernel:
-    """``headers`` and ``assembly`` lie in ``csrc/kernels``; ``scratch_bytes`` live during the layer alone."""
+    """``headers`` and ``assembly`` lie in ``FOLDERS``; ``scratch_bytes`` live during the layer alone."""
 
     headers: tuple[str, ...]
     assembly: tuple[str, ...] = ()
     scratch_bytes: int = 0
     sharings: tuple[Sharing, ...] = ()
+
+
+def kernel_text(name: str) -> str:
+    """The kernel file ``name`` from the first of ``FOLDERS`` that has it.
+
+    Raises:
+        LookupError: none has.
+    """
+    found = next((folder / name for folder in FOLDERS if (folder / name).is_file()), None)
+    if found is None:
+        raise LookupError(f"no kernel file {name} in {', '.join(map(str, FOLDERS))}")
+    return found.read_text(encoding="utf-8")
 
 
 def kernel_of(graph: Graph, layer: AnyLayer) -> Kernel:

@@ -110,7 +110,7 @@ def _quantised_bound(bound: float, tensor: Tensor) -> int:
 
 
 def _lower_node(node: AnyNode, tensors: dict[str, Tensor]) -> AnyLayer:
-    return _LOWERINGS[type(node)](node, [tensors[name] for name in node.inputs], tensors[node.output])
+    return LOWERINGS[type(node)](node, [tensors[name] for name in node.inputs], tensors[node.output])
 
 
 def _convolution(node: Convolution, sources: list[Tensor], target: Tensor) -> Conv2d:
@@ -163,7 +163,7 @@ def _check_accumulators(name: str, weights: Int8Array, bias: IntArray, zero_poin
         raise AccumulatorOverflow(layer=name, channel=worst, bound=int(bounds[worst]))
 
 
-def _small_factors(node: AnyNode, factors: list[float], most: int = MAX_LEFT_SHIFT) -> tuple[tuple[int, ...], int]:
+def small_factors(node: AnyNode, factors: list[float], most: int = MAX_LEFT_SHIFT) -> tuple[tuple[int, ...], int]:
     """Multipliers for single bytes, or what stays within 31 bits when shifted by ``most``."""
     multipliers, shift = fixed_point(np.array(factors))
     if shift > most:
@@ -178,7 +178,7 @@ def _small_factors(node: AnyNode, factors: list[float], most: int = MAX_LEFT_SHI
 
 def _addition(node: Addition, sources: list[Tensor], target: Tensor) -> Add:
     """Each term is below 2**30 after its shift, so both products together are below 2**62 with either sign."""
-    multipliers, shift = _small_factors(node, [source.scale / target.scale for source in sources])
+    multipliers, shift = small_factors(node, [source.scale / target.scale for source in sources])
     return Add(
         name=node.name,
         inputs=node.inputs,
@@ -193,7 +193,7 @@ def _multiplication(node: Multiplication, sources: list[Tensor], target: Tensor)
     """The larger input comes first, so that the kernel knows which one it repeats."""
     inputs = node.inputs if sources[0].n_bytes == target.n_bytes else node.inputs[::-1]
     factor = sources[0].scale * sources[1].scale / target.scale
-    (multiplier,), shift = _small_factors(node, [factor], MAX_PRODUCT_SHIFT)
+    (multiplier,), shift = small_factors(node, [factor], MAX_PRODUCT_SHIFT)
     return Mul(
         name=node.name,
         inputs=inputs,
@@ -205,7 +205,7 @@ def _multiplication(node: Multiplication, sources: list[Tensor], target: Tensor)
 
 
 def _requantisation(node: Requantisation, sources: list[Tensor], target: Tensor) -> Rescale:
-    multipliers, shift = _small_factors(node, [sources[0].scale * node.factor / target.scale])
+    multipliers, shift = small_factors(node, [sources[0].scale * node.factor / target.scale])
     return Rescale(
         name=node.name,
         inputs=node.inputs,
@@ -235,7 +235,7 @@ def _elementwise(node: Elementwise, sources: list[Tensor], target: Tensor) -> Lo
 
 def _concatenation(node: Concatenation, sources: list[Tensor], target: Tensor) -> Concat:
     """An input with the output's scale and zero point passes unchanged: the factor 1 is exact in fixed point."""
-    factors = [_small_factors(node, [source.scale / target.scale]) for source in sources]
+    factors = [small_factors(node, [source.scale / target.scale]) for source in sources]
     return Concat(
         name=node.name,
         inputs=node.inputs,
@@ -294,7 +294,7 @@ def _average_pool(node: AveragePool, sources: list[Tensor], target: Tensor) -> A
     (source,) = sources
     size = math.prod(node.window.kernel)
     counts = [size] if node.count_padding else list(range(1, size + 1))
-    multipliers, shift = _small_factors(node, [source.scale / target.scale / count for count in counts])
+    multipliers, shift = small_factors(node, [source.scale / target.scale / count for count in counts])
     bound = (INT8_MAX - INT8_MIN) * size << shift
     if bound > INT32_MAX:
         raise AccumulatorOverflow(layer=node.name, channel=0, bound=bound)
@@ -309,7 +309,7 @@ def _average_pool(node: AveragePool, sources: list[Tensor], target: Tensor) -> A
     )
 
 
-_LOWERINGS: dict[type, Callable[[Any, list[Tensor], Tensor], AnyLayer]] = {
+LOWERINGS: dict[type, Callable[[Any, list[Tensor], Tensor], AnyLayer]] = {
     Addition: _addition,
     AveragePool: _average_pool,
     Concatenation: _concatenation,

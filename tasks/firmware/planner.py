@@ -64,6 +64,10 @@ class Plan:
     arena_bytes: int
     lower_bound_bytes: int
 
+    def offset_of(self, buffer: Buffer) -> int:
+        """The first byte of one of ``buffers`` in the arena."""
+        return self.offsets[buffer.tensors[0]] if buffer.tensors else self.scratch_offsets[buffer.first]
+
 
 def plan_memory(graph: Graph) -> Plan:
     """Place all activations of ``graph``; the same graph gives the same plan."""

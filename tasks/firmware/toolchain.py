@@ -51,7 +51,7 @@ def zig_version() -> str:
 def zig_flags(kind: BoardKind) -> tuple[str, ...]:
     """Target and CPU. The floating-point unit must be named: without it the compiler quietly emits soft-float code."""
     abi = "eabihf" if kind.fpu else "eabi"
-    dsp = "" if kind.has_dsp or kind.core != "cortex-m33" else "-dsp"
+    dsp = "" if kind.core != "cortex-m33" else "+dsp" if kind.has_dsp else "-dsp"  # zig's own Cortex-M33 has none
     return ("-target", f"thumb-freestanding-{abi}", f"-mcpu={kind.core.replace('-', '_')}{_ZIG_FPU[kind.fpu]}{dsp}")
 
 

@@ -9,7 +9,8 @@ where ``>>`` rounds down. Arrays are batched: (N, H, W, C) int8.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -29,6 +30,7 @@ from tasks.firmware.ir import (
     MaxPool,
     Mul,
     Pad,
+    Plain,
     Rescale,
     Softmax,
     Tensor,
@@ -105,21 +107,7 @@ def run_layer(layer: AnyLayer, tensors: dict[str, Tensor], inputs: list[Int8Arra
         return average_pool(inputs[0], layer, zero_points[0], target)
     if isinstance(layer, MaxPool):
         return max_pool(inputs[0], layer)
-    return _run_bytewise(layer, inputs, zero_points, target)
-
-
-def _run_bytewise(
-    layer: Mul | Lookup | Concat | Pad | Softmax, inputs: list[Int8Array], zero_points: list[int], target: Tensor
-) -> Int8Array:
-    if isinstance(layer, Mul):
-        return multiply(inputs[0], inputs[1], layer, zero_points, target)
-    if isinstance(layer, Lookup):
-        return look_up(inputs[0], layer).reshape(len(inputs[0]), *target.shape)
-    if isinstance(layer, Concat):
-        return concatenate(inputs, layer, zero_points, target)
-    if isinstance(layer, Pad):
-        return pad(inputs[0], layer, zero_points[0])
-    return softmax(inputs[0], layer, target)
+    return PLAIN[type(layer)](layer, inputs, zero_points, target)
 
 
 def requantise(
@@ -250,6 +238,16 @@ def _patches(x: NDArray[_Number], window: Window, fill: float) -> NDArray[_Numbe
     views = sliding_window_view(padded, (reach[0], reach[1]), axis=(1, 2))  # (n, ., ., C, reach, reach)
     strided = views[:, :: window.stride[0], :: window.stride[1], :, :: window.dilation[0], :: window.dilation[1]]
     return strided.transpose(0, 1, 2, 4, 5, 3)
+
+
+# layer, inputs, their zero points, the output's tensor -> the output
+PLAIN: dict[type[Plain], Callable[[Any, list[Int8Array], list[int], Tensor], Int8Array]] = {
+    Mul: lambda layer, inputs, zero_points, target: multiply(inputs[0], inputs[1], layer, zero_points, target),
+    Lookup: lambda layer, inputs, _, target: look_up(inputs[0], layer).reshape(len(inputs[0]), *target.shape),
+    Concat: lambda layer, inputs, zero_points, target: concatenate(inputs, layer, zero_points, target),
+    Pad: lambda layer, inputs, zero_points, _: pad(inputs[0], layer, zero_points[0]),
+    Softmax: lambda layer, inputs, _, target: softmax(inputs[0], layer, target),
+}
 
 
 def first_difference(

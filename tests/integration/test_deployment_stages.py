@@ -92,6 +92,9 @@ def test_the_notes_hold_a_memory_map_that_adds_up(gated: StageOutput) -> None:
     assert rom["total"] == rom["weights"] + rom["code"] + rom["runtime"] == gated.values["rom"].amount
     assert max(item["offset"] + item["bytes"] for item in memory["arena"]) == memory["ram"]["arena"]
     assert memory["arena_lower_bound"] <= memory["ram"]["arena"]
+    assert 0 <= memory["arena_peak_layer"] <= max(item["last_layer"] for item in memory["arena"])
+    scratch = [item for item in memory["arena"] if not item["tensors"]]
+    assert scratch and all(item["first_layer"] == item["last_layer"] for item in scratch)
 
 
 def test_the_examples_arena_is_within_5_percent_of_the_bound(gated: StageOutput) -> None:

@@ -92,7 +92,14 @@ def _trial(number: int, rng: random.Random, skill: float) -> MadeUpTrial:
         "energy": Value(amount=cycles * 0.35e-9, unit="J", source=Source.ESTIMATED, note="nJ per cycle of the board"),
     }
     layers = [
-        {"index": i, "name": f"conv{i}", "op": "conv2d", "macs": round(flops / 8), "cycles": round(cycles / (i + 2))}
+        {
+            "index": i,
+            "name": f"conv{i}",
+            "op": "conv2d",
+            "macs": round(flops / 8),
+            "cycles": round(cycles / (i + 2)),
+            "source": "emulated",
+        }
         for i in range(2 * depth + 2)
     ]
     seconds = {"gate": 0.8, "train": rng.uniform(3, 12), "compress": 2.5, "build": 1.1, "profile": 0.7}
@@ -102,8 +109,22 @@ def _trial(number: int, rng: random.Random, skill: float) -> MadeUpTrial:
         outcome=Outcome(
             ending=Ending.COMPLETE, values=values, artifacts={"elf": f"{number:064x}"}, stage_seconds=seconds
         ),
-        notes={"profile": {"layers": layers}},
+        notes={"build": {"memory": memory_map(len(layers), 64 * width)}, "profile": {"layers": layers}},
     )
+
+
+def memory_map(n_layers: int, n_bytes: int) -> Json:
+    """A chain of layers whose tensors take turns in two halves of the arena, with scratch memory on top."""
+    arena = [
+        buffer(i % 2 * n_bytes, n_bytes, max(i - 1, 0), min(i, n_layers - 1), f"t{i}") for i in range(n_layers + 1)
+    ]
+    arena += [buffer(2 * n_bytes, 128, i, i) for i in range(n_layers)]
+    return {"arena": arena, "arena_lower_bound": 2 * n_bytes + 128, "arena_peak_layer": 0}
+
+
+def buffer(offset: int, n_bytes: int, first: int, last: int, *tensors: str) -> Json:
+    places = {"offset": offset, "bytes": n_bytes, "first_layer": first, "last_layer": last}
+    return {"tensors": list(tensors), **places}
 
 
 def _infeasible(number: int, params: dict[str, Any], rom: float, ram: float, flops: float) -> MadeUpTrial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +14,18 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 from rich.cells import cell_len
 from rich.console import Console
+from test_report import CHROMIUM, dump_dom
 
 import cli
 from mcu_agent.image import read_image
 from mcu_agent.kinds import load_kind
 from orchestrator.errors import UsageError
 from orchestrator.records import Source
+from orchestrator.report.compiled import contents
 from tasks import compile as compiling
 from tasks.compile import Report, compile_model, measure, read_model
 from tasks.compile_view import report_view
+from tasks.deployment import memory_map
 from tasks.errors import Defect, TransientFault
 from tasks.firmware.errors import ToolchainError, ToolchainInterrupted
 from tests.support.qdq import QdqModel
@@ -83,6 +87,34 @@ def test_a_model_is_compiled_run_and_written_with_its_report(model_file: Path, t
     assert [layer["op"] for layer in shown["layers"]] == ["conv2d", "add", "avgpool"]
     assert shown["layers"][0]["output_shape"] == [8, 8, 6]
     assert shown["layers"][0]["macs"] == 8 * 8 * 6 * 2 * 9
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_page_of_a_compiled_model_is_drawn_and_says_what_is_emulated(model_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert call(str(model_file), "--board", BOARD, "--out", str(folder)).exit_code == 0
+    dom = dump_dom(folder / "report.html", tmp_path / "profile")
+    assert 'data-ready="yes"' in dom, "the script stopped half-way"
+    assert len(re.findall(r"<tr[^>]*data-number", dom)) == 3
+    texts = re.sub(r"<[^>]*>", "", dom.split("<script")[0])
+    assert "cycles, emulated: " in texts
+    assert ", measured" not in texts
+    assert "set by layer" in texts
+
+
+def test_the_page_shows_the_plan_that_was_compiled(model_file: Path) -> None:
+    kind = load_kind(BOARD)
+    compiled = compile_model(model_file, kind)
+    shown = contents(measure("a/small.onnx", compiled, kind).to_json(), memory_map(compiled))
+    memory = shown["memory"]
+    assert memory["arena_bytes"] == compiled.plan.arena_bytes
+    assert (memory["bound_bytes"], memory["peak_layer"]) == (
+        *(compiled.plan.lower_bound_bytes, compiled.plan.peak_step),
+    )
+    assert memory["groups"]["scratch"]["height"] == list(compiled.plan.scratch_bytes.values())
+    assert memory["names"] == ["0 conv2d", "1 add", "2 avgpool"]
+    assert shown["layer_sources"]["cycles"] == "emulated"
+    assert (shown["name"], shown["headline"][0]["title"]) == ("small.onnx", "ROM")
 
 
 def test_parts_of_a_report_add_up(report: Report) -> None:

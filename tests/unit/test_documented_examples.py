@@ -66,7 +66,9 @@ def test_the_readme_compiles_a_network_as_it_says(tmp_path: Path, monkeypatch: p
     Path("network-int8.onnx").write_bytes(zoo.quantised("mlp"))
     result = CliRunner().invoke(cli.main, arguments)
     assert (program, result.exit_code) == ("edgefront", 0), result.output
-    assert {"firmware.elf", "report.json", "edgefront.c"} <= {path.name for path in Path("build").iterdir()}
+    assert {"firmware.elf", "report.json", "report.html", "edgefront.c"} <= {
+        path.name for path in Path("build").iterdir()
+    }
 
 
 def all_pages() -> list[Path]:

@@ -18,6 +18,7 @@ import onnx
 import pytest
 from report_trials import study_file
 
+from mcu_agent.image import read_image
 from mcu_agent.kinds import load_kind
 from orchestrator.errors import StudyError, UsageError
 from orchestrator.records import Ending, Outcome, Source, Value
@@ -27,6 +28,7 @@ from tasks.export import Exported, export_trial, project_files
 from tasks.firmware.compiler import compile_graph
 from tasks.firmware.host import HostNetwork
 from tasks.firmware.ir import Clamp, Dense, Graph, Tensor
+from tasks.firmware.toolchain import gcc_flags
 from tasks.nn.samples import normalise
 from tasks.quant.reference import quantise_input
 
@@ -160,6 +162,7 @@ def test_a_python_without_the_agent_is_told_how_to_name_another(project: Path) -
 def test_its_firmware_links_again_with_the_arm_compiler(project: Path) -> None:
     done = make(project, "firmware")
     assert (project / "build" / "firmware.elf").exists(), done.stderr
+    assert "ef_dense_s8" in read_image((project / "build" / "firmware.elf").read_bytes(), load_kind(BOARD)).symbols
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None or shutil.which("cc") is None, reason="needs cmake and cc")
@@ -171,6 +174,33 @@ def test_its_cmake_project_builds_and_passes(project: Path, tmp_path: Path) -> N
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", ["Makefile", "CMakeLists.txt", "README.md"])
+def test_every_way_to_build_it_takes_the_assembly(project: Path, file: str) -> None:
+    assembly = [path.relative_to(project).as_posix() for path in (project / "src").rglob("*.S")]
+    assert assembly == ["src/kernels/ef_dense_s8.S"]
+    lists = [
+        line for line in (project / file).read_text(encoding="utf-8").splitlines() if " src/edgefront_weights.c" in line
+    ]
+    assert [path for line in lists for path in assembly if path not in line.replace(")", "").split()] == []
+    assert lists
+
+
+@pytest.mark.skipif(
+    shutil.which("cmake") is None or shutil.which("arm-none-eabi-gcc") is None, reason="needs cmake, arm-none-eabi-gcc"
+)
+def test_its_cmake_library_for_the_board_holds_the_assembly(project: Path, tmp_path: Path) -> None:
+    folder, flags = tmp_path / "b", " ".join(gcc_flags(load_kind(BOARD)))
+    cross = ["-DCMAKE_SYSTEM_NAME=Generic", "-DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY"]
+    for language in ("C", "ASM"):
+        cross += [f"-DCMAKE_{language}_COMPILER=arm-none-eabi-gcc", f"-DCMAKE_{language}_FLAGS={flags}"]
+    for command in (["cmake", "-S", str(project), "-B", str(folder), *cross], ["cmake", "--build", str(folder)]):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    library = str(folder / "libedgefront_network.a")
+    symbols = subprocess.run(["arm-none-eabi-nm", library], capture_output=True, text=True, timeout=60, check=True)
+    assert " T ef_dense_s8" in symbols.stdout
 
 
 def test_the_readme_gives_each_figure_with_its_source(project: Path) -> None:

@@ -109,6 +109,7 @@ def test_the_notes_hold_a_table_of_layers_that_adds_up() -> None:
     result = answer(ask(store), store)
     notes = json.loads(json.dumps(result.notes))
     assert [layer["name"] for layer in notes["layers"]] == ["double", "add"]
+    assert {layer["source"] for layer in notes["layers"]} == {"emulated"}
     total = notes["glue"]["instructions"] + sum(layer["instructions"] for layer in notes["layers"])
     assert total == result.values["instructions"].amount
     assert (notes["board_id"], notes["n_inputs"], notes["bit_exact"]) == ("virtual-nrf52-dk", 32, True)

@@ -11,11 +11,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_trials import MadeUpTrial, made_up_trials, report_input, study_file
+from report_trials import MadeUpTrial, buffer, made_up_trials, memory_map, report_input, study_file
 
 from orchestrator.records import Ending, Outcome, Source, Value
 from orchestrator.report import write
 from orchestrator.report.contents import contents, layers_of
+from orchestrator.report.figures import layer_sources, memory_figure
 from orchestrator.report.page import render, script_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -68,6 +69,67 @@ def test_layers_join_what_the_compiler_knows_with_what_the_board_counted() -> No
     assert layers_of(notes) == [{"symbol": "edgefront_layer_00_conv2d", "op": "conv2d", "macs": 9, "cycles": 21}]
 
 
+def test_buffers_are_rectangles_over_their_layers_at_their_bytes_and_scratch_is_apart() -> None:
+    memory = {
+        "arena": [buffer(0, 64, 0, 2, "x", "y"), buffer(64, 1200, 1, 2, "a", "b", "c", "d"), buffer(1264, 32, 1, 1)],
+        "arena_lower_bound": 1280,
+        "arena_peak_layer": 1,
+    }
+    figure = memory_figure(memory, [{"op": "conv2d"}, {"op": "add"}])
+    assert figure is not None
+    assert (figure["arena_bytes"], figure["bound_bytes"], figure["peak_layer"]) == (1296, 1280, 1)
+    assert figure["names"] == ["0 conv2d", "1 add", "2"]
+    shown = figure["groups"]["activations"]
+    assert (shown["x"], shown["width"], shown["base"], shown["height"]) == ([1, 1.5], [3, 2], [0, 64], [64, 1200])
+    assert shown["about"] == [
+        "x, y: 64 bytes at 0, layers 0 to 2",
+        "a, b, c and 1 more: 1,200 bytes at 64, layers 1 to 2",
+    ]
+    assert figure["labels"] == {"x": [1.5], "y": [664], "text": ["1,200"]}  # the others are too low
+    scratch = figure["groups"]["scratch"]
+    assert (scratch["x"], scratch["base"], scratch["about"]) == (
+        *([1], [1264]),
+        ["scratch memory: 32 bytes at 1,264, layer 1"],
+    )
+
+
+def test_notes_without_a_memory_plan_have_no_figure_of_it() -> None:
+    trial = MadeUpTrial(number=0, params={}, outcome=None, notes={"build": {"image_id": "00"}})
+    (shown,) = contents(report_input([trial], front=[], history=[], test_results={}, downloads={}))["trials"]
+    assert shown["memory"] is None
+    assert memory_figure({"arena": []}, []) is None
+
+
+def test_the_memory_shown_is_the_builds_and_not_that_of_the_untrained_network() -> None:
+    notes = {"build": {"memory": memory_map(2, 8)}, "gate": {"memory": memory_map(2, 16)}}
+    for stages, expected in ((("gate",), 160), (("build", "gate"), 144)):
+        trial = MadeUpTrial(number=0, params={}, outcome=None, notes={stage: notes[stage] for stage in stages})
+        (shown,) = contents(report_input([trial], front=[], history=[], test_results={}, downloads={}))["trials"]
+        assert shown["memory"]["arena_bytes"] == expected
+
+
+@pytest.mark.parametrize(
+    ("sources", "fallback", "expected"),
+    [
+        (["emulated", "emulated"], "measured", "emulated"),
+        (["measured", "measured"], "emulated", "measured"),
+        ([None, None], "emulated", "emulated"),
+        (["measured", "emulated"], "measured", ""),
+        ([None, None], "", ""),
+    ],
+)
+def test_cycles_of_layers_are_called_what_every_layer_says_they_are(
+    sources: list[str | None], fallback: str, expected: str
+) -> None:
+    layers = [{"cycles": 5, "macs": 9, **({"source": source} if source else {})} for source in sources]
+    assert layer_sources(layers, fallback) == {"cycles": expected, "macs": "exact"}
+
+
+def test_layers_of_notes_without_a_source_take_that_of_the_trials_cycles() -> None:
+    page = contents(report_input())
+    assert {trial["layer_sources"]["cycles"] for trial in page["trials"] if trial["layers"]} == {"emulated"}
+
+
 class Elements(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +177,11 @@ def test_a_browser_draws_every_part(count: int, tmp_path: Path) -> None:
     dom = dump_dom(page, tmp_path / "profile")
     assert 'data-ready="yes"' in dom, "the script stopped half-way"
     assert len(re.findall(r"<tr[^>]*data-number", dom)) == count
-    assert dom.count("main-svg") >= (6 if count else 3)
+    assert dom.count("main-svg") >= (8 if count else 3)
+    texts = re.sub(r"<[^>]*>", "", dom.split("<script")[0])
+    assert (", emulated: " in texts, ", measured: " in texts) == (count > 0, False)
+    assert ("set by layer" in texts, "bytes of the arena" in texts) == (count > 0, count > 0)
+    assert (">scratch</text>" in dom) == (count > 0)
 
 
 def dump_dom(page: Path, profile: Path) -> str:
