@@ -87,5 +87,5 @@ def test_a_node_name_cannot_leave_its_comment() -> None:
 
 def test_only_the_kernels_in_use_are_shipped() -> None:
     kernels = {path for path in emitted(small_graph()) if path.startswith("kernels/")}
-    used = {"ef_common.h", "ef_add_s8.h", "ef_add_s8.S", "ef_rescale_s8.h"}
+    used = {"ef_options.h", "ef_common.h", "ef_add_s8.h", "ef_add_s8.S", "ef_rescale_s8.h"}
     assert kernels == {f"kernels/{name}" for name in used}
