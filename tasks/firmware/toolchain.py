@@ -49,9 +49,10 @@ def zig_version() -> str:
 
 
 def zig_flags(kind: BoardKind) -> tuple[str, ...]:
-    """Target and CPU. The floating-point unit must be named: without it the compiler quietly emits soft-float code."""
+    """Target and CPU. The floating-point unit must be named: without it the compiler quietly emits soft-float code. So
+    must the DSP extension where a part may come without it."""
     abi = "eabihf" if kind.fpu else "eabi"
-    dsp = "" if kind.has_dsp or kind.core != "cortex-m33" else "-dsp"
+    dsp = ("+dsp" if kind.has_dsp else "-dsp") if kind.core == "cortex-m33" else ""
     return ("-target", f"thumb-freestanding-{abi}", f"-mcpu={kind.core.replace('-', '_')}{_ZIG_FPU[kind.fpu]}{dsp}")
 
 
