@@ -14,7 +14,6 @@ import numpy as np
 from unicorn import (
     UC_ARCH_ARM,
     UC_HOOK_MEM_INVALID,
-    UC_MODE_MCLASS,
     UC_MODE_THUMB,
     UC_PROT_EXEC,
     UC_PROT_READ,
@@ -79,7 +78,8 @@ class VirtualBoard:
         """
         self.close()
         kind = self.kind
-        emulator = Uc(UC_ARCH_ARM, UC_MODE_THUMB | UC_MODE_MCLASS)
+        # Not UC_MODE_MCLASS: it makes every core a Cortex-M33, whatever the model.
+        emulator = Uc(UC_ARCH_ARM, UC_MODE_THUMB)
         emulator.ctl_set_cpu_model(_CPU_MODELS[kind.core])
         emulator.mem_map(kind.flash_origin, kind.flash_bytes, UC_PROT_READ | UC_PROT_EXEC)
         emulator.mem_map(kind.ram_origin, kind.ram_bytes, UC_PROT_READ | UC_PROT_WRITE)
