@@ -38,12 +38,7 @@ class Bundle:
 
     def on_unicorn(self, inputs: Sequence[Int8Array]) -> Ran:
         """Run ``inputs``, for every network (samples, H, W, C), on the virtual board."""
-        frames = self._frames(inputs)
-        job = Job(elf=self.elf, inputs=frames, expected=np.zeros((len(frames), self.n_outputs), np.int8))
-        with opened(job, read_image(self.elf, self.kind), _CountingBoard("virtual", self.kind)) as link:
-            link.check_identity()
-            runs = [link.run(frame) for frame in frames]
-        return self._ran(inputs, np.stack([run.output for run in runs]), [run.counts[0].instructions for run in runs])
+        return self._ran(inputs, *run_counted(self.elf, self.kind, self._frames(inputs)))
 
     def on_qemu(self, inputs: Sequence[Int8Array], machine: qemu.Machine, folder: Path) -> Ran:
         """The same on a machine of QEMU with the memory of ``kind``; ``folder`` for its files."""
@@ -72,6 +67,15 @@ def bundle(graphs: Sequence[Graph], kind: BoardKind, compiler: str = "zig") -> B
     """At most 127 networks, which all have to fit."""
     elf, n_inputs, n_outputs = board_bundle(graphs, kind, compiler)
     return Bundle(graphs=tuple(graphs), kind=kind, elf=elf, n_inputs=n_inputs, n_outputs=n_outputs)
+
+
+def run_counted(elf: bytes, kind: BoardKind, inputs: Int8Array) -> tuple[Int8Array, list[int]]:
+    """Outputs (n, bytes) and instructions of each run on the virtual board for ``inputs`` (n, bytes)."""
+    job = Job(elf=elf, inputs=inputs, expected=np.zeros((len(inputs), 0), np.int8))
+    with opened(job, read_image(elf, kind), _CountingBoard("virtual", kind)) as link:
+        link.check_identity()
+        runs = [link.run(one) for one in inputs]
+    return np.stack([run.output for run in runs]), [run.counts[0].instructions for run in runs]
 
 
 class _CountingBoard(VirtualBoard):

@@ -230,8 +230,13 @@ def graphs(draw: st.DrawFn, max_layers: int = 7) -> Graph:
 
 @lru_cache
 def random_networks(n: int) -> tuple[Graph, ...]:
-    """``n`` networks, the same ones every time. Hypothesis begins with the simplest one, or a list of copies of that
-    one; so these are drawn one by one and the first is left out."""
+    """``n`` networks, the same ones every time."""
+    return drawn(graphs(), n)
+
+
+def drawn(strategy: st.SearchStrategy[Graph], n: int) -> tuple[Graph, ...]:
+    """``n`` examples, the same ones every time. Hypothesis begins with the simplest one, or a list of copies of it; so
+    these are drawn one by one and the first is left out."""
     found: list[Graph] = []
 
     @settings(
@@ -242,7 +247,7 @@ def random_networks(n: int) -> tuple[Graph, ...]:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(graphs())
+    @given(strategy)
     def collect(graph: Graph) -> None:
         found.append(graph)
 
