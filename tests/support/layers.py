@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
 from tasks.firmware.ir import Graph, Pads, Tensor, Window
+from tasks.firmware.packing import WORD
 from tasks.firmware.quantised import Bounds
 from tasks.quant import reference
 from tests.support.networks import NetworkBuilder, random_inputs
@@ -78,8 +80,20 @@ class LayerBuilder(NetworkBuilder):
         source = self.source(self.number(5, 8), self.number(5, 8), groups * depth)
         self._convolve(source, groups, groups * self.number(1, 5))
 
-    def dense(self) -> None:
-        self._dense(self.source(self.number(1, 3), self.number(1, 3)))
+    def dense(self, tail: int) -> None:
+        """``tail`` inputs fill no word."""
+        height = 2 * self.number(0, 1) + 1
+        channels = self.draw(st.sampled_from([n for n in (*_CHANNELS, *range(34, 42)) if height * n % WORD == tail]))
+        self._dense(self.source(height, 1, channels))
+
+    def point(self, tail: int) -> None:
+        """A convolution with a window of one pixel, of whose input channels ``tail`` fill no word."""
+        channels = self.draw(st.sampled_from([n for n in _CHANNELS if n % WORD == tail]))
+        stride = self.draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3)]))
+        window = Window(kernel=(1, 1), stride=stride)
+        self.window = lambda _source, *, is_pool: window  # type: ignore[method-assign]
+        source = self.source(self.number(1, 9), self.number(1, 9), channels)
+        self._convolve(source, 1, self.draw(st.sampled_from(_CHANNELS)))
 
     def pair(self, combine: Callable[[Tensor], None]) -> None:
         """Of an image and the same image on another scale."""
@@ -92,11 +106,11 @@ class LayerBuilder(NetworkBuilder):
 
 KINDS: dict[str, Callable[[LayerBuilder], None]] = {
     "conv2d": lambda builder: builder.convolve(_KERNELS, groups=1),
-    "pointwise": lambda builder: builder.convolve(((1, 1),), groups=1),
+    **{f"pointwise, {tail} over": partial(LayerBuilder.point, tail=tail) for tail in range(WORD)},
     "depthwise": lambda builder: builder.convolve(_DEPTHWISE_KERNELS, multiplier=1),
     "depthwise multiplied": lambda builder: builder.convolve(_DEPTHWISE_KERNELS, multiplier=2),
     "grouped": LayerBuilder.group,
-    "dense": LayerBuilder.dense,
+    **{f"dense, {tail} over": partial(LayerBuilder.dense, tail=tail) for tail in range(WORD)},
     "add": lambda builder: builder.pair(builder._add),
     "mul": lambda builder: builder.pair(builder._multiply),
     "mul by a vector": lambda builder: builder._weigh(builder.image()),
