@@ -38,14 +38,15 @@ class Bundle:
 
     def on_unicorn(self, inputs: Sequence[Int8Array]) -> Ran:
         """Run ``inputs``, for every network (samples, H, W, C), on the virtual board."""
-        return self._ran(inputs, *run_counted(self.elf, self.kind, self._frames(inputs)))
+        return self._ran(inputs, *run_counted(self.elf, self.kind, self.frames(inputs)))
 
     def on_qemu(self, inputs: Sequence[Int8Array], machine: qemu.Machine, folder: Path) -> Ran:
         """The same on a machine of QEMU with the memory of ``kind``; ``folder`` for its files."""
-        outputs, counts = qemu.run_on_qemu(self.elf, self._frames(inputs), folder, machine=machine)
+        outputs, counts = qemu.run_on_qemu(self.elf, self.frames(inputs), folder, machine=machine)
         return self._ran(inputs, outputs, [one.instructions for one in counts])
 
-    def _frames(self, inputs: Sequence[Int8Array]) -> Int8Array:
+    def frames(self, inputs: Sequence[Int8Array]) -> Int8Array:
+        """What the firmware takes for them, (all samples, bytes)."""
         frames = []
         for index, x in enumerate(inputs):
             rows = np.zeros((len(x), self.n_inputs), np.int8)
