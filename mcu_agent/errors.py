@@ -99,6 +99,12 @@ class FirmwareFault(FirmwareError):
         self.site = site
 
 
+class CyclesUnknown(AgentError):
+    """Nothing says how long the firmware took: the board has no live cycle counter, and no cost table fits its core."""
+
+    reason = "cycles_unknown"
+
+
 class WrongImage(FirmwareError):
     """The device reports the identity of another image than the one that was loaded."""
 

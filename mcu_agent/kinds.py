@@ -12,7 +12,8 @@ from importlib import resources
 
 from mcu_agent.errors import InventoryError, UnknownKind
 
-CORES = ("cortex-m4", "cortex-m7", "cortex-m33")
+CORES = ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33")
+PLAIN_CORES = ("cortex-m0plus", "cortex-m3")  # without DSP extension and floating-point unit, whatever the part
 FPUS = ("", "fpv4-sp-d16", "fpv5-sp-d16", "fpv5-d16")
 _ENERGY_BASES = ("published:", "estimate:")
 
@@ -49,6 +50,11 @@ class BoardKind:
     def __post_init__(self) -> None:
         _require(self, "core", self.core, CORES)
         _require(self, "fpu", self.fpu, FPUS)
+        if self.core in PLAIN_CORES and (self.has_dsp or self.fpu):
+            raise InventoryError(
+                f"board kind {self.name}: a {self.core} has neither DSP extension nor floating-point unit, so has_dsp "
+                "must be false and fpu empty"
+            )
         for name in ("flash_bytes", "ram_bytes", "clock_hz", "supply_v", "nj_per_cycle"):
             if getattr(self, name) <= 0:
                 raise InventoryError(f"board kind {self.name}: {name} is {getattr(self, name)}; it must be above 0")

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from mcu_agent import mailbox, marks
 from mcu_agent.boards.protocol import Board, Counts, Region
-from mcu_agent.errors import BitMismatch, FirmwareError, ImageRejected, TransferCorrupt, WrongImage
+from mcu_agent.errors import BitMismatch, CyclesUnknown, FirmwareError, ImageRejected, TransferCorrupt, WrongImage
 from mcu_agent.image import Image, read_image
 from mcu_agent.latency import Statistics, median_index, summarise
 from mcu_agent.mailbox import Mailbox, Status
@@ -134,6 +134,7 @@ def profile(job: Job, board: Board, meter: Meter | None = None) -> Profile:
     Raises:
         ImageRejected, WrongImage, BitMismatch, FirmwareHang, FirmwareFault: the image is at fault.
         BoardLost, TransferCorrupt: the rig is at fault; another attempt may succeed.
+        CyclesUnknown: the outputs are right, but the board cannot say how many cycles they took.
     """
     started = time.monotonic()
     image = read_image(job.elf, board.kind)
@@ -395,6 +396,11 @@ def _layer_counts(layer: Layer, instructions: int | None, cycles: int, source: s
 def _cycles(board: Board, runs: list[Run]) -> tuple[list[float], list[Sequence[Counts]]]:
     """Cycles of each run, and the counts of each run by region where the board counts."""
     if board.counter is None:
+        if not runs[-1].report.has_cycle_counter:
+            raise CyclesUnknown(
+                f"board {board.board_id}: the outputs are right, but how many cycles a {board.kind.core} takes is not "
+                "known: the device has no live cycle counter, and the emulator's cost table does not cover this core"
+            )
         return [run.report.cycles for run in runs], []
     outside = len(_OUTSIDE)
     counts = [run.counts for run in runs]

@@ -17,7 +17,8 @@ TAKEN_PENALTY = 2
 
 # Cycles relative to the Cortex-M4 table. M7: published cycles of the same four MLPerf Tiny v1.2 networks on
 # NUCLEO-H7A3ZI-Q over NUCLEO-L4R5ZI are 0.58, 0.61, 0.62 and 0.53 (dual issue, branch prediction). M33: CoreMark per
-# MHz, 3.42 over 4.02.
+# MHz, 3.42 over 4.02. M0+ and M3 have none: two pipeline stages, and wide multiplies of several cycles, are no multiple
+# of this table.
 CORE_FACTORS = {"cortex-m4": 1.0, "cortex-m7": 0.6, "cortex-m33": 0.85}
 
 _SINGLE = 0  # a single load or store: 2 cycles, or 1 right after another one

@@ -14,7 +14,6 @@ import numpy as np
 from unicorn import (
     UC_ARCH_ARM,
     UC_HOOK_MEM_INVALID,
-    UC_MODE_MCLASS,
     UC_MODE_THUMB,
     UC_PROT_EXEC,
     UC_PROT_READ,
@@ -25,6 +24,8 @@ from unicorn import (
 from unicorn.arm_const import (
     UC_ARM_REG_PC,
     UC_ARM_REG_SP,
+    UC_CPU_ARM_CORTEX_M0,
+    UC_CPU_ARM_CORTEX_M3,
     UC_CPU_ARM_CORTEX_M4,
     UC_CPU_ARM_CORTEX_M7,
     UC_CPU_ARM_CORTEX_M33,
@@ -38,6 +39,8 @@ from mcu_agent.image import Image
 from mcu_agent.kinds import BoardKind
 
 _CPU_MODELS = {
+    "cortex-m0plus": UC_CPU_ARM_CORTEX_M0,  # the same instructions; unaligned words fault on both
+    "cortex-m3": UC_CPU_ARM_CORTEX_M3,
     "cortex-m4": UC_CPU_ARM_CORTEX_M4,
     "cortex-m7": UC_CPU_ARM_CORTEX_M7,
     "cortex-m33": UC_CPU_ARM_CORTEX_M33,
@@ -49,7 +52,10 @@ _POWER_UP_BYTE = b"\xa5"  # RAM is not zero at power-up, so firmware that forget
 
 
 class VirtualBoard:
-    """An emulated board; see :class:`mcu_agent.boards.protocol.Board` for the contract."""
+    """An emulated board; see :class:`mcu_agent.boards.protocol.Board` for the contract.
+
+    It counts for the cores of :data:`mcu_agent.boards.thumb.CORE_FACTORS` only; the others run, without a counter.
+    """
 
     is_emulated = True
 
@@ -72,7 +78,8 @@ class VirtualBoard:
         """
         self.close()
         kind = self.kind
-        emulator = Uc(UC_ARCH_ARM, UC_MODE_THUMB | UC_MODE_MCLASS)
+        # Not UC_MODE_MCLASS: it makes every core a Cortex-M33, whatever the model.
+        emulator = Uc(UC_ARCH_ARM, UC_MODE_THUMB)
         emulator.ctl_set_cpu_model(_CPU_MODELS[kind.core])
         emulator.mem_map(kind.flash_origin, kind.flash_bytes, UC_PROT_READ | UC_PROT_EXEC)
         emulator.mem_map(kind.ram_origin, kind.ram_bytes, UC_PROT_READ | UC_PROT_WRITE)
@@ -86,7 +93,8 @@ class VirtualBoard:
         emulator.hook_add(UC_HOOK_MEM_INVALID, self._on_invalid)
         self._image, self._emulator, self._pc, self._halted_at = image, emulator, int(reset) & ~1, None
         self._blocks = attach_counter(emulator)
-        self.counter = EmulatedCounter(emulator, self._blocks, kind)
+        if kind.core in CORE_FACTORS:
+            self.counter = EmulatedCounter(emulator, self._blocks, kind)
 
     def run_until(self, addresses: Collection[int], timeout_s: float) -> int:
         """Run to the first of ``addresses`` (function entries) and give back which it was."""

@@ -40,6 +40,9 @@ _ZIG_CODE = ("-O2", "-Xclang", "-Os", "-fno-sanitize=undefined", "-fno-stack-pro
 HOST_CODE = ("-O2", "-fno-sanitize=undefined")
 _GCC_CODE = ("-O2", "-fno-tree-loop-distribute-patterns")
 _LINK = ("-nostdlib", "-Wl,--gc-sections", "-Wl,-e,Reset_Handler", "-Wl,--build-id=none")
+# Armv6-M has no wide multiply and no division: the compiler calls functions of its own library, and only there is it
+# linked. Elsewhere a missing function is an error, as the network must bring everything with it.
+_HELPERS = {"cortex-m0plus": ("-lgcc",)}
 
 _ZIG_FPU = {"": "", "fpv4-sp-d16": "+vfp4d16sp", "fpv5-sp-d16": "+fp_armv8d16sp", "fpv5-d16": "+fp_armv8d16"}
 
@@ -49,9 +52,10 @@ def zig_version() -> str:
 
 
 def zig_flags(kind: BoardKind) -> tuple[str, ...]:
-    """Target and CPU. The floating-point unit must be named: without it the compiler quietly emits soft-float code."""
+    """Target and CPU. The floating-point unit must be named: without it the compiler quietly emits soft-float code. So
+    must the DSP extension where a part may come without it."""
     abi = "eabihf" if kind.fpu else "eabi"
-    dsp = "" if kind.core != "cortex-m33" else "+dsp" if kind.has_dsp else "-dsp"  # zig's own Cortex-M33 has none
+    dsp = ("+dsp" if kind.has_dsp else "-dsp") if kind.core == "cortex-m33" else ""
     return ("-target", f"thumb-freestanding-{abi}", f"-mcpu={kind.core.replace('-', '_')}{_ZIG_FPU[kind.fpu]}{dsp}")
 
 
@@ -84,7 +88,8 @@ def link_firmware(folder: Path, sources: Sequence[str], kind: BoardKind, compile
         command = [path, *gcc_flags(kind), *_COMMON, *_GCC_CODE]
     else:
         command = [*_zig(), *zig_flags(kind), *_COMMON, *_ZIG_CODE]
-    _execute([*command, "-I.", "-Iboard", *_LINK, "-Wl,-T,link.ld", *sources, "-o", target], folder)
+    helpers = _HELPERS.get(kind.core, ())
+    _execute([*command, "-I.", "-Iboard", *_LINK, "-Wl,-T,link.ld", *sources, *helpers, "-o", target], folder)
     return (folder / target).read_bytes()
 
 

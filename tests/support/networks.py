@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mcu_agent.kinds import BoardKind
@@ -226,6 +228,33 @@ def graphs(draw: st.DrawFn, max_layers: int = 7) -> Graph:
     return builder.finish()
 
 
+@lru_cache
+def random_networks(n: int) -> tuple[Graph, ...]:
+    """``n`` networks, the same ones every time."""
+    return drawn(graphs(), n)
+
+
+def drawn(strategy: st.SearchStrategy[Graph], n: int) -> tuple[Graph, ...]:
+    """``n`` examples, the same ones every time. Hypothesis begins with the simplest one, or a list of copies of it; so
+    these are drawn one by one and the first is left out."""
+    found: list[Graph] = []
+
+    @settings(
+        max_examples=n + 1,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def collect(graph: Graph) -> None:
+        found.append(graph)
+
+    collect()
+    return tuple(found[1 : n + 1])
+
+
 def random_inputs(graph: Graph, n: int, seed: int = 0) -> np.ndarray:
     """(n, H, W, C) bytes; the first two samples are the extremes."""
     x = np.random.default_rng(seed).integers(-128, 128, size=(n, *graph.input_tensor.shape)).astype(np.int8)
@@ -233,7 +262,7 @@ def random_inputs(graph: Graph, n: int, seed: int = 0) -> np.ndarray:
     return x
 
 
-def board_bundle(graphs: Sequence[Graph], kind: BoardKind) -> tuple[bytes, int, int]:
+def board_bundle(graphs: Sequence[Graph], kind: BoardKind, compiler: str = "zig") -> tuple[bytes, int, int]:
     """One firmware for many networks: the first input byte says which runs on the bytes after it.
 
     Returns:
@@ -248,7 +277,7 @@ def board_bundle(graphs: Sequence[Graph], kind: BoardKind) -> tuple[bytes, int, 
     harness = compile_graph(graphs[0], kind).sources
     sources |= {path: text for path, text in harness.items() if path.startswith("board/") or path == "link.ld"}
     sources |= {"edgefront.h": harness["edgefront.h"], "dispatch.c": _dispatcher(len(graphs), n_inputs, n_outputs)}
-    return link_sources(sources, kind), n_inputs, n_outputs
+    return link_sources(sources, kind, compiler=compiler), n_inputs, n_outputs
 
 
 def _dispatcher(n: int, n_inputs: int, n_outputs: int) -> str:

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,12 +22,44 @@ from mcu_agent.boards.blockcounter import cache_folder
 from mcu_agent.boards.protocol import Counts
 from mcu_agent.boards.thumb import TAKEN_PENALTY, block_cost
 from mcu_agent.image import Image, read_image
-from mcu_agent.kinds import load_kind
+from mcu_agent.kinds import PLAIN_CORES, BoardKind, load_kind
 from mcu_agent.mailbox import Mailbox, Status
 from tests.support.boards import SOURCES
 
-# An STM32F405: 1 MB of flash and 128 KB of RAM at the addresses of the F446.
-MACHINE, KIND = "netduinoplus2", "nucleo-f446re"
+KIND = "nucleo-f446re"  # its memory lies where that of the machine netduinoplus2 lies, which has more flash
+_KIB, _MIB = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """A machine of QEMU, and a board kind with its core and memory; clock and energy are another board's and mean
+    nothing."""
+
+    name: str
+    kind: BoardKind
+
+
+def _machine(name: str, core: str, fpu: str, flash: tuple[int, int], ram: tuple[int, int]) -> Machine:
+    """``flash`` and ``ram``: origin and bytes, from QEMU's source (``hw/arm``)."""
+    kind = replace(
+        load_kind(KIND), name=f"qemu-{name}", description=f"QEMU's machine {name}", mcu=name, core=core, fpu=fpu,
+        has_dsp=core not in PLAIN_CORES, flash_origin=flash[0], flash_bytes=flash[1], ram_origin=ram[0],
+        ram_bytes=ram[1], ram_bank="the block at ram_origin", datasheet="QEMU",
+    )  # fmt: skip
+    return Machine(name=name, kind=kind)
+
+
+# On the FPGA boards (mps2) both memories are RAM to QEMU; the AN505 starts in the secure world, at its secure alias.
+_SSRAM = ((0x00000000, 4 * _MIB), (0x20000000, 4 * _MIB))
+NETDUINO = _machine("netduinoplus2", "cortex-m4", "fpv4-sp-d16", (0x08000000, _MIB), (0x20000000, 128 * _KIB))
+MACHINES = (
+    NETDUINO,
+    _machine("mps2-an386", "cortex-m4", "fpv4-sp-d16", *_SSRAM),
+    _machine("mps2-an500", "cortex-m7", "fpv5-d16", *_SSRAM),
+    _machine("mps2-an505", "cortex-m33", "fpv5-sp-d16", (0x10000000, 4 * _MIB), (0x38000000, 2 * _MIB)),
+    _machine("mps2-an385", "cortex-m3", "", *_SSRAM),
+    _machine("microbit", "cortex-m0plus", "", (0x00000000, 256 * _KIB), (0x20000000, 16 * _KIB)),
+)
 TIMEOUT_S = 60.0
 _PACKET_BYTES = 1024  # of memory; QEMU takes packets of 4096 characters
 
@@ -41,21 +73,21 @@ class Span:
 
 
 def run_on_qemu(
-    elf: bytes, inputs: np.ndarray, folder: Path, span: Span | None = None
+    elf: bytes, inputs: np.ndarray, folder: Path, span: Span | None = None, machine: Machine = NETDUINO
 ) -> tuple[np.ndarray, list[Counts]]:
     """Outputs (n, bytes) for int8 inputs (n, bytes), and the counts of every run: by default of the whole network,
-    between the entries of ``edgefront_run`` and ``edgefront_after_run``.
+    between the entries of ``edgefront_run`` and ``edgefront_after_run``. The image is linked for ``machine.kind``.
 
     Instructions are QEMU's; cycles are those of the virtual board's cost table over QEMU's blocks.
     """
-    image = read_image(elf, load_kind(KIND))
+    image = read_image(elf, machine.kind)
     path, blocks = folder / "image.elf", folder / "blocks.txt"
     path.write_bytes(elf)
     span = span or Span(image.address("edgefront_run"), image.address("edgefront_after_run"))
     plugin = f"{_plugin(str(folder))},start={span.start:#x},end={span.end:#x},out={blocks}"
     base = image.address("edgefront_mailbox")
     outputs = []
-    with _qemu(path, plugin, folder) as gdb:
+    with _qemu(machine, path, plugin, folder) as gdb:
         box = _mailbox_when(gdb, base, lambda box: box.magic == mailbox.MAGIC)
         for n_runs, one in enumerate(inputs, 1):
             data = one.astype(np.int8).tobytes()
@@ -63,6 +95,8 @@ def run_on_qemu(
             gdb.write(base + mailbox.INPUT_CRC_OFFSET, zlib.crc32(data).to_bytes(4, "little"))
             gdb.write(base + mailbox.COMMAND_OFFSET, mailbox.COMMAND_RUN.to_bytes(4, "little"))
             box = _mailbox_when(gdb, base, lambda box, n=n_runs: box.sequence == n and box.status == Status.DONE)
+            if box.stack_used_bytes >= box.stack_reserved_bytes:  # some machines have memory below the stack
+                raise AssertionError(f"{machine.name}: all {box.stack_reserved_bytes} bytes of the stack were used")
             outputs.append(np.frombuffer(gdb.read(box.output_address, box.output_bytes), dtype=np.int8))
     return np.stack(outputs), _counts(blocks.read_text(), image)
 
@@ -92,7 +126,7 @@ def layer_span(elf: bytes, symbol: str) -> Span:
     Raises:
         ValueError: ``edgefront_run`` does not call it once.
     """
-    image = read_image(elf, load_kind(KIND))
+    image = read_image(elf, NETDUINO.kind)
     run, target = image.symbols["edgefront_run"], image.address(symbol)
     code = _code(image, run.address, run.size)
     places = [at for at in range(0, len(code) - 3, 2) if _call_target(code[at : at + 4], run.address + at) == target]
@@ -155,10 +189,10 @@ def _plugin(folder: str) -> Path:
 
 
 @contextmanager
-def _qemu(path: Path, plugin: str, folder: Path) -> Iterator[Gdb]:
+def _qemu(machine: Machine, path: Path, plugin: str, folder: Path) -> Iterator[Gdb]:
     address = folder / "gdb"
     address.unlink(missing_ok=True)
-    command = ["qemu-system-arm", "-M", MACHINE, "-kernel", str(path), "-display", "none", "-monitor", "none"]
+    command = ["qemu-system-arm", "-M", machine.name, "-kernel", str(path), "-display", "none", "-monitor", "none"]
     command += ["-serial", "none", "-S", "-chardev", f"socket,id=g,path={address},server=on,wait=off"]
     command += ["-gdb", "chardev:g", "-plugin", plugin]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -13,13 +13,14 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from mcu_agent.boards.virtual import VirtualBoard
-from mcu_agent.kinds import BoardKind, kinds, load_kind
+from mcu_agent.kinds import PLAIN_CORES, BoardKind, kinds, load_kind
 from mcu_agent.session import run_outputs
 from tasks.firmware import toolchain
 from tasks.firmware.compiler import Compiled, compile_graph
 from tasks.firmware.errors import DoesNotFit, ToolchainError, ToolchainInterrupted
 from tasks.firmware.host import HostNetwork
 from tasks.quant import reference
+from tests.support.compilers import COMPILERS, require
 from tests.support.graphs import small_cnn
 from tests.support.networks import random_inputs
 
@@ -114,16 +115,37 @@ def test_a_region_that_fits_is_no_overflow(compiled: Compiled, kind: BoardKind) 
 
 
 @pytest.mark.parametrize("name", sorted(kinds()))
-@pytest.mark.parametrize("compiler", ["zig", "gcc"])
+@pytest.mark.parametrize("compiler", COMPILERS)
 def test_the_image_runs_on_every_board_kind(name: str, compiler: str) -> None:
-    if compiler == "gcc" and toolchain.gcc_path() is None:
-        pytest.skip("arm-none-eabi-gcc is not installed")
+    require(compiler)
     kind = load_kind(name)
     graph = small_cnn()
     image = compile_graph(graph, kind, compiler=compiler).image
     x = random_inputs(graph, 3)
     outputs = run_outputs(image.elf, VirtualBoard("virtual", kind), x.reshape(3, -1), output_bytes=5)
     assert np.array_equal(outputs, reference.output_of(graph, x))
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("has_dsp", [True, False])
+def test_a_cortex_m33_gets_the_assembly_where_it_has_the_dsp_extension(
+    kind: BoardKind, has_dsp: bool, compiler: str
+) -> None:
+    require(compiler)
+    m33 = replace(kind, name="m33", core="cortex-m33", fpu="fpv5-sp-d16", has_dsp=has_dsp)
+    found = symbols(compile_graph(small_cnn(), m33, compiler=compiler).image.elf)
+    assert ("ef_quad_tail_wide_s8" in found) == has_dsp
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("core", PLAIN_CORES)
+def test_cores_without_dsp_extension_run_the_portable_kernels(kind: BoardKind, core: str, compiler: str) -> None:
+    require(compiler)
+    graph, plain = small_cnn(), replace(kind, name=core, core=core, fpu="", has_dsp=False)
+    image = compile_graph(graph, plain, compiler=compiler).image
+    x = random_inputs(graph, 3)
+    outputs = run_outputs(image.elf, VirtualBoard("virtual", plain), x.reshape(3, -1), output_bytes=5)
+    assert np.array_equal(outputs, reference.output_of(graph, x).reshape(3, -1))
 
 
 def test_the_host_gives_every_layer(compiled: Compiled) -> None:

@@ -65,11 +65,13 @@ def test_a_complete_entry_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("core = ", 'core = "z80" #'), "core is 'z80'; allowed: 'cortex-m4'"),
+        (("core = ", 'core = "z80" #'), "core is 'z80'; allowed: 'cortex-m0plus', 'cortex-m3', 'cortex-m4'"),
         (("fpu = ", 'fpu = "x87" #'), "fpu is 'x87'; allowed"),
         (("flash_bytes = ", "flash_bytes = -1 #"), "flash_bytes is -1; it must be above 0"),
         (("clock_hz = ", 'clock_hz = "fast" #'), "clock_hz is 'fast'; it must be of type int"),
         (("has_dsp = ", "has_dsp = 1 #"), "has_dsp is 1; it must be of type bool"),
+        (("core = ", 'core = "cortex-m3" #'), "a cortex-m3 has neither DSP extension nor floating-point unit"),
+        (("core = ", 'core = "cortex-m0plus" #'), "so has_dsp must be false and fpu empty"),
         (("ram_bytes = ", "ram_byte = "), r"unknown fields: \['ram_byte'\]; missing fields: \['ram_bytes'\]"),
         (('"estimate:', '"guess:'), "it must start with one of published:, estimate:"),
         (("mcu = ", "mcu = = "), "x.toml: not valid TOML"),

@@ -8,11 +8,23 @@ import numpy as np
 import pytest
 
 from mcu_agent.boards.virtual import VirtualBoard
-from mcu_agent.errors import AgentError, BitMismatch, FirmwareFault, FirmwareHang, ImageRejected, TransferCorrupt
-from mcu_agent.kinds import load_kind
+from mcu_agent.errors import (
+    AgentError,
+    BitMismatch,
+    CyclesUnknown,
+    FirmwareFault,
+    FirmwareHang,
+    ImageRejected,
+    TransferCorrupt,
+)
+from mcu_agent.kinds import PLAIN_CORES, load_kind
 from mcu_agent.session import Job, Layer, profile, run_outputs
+from tasks.firmware.compiler import compile_graph
+from tasks.quant import reference
 from tests.support import boards
 from tests.support.boards import make_job
+from tests.support.graphs import small_cnn
+from tests.support.networks import random_inputs
 
 HANG, OVERFLOW, OUTSIDE, UNDEFINED, WRONG_FIRST, WRONG_SECOND = 101, 102, 103, 104, 105, 106
 WRITE_FLASH, SLEEP, OWN_FAULT, JUMP_AWAY, BAD_CRC = 107, 108, 109, 110, 111
@@ -45,6 +57,20 @@ def test_the_parts_add_up_to_the_whole() -> None:
 def test_the_same_image_costs_the_same_every_time() -> None:
     first, second = run(make_job()), run(make_job())
     assert (first.instructions, first.cycles, first.layers) == (second.instructions, second.cycles, second.layers)
+
+
+@pytest.mark.parametrize("core", PLAIN_CORES)
+def test_a_core_without_a_cost_table_gives_outputs_but_no_profile(core: str) -> None:
+    kind = dataclasses.replace(load_kind("nrf52-dk"), core=core, fpu="", has_dsp=False)
+    graph = small_cnn()
+    x = random_inputs(graph, 2)
+    expected = reference.output_of(graph, x).reshape(2, -1)
+    job = Job(elf=compile_graph(graph, kind).image.elf, inputs=x.reshape(2, -1), expected=expected)
+    with pytest.raises(CyclesUnknown, match=f"the outputs are right, but how many cycles a {core} takes is not known"):
+        profile(job, VirtualBoard("v1", kind))
+    expected[1] ^= 1
+    with pytest.raises(BitMismatch):
+        profile(job, VirtualBoard("v1", kind))
 
 
 @pytest.mark.parametrize(("how", "layer"), [(WRONG_FIRST, "double"), (WRONG_SECOND, "add")])

@@ -17,7 +17,7 @@ from mcu_agent.boards.protocol import Counts, Region
 from mcu_agent.boards.virtual import VirtualBoard
 from mcu_agent.errors import BoardLost, FirmwareFault, FirmwareHang, ImageRejected
 from mcu_agent.image import Image, read_image
-from mcu_agent.kinds import load_kind
+from mcu_agent.kinds import CORES, PLAIN_CORES, load_kind
 from tests.support.boards import firmware
 
 KIND = load_kind("nrf52-dk")
@@ -173,6 +173,25 @@ def test_an_emulator_error_outside_memory_is_a_fault_with_its_place(board: Virtu
     with pytest.raises(FirmwareFault, match="faulted at edgefront_ready") as caught:
         board.run_until([image.address("edgefront_run")], 5.0)
     assert (caught.value.site.pc, caught.value.site.address) == (at, None)
+
+
+def test_an_unaligned_word_faults_on_a_cortex_m0plus_alone() -> None:
+    image = counted_image()
+    first = image.segments[0]
+    at = image.address("Reset_Handler") & ~1
+    code = b"\x01\x21\x08\x68\xff\xe7"  # movs r1, #1; ldr r0, [r1]; b to the next instruction
+    data = first.data[:at] + code + first.data[at + len(code) :]
+    loads = dataclasses.replace(image, segments=[dataclasses.replace(first, data=data), *image.segments[1:]])
+    for core in CORES:
+        plain = {"fpu": "", "has_dsp": False} if core in PLAIN_CORES else {}
+        board = VirtualBoard("v1", dataclasses.replace(KIND, core=core, **plain))
+        board.load(loads)
+        if core == "cortex-m0plus":
+            with pytest.raises(FirmwareFault):
+                board.run_until([at + len(code)], 5.0)
+        else:
+            assert board.run_until([at + len(code)], 5.0) == at + len(code)
+        board.close()
 
 
 def test_the_attached_counter_is_the_native_one_by_default() -> None:

@@ -44,9 +44,13 @@ static uint32_t crc32(const uint8_t *bytes, uint32_t n_bytes)
     return ~crc;
 }
 
-/** Start the cycle counter. It is missing or dead on some cores and all emulators: then it does not move. */
+/** Start the cycle counter. It is missing or dead on some cores and all emulators: then it does not move. Armv6-M has
+ * none, and its debug registers belong to the debugger. */
 static uint32_t start_cycle_counter(void)
 {
+#if __ARM_ARCH < 7
+    return 0u;
+#else
     DEMCR |= DEMCR_TRCENA;
 #if __ARM_ARCH == 7
     DWT_LAR = DWT_UNLOCK; /* Cortex-M7 locks the unit; on Cortex-M4 nothing listens here */
@@ -56,6 +60,7 @@ static uint32_t start_cycle_counter(void)
     const uint32_t before = DWT_CYCCNT;
     __asm volatile("nop\n\tnop\n\tnop\n\tnop");
     return DWT_CYCCNT != before ? 1u : 0u;
+#endif
 }
 
 static uint32_t stack_used(void)

@@ -1,6 +1,6 @@
 /**
- * Vector table and reset for any Cortex-M4, M7 or M33: copy .data, clear .bss, paint the stack, switch the FPU on. The
- * core runs from the clock it has after reset.
+ * Vector table and reset for any Cortex-M0+, M3, M4, M7 or M33: copy .data, clear .bss, paint the stack, switch the FPU
+ * on. The core runs from the clock it has after reset.
  *
  * The loops store through volatile pointers so that no compiler turns them into calls of memset or memcpy.
  */
@@ -30,7 +30,7 @@ __attribute__((section(".vectors"), used)) const edgefront_vector_t edgefront_ve
 
 __attribute__((noreturn, used)) void Reset_Handler(void)
 {
-    VTOR = edgefront_vectors; /* a boot loader may have left its own table there */
+    VTOR = edgefront_vectors; /* a boot loader may have left its own table there; a Cortex-M0+ may lack the register */
     const uint32_t *load = __edgefront_data_load;
     for (volatile uint32_t *word = __edgefront_data_start; word < __edgefront_data_end; ++word) {
         *word = *load++;

@@ -117,9 +117,14 @@ EF_INLINE void ef_columns_words(const ef_window_t shape, const int8_t *in, const
     }
 }
 
-/** Copy `n` bytes, a small constant, without a loop. */
+/** Copy `n` bytes, a small constant, without a loop where words may lie anywhere. */
 EF_INLINE void ef_copy(const int8_t *in, int32_t n, int8_t *out)
 {
+#if defined(__arm__) && !defined(__ARM_FEATURE_UNALIGNED)
+    for (int32_t i = 0; i < n; ++i) {
+        out[i] = in[i];
+    }
+#else
 #pragma GCC unroll 8
     for (int32_t i = 0; i < n / 4 * 4; i += 4) {
         __builtin_memcpy(out + i, in + i, 4);
@@ -130,6 +135,7 @@ EF_INLINE void ef_copy(const int8_t *in, int32_t n, int8_t *out)
     if (n & 1) {
         out[n - 1] = in[n - 1];
     }
+#endif
 }
 
 EF_INLINE int8_t *ef_fill(int8_t value, int32_t n, int8_t *out)
