@@ -508,7 +508,13 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
 @click.option("--board", required=True, help="Board kind; edgefront boards lists them.")
 @click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="New or empty folder.")
 @click.option("--compiler", type=click.Choice(["zig", "gcc"]), default="zig", show_default=True, help="C compiler.")
-@click.option("--optimise", type=click.Choice(["speed", "size"]), default="speed", show_default=True, help="What for.")
+@click.option(
+    "--optimise",
+    type=click.Choice(["speed", "size"]),
+    default="speed",
+    show_default=True,
+    help="What code is made for.",
+)
 @click.option("--markers", is_flag=True, help="Read the core's cycle counter around each layer (edgefront_marks).")
 @click.option("--force", is_flag=True, help="Write into a folder that holds something.")
 @_json_option

@@ -1,8 +1,9 @@
 """Graph and plan → readable C: a three-function header, one function a layer, trained values in a file of their own.
 
 The same graph gives the same bytes. Trained values (weights, biases, multipliers, zero points, clamps) stand in tables
-of a second translation unit, so that the machine code depends on shapes alone: an untrained network is as large as the
-trained one.
+of a second translation unit. The machine code depends on shapes, and of what is trained on two things only: whether a
+layer needs a left shift, and whether its bounds cut into the range of a byte. Networks that we quantise need neither,
+so an untrained one is as large as the trained one.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ what :func:`tasks.firmware.kernels.kernel_of` lists and what emission writes; co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -153,6 +153,12 @@ def _convolution(window: Window, groups: int, outputs: int = _CHANNELS) -> Conv2
     )
 
 
+def _with_sum(layer: Conv2d) -> Conv2d:
+    """``x`` added to what the convolution gives, which has the scale of ``x``."""
+    addition = Add(**{**_ends(), "inputs": ("x", "x")}, multipliers=(2**30, 2**30), left_shift=0)
+    return replace(layer, inputs=("x", "x"), addition=addition)
+
+
 def _ends(n_inputs: int = 1) -> dict[str, Any]:
     return {"name": "layer", "inputs": tuple("x" for _ in range(n_inputs)), "output": "y"}
 
@@ -161,6 +167,7 @@ def sample_layers() -> Iterator[AnyLayer]:
     """A small layer of every operator, from ``x`` to ``y``."""
     weights, ones = np.ones((4, _SIZE * _SIZE * _CHANNELS), np.int8), np.full(4, 2**24, np.int32)
     yield _convolution(_ONE, groups=1)
+    yield _with_sum(_convolution(_ONE, groups=1))
     yield _convolution(_ONE, groups=_CHANNELS)
     yield _convolution(_ONE, groups=2)
     yield Dense(**_ends(), weights=weights, bias=np.zeros(4, np.int32), multipliers=ones, left_shift=0)

@@ -89,7 +89,8 @@ def test_the_firmware_holds_the_assembly_with_the_dsp_extension_and_none_without
 
 def test_every_operator_of_the_compiler_is_in_the_table() -> None:
     records = {*get_args(AnyLayer), *EMITTED} - {Plain}
-    assert {row.operator for row in rows()} == {kind.__name__.lower() for kind in records} | {"dwconv2d", "gconv2d"}
+    convolutions = {"dwconv2d", "gconv2d", "conv2d_add"}
+    assert {row.operator for row in rows()} == {kind.__name__.lower() for kind in records} | convolutions
 
 
 @pytest.mark.parametrize(
