@@ -130,21 +130,21 @@ def call(graph: Graph, layer: Conv2d | Dense, prefix: str, symbol: str, place: P
             return [portable]
         own = f"    {depthwise_symbol(graph, prefix, geometry)}({given});"
         return ["#if EF_HAS_DSP", "    (void)shape;", own, "#else", portable, "#endif"]
-    given = f"{params}, {place.source}, {place.scratch}, {place.target}"
+    sources = [params, place.source]
     if layer.addition is not None:
-        cut = _word(cuts(layer.addition))
-        given = f"{params}, &{symbol}_terms, {place.source}, {place.other}, {place.scratch}, {place.target}"
-        return [f"    ef_conv2d_add_s8(shape, {_word(is_wide(layer))}, {cut}, {given});"]
-    key = _key(graph, layer)
-    if key in _shared(graph):
-        return [f"    {prefix}_conv2d_{_shared(graph).index(key):02d}({given});"]
-    return [f"    ef_conv2d_s8(shape, {_word(is_wide(layer))}, {given});"]
+        sources = [params, f"&{symbol}_terms", place.source, place.other]
+    given = ", ".join([*sources, place.scratch, place.target])
+    shared = _shared(graph)
+    if _key(graph, layer) in shared:
+        return [f"    {prefix}_conv2d_{shared.index(_key(graph, layer)):02d}({given});"]
+    return [f"    {_kernel(layer)}{given});"]
 
 
 def shape_declaration(graph: Graph, layer: Conv2d) -> str:
     """The window of a convolution as the C constant ``shape``; empty where its function has it."""
-    is_shared = layer.addition is None and _key(graph, layer) in _shared(graph)
-    return "" if is_shared else window_declaration(graph, layer, layer.window, layer.groups)
+    if _key(graph, layer) in _shared(graph):
+        return ""
+    return window_declaration(graph, layer, layer.window, layer.groups)
 
 
 def window_declaration(graph: Graph, layer: Layer, window: Window, groups: int = 1) -> str:
@@ -164,34 +164,60 @@ def window_declaration(graph: Graph, layer: Layer, window: Window, groups: int =
 
 def shared_convolutions(graph: Graph, prefix: str) -> str:
     """One function for all convolutions of the same shapes, where there are several: nothing else differs in code."""
-    made: dict[_Key, str] = {}
-    for layer in graph.layers:
-        if not isinstance(layer, Conv2d) or op_name(layer) != "conv2d":
-            continue
-        if _key(graph, layer) in _shared(graph) and _key(graph, layer) not in made:
-            arguments = "const ef_filter_t *filter, const int8_t *in, uint32_t *scratch, int8_t *out"
-            made[_key(graph, layer)] = (
-                f"static __attribute__((noinline)) void {prefix}_conv2d_{len(made):02d}({arguments})\n{{\n"
-                f"{window_declaration(graph, layer, layer.window, layer.groups)}"
-                f"    ef_conv2d_s8(shape, {_word(is_wide(layer))}, filter, in, scratch, out);\n}}\n"
-            )
-    return "\n".join(made.values())
+    samples = {_key(graph, layer): layer for layer in graph.layers if isinstance(layer, Conv2d)}
+    functions = (
+        f"static __attribute__((noinline)) void {prefix}_conv2d_{number:02d}({_parameters(samples[key])})\n{{\n"
+        f"{window_declaration(graph, samples[key], samples[key].window, samples[key].groups)}"
+        f"    {_kernel(samples[key])}{', '.join(_names(samples[key]))});\n}}\n"
+        for number, key in enumerate(_shared(graph))
+    )
+    return "\n".join(functions)
 
 
-_Key = tuple[Shape, Shape, Window, bool]
+_PARAMETERS = {
+    "filter": "const ef_filter_t *filter",
+    "terms": "const ef_add_t *terms",
+    "in": "const int8_t *in",
+    "other": "const int8_t *other",
+    "scratch": "uint32_t *scratch",
+    "out": "int8_t *out",
+}
+
+
+def _names(layer: Conv2d) -> list[str]:
+    """What a shared function is given."""
+    sums = ("terms", "other")
+    return [name for name in _PARAMETERS if layer.addition is not None or name not in sums]
+
+
+def _parameters(layer: Conv2d) -> str:
+    return ", ".join(_PARAMETERS[name] for name in _names(layer))
+
+
+def _kernel(layer: Conv2d) -> str:
+    """The start of a call of the kernel, up to what is not constant."""
+    if layer.addition is None:
+        return f"ef_conv2d_s8(shape, {_word(is_wide(layer))}, "
+    return f"ef_conv2d_add_s8(shape, {_word(is_wide(layer))}, {_word(cuts(layer.addition))}, "
+
+
+_Key = tuple[str, Shape, Shape, Window, bool, bool]
 
 
 def _key(graph: Graph, layer: Conv2d) -> _Key:
     """What the code of a convolution depends on."""
     shapes = (graph.tensors[layer.inputs[0]].shape, graph.tensors[layer.output].shape)
-    return (*shapes, layer.window, is_wide(layer))
+    return (op_name(layer), *shapes, layer.window, is_wide(layer), layer.addition is not None and cuts(layer.addition))
 
 
 def _shared(graph: Graph) -> list[_Key]:
     """The keys of more than one convolution, in order of first use."""
-    layers = (layer for layer in graph.layers if isinstance(layer, Conv2d) and op_name(layer) == "conv2d")
+    layers = (layer for layer in graph.layers if isinstance(layer, Conv2d) and op_name(layer) in _SHARED)
     counts = Counter(_key(graph, layer) for layer in layers)
     return [key for key, count in counts.items() if count > 1]
+
+
+_SHARED = ("conv2d", "conv2d_add")
 
 
 def _word(value: bool) -> str:

@@ -6,11 +6,14 @@ import dataclasses
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tasks.firmware.emit import GENERATOR, emit_network
-from tasks.firmware.ir import Add, Clamp, Graph, Rescale, Tensor
+from tasks.firmware.host import HostNetwork
+from tasks.firmware.ir import Add, Clamp, Conv2d, Graph, Pads, Rescale, Tensor, Window
 from tasks.firmware.planner import plan_memory
+from tasks.quant import reference
 
 
 def small_graph(name: str = "relu") -> Graph:
@@ -89,3 +92,47 @@ def test_only_the_kernels_in_use_are_shipped() -> None:
     kernels = {path for path in emitted(small_graph()) if path.startswith("kernels/")}
     used = {"ef_options.h", "ef_common.h", "ef_add_s8.h", "ef_add_s8.S", "ef_rescale_s8.h"}
     assert kernels == {f"kernels/{name}" for name in used}
+
+
+def convolutions(n: int, *, has_sums: bool) -> Graph:
+    """``n`` convolutions of one shape behind each other, and a depthwise one of the same."""
+    shape, window = (4, 4, 4), Window(kernel=(3, 3), pads=Pads(top=1, left=1, bottom=1, right=1))
+    tensors, layers = {"x0": Tensor(name="x0", shape=shape, scale=1.0, zero_point=0)}, []
+    for number in range(n + 1):
+        name, source = f"x{number + 1}", f"x{number}"
+        tensors[name] = Tensor(name=name, shape=shape, scale=1.0, zero_point=0)
+        groups = 4 if number == n else 1
+        addition = Add(name=name, inputs=(name, source), output=name, multipliers=(2**30, 2**30), left_shift=0)
+        convolution = Conv2d(
+            name=name,
+            inputs=(source, source) if has_sums and groups == 1 else (source,),
+            output=name,
+            window=window,
+            groups=groups,
+            weights=np.ones((4, 3, 3, 4 // groups), np.int8),
+            bias=np.zeros(4, np.int32),
+            multipliers=np.full(4, 2**28, np.int32),
+            left_shift=0,
+            addition=addition if has_sums and groups == 1 else None,
+        )
+        layers.append(convolution)
+    return Graph(tensors=tensors, layers=tuple(layers), input="x0", output=f"x{n + 1}", digest="ab" * 32)
+
+
+@pytest.mark.parametrize("has_sums", [False, True])
+def test_convolutions_of_one_shape_share_their_code_and_others_keep_theirs(has_sums: bool) -> None:
+    text = emitted(convolutions(3, has_sums=has_sums))["edgefront.c"]
+    assert text.count("edgefront_conv2d_00(") == 1 + 3
+    assert "edgefront_conv2d_01" not in text
+    assert text.count("const ef_window_t shape") == 2  # the shared one's and the depthwise layer's
+    alone = emitted(convolutions(1, has_sums=has_sums))["edgefront.c"]
+    assert "edgefront_conv2d_" not in alone
+
+
+@pytest.mark.parametrize("has_sums", [False, True])
+def test_shared_code_computes_what_each_layer_should(has_sums: bool) -> None:
+    graph = convolutions(2, has_sums=has_sums)
+    x = np.random.default_rng(0).integers(-128, 128, size=(4, 4, 4, 4)).astype(np.int8)
+    plan = plan_memory(graph)
+    found = HostNetwork(emit_network(graph, plan), graph, plan).run(x)
+    np.testing.assert_array_equal(found, reference.output_of(graph, x))
