@@ -157,6 +157,7 @@ class LeasedBoard:
         self.board_id = board.board_id
         self.kind = board.kind
         self.is_emulated = board.is_emulated
+        self.emulator = board.emulator
 
     @property
     def counter(self) -> Counter | None:

@@ -108,6 +108,7 @@ class Profile:
 
     board_id: str
     kind: str
+    emulator: str
     image_id: str
     clock_hz: int
     supply_v: float
@@ -350,6 +351,7 @@ def _summarise(job: Job, board: Board, link: Link, runs: list[Run], meter: Meter
     return Profile(
         board_id=board.board_id,
         kind=board.kind.name,
+        emulator=board.emulator,
         image_id=link.image.image_id.hex(),
         clock_hz=board.kind.clock_hz,
         supply_v=board.kind.supply_v,

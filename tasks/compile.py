@@ -88,6 +88,7 @@ class Report:
     core: str
     clock_hz: int
     compiler: str
+    emulator: str
     n_inputs: int
     seed: int
     layers: tuple[LayerReport, ...]
@@ -103,6 +104,7 @@ class Report:
             "core": self.core,
             "clock_hz": self.clock_hz,
             "compiler": self.compiler,
+            "emulator": self.emulator,
             "inputs": {"n": self.n_inputs, "seed": self.seed, "bit_exact": True},
             "layers": [_layer_json(layer) for layer in self.layers],
             "largest_layer": self.largest_layer,
@@ -238,6 +240,7 @@ def measure(
         core=kind.core,
         clock_hz=kind.clock_hz,
         compiler=compiled.image.compiler,
+        emulator=found.emulator,
         n_inputs=n_inputs,
         seed=seed,
         layers=_layers(compiled, found, live, rom_by_layer(compiled.image.elf, kind)),

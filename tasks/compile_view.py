@@ -53,7 +53,8 @@ def report_view(report: Report, width: int) -> Group:
     """Everything within ``width`` columns: where they do not suffice names are cut, then columns left out."""
     head = Text(f"{report.model} on {report.board} ({report.core}), {report.compiler}", style="bold")
     source = report.totals["cycles"].source.value
-    note = f"bytes and MACs exact; instructions and cycles {source}; RAM: activations alive during the layer"
+    by = f"{source} ({report.emulator})" if report.emulator else source
+    note = f"bytes and MACs exact; instructions and cycles {by}; RAM: activations alive during the layer"
     return Group(head, _table(report, width), Text(note, style="dim"), Text(), *_total_lines(report))
 
 

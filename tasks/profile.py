@@ -203,6 +203,7 @@ def _notes(result: Profile) -> Json:
     return {
         "board_id": result.board_id,
         "board_kind": result.kind,
+        "emulator": result.emulator,
         "image_id": result.image_id,
         "clock_hz": result.clock_hz,
         "supply_v": result.supply_v,

@@ -52,6 +52,7 @@ class FakeBoard:
     """See :class:`mcu_agent.boards.protocol.Board`."""
 
     is_emulated = False
+    emulator = ""
 
     def __init__(self, board_id: str, kind: BoardKind, network: FakeNetwork, script: Script | None = None) -> None:
         self.board_id = board_id

@@ -59,6 +59,7 @@ class Board(Protocol):
     board_id: str
     kind: BoardKind
     is_emulated: bool
+    emulator: str  # with its version; empty for a device
 
     @property
     def counter(self) -> Counter | None: ...

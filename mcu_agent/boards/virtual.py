@@ -9,6 +9,7 @@ nothing counts, so firmware must notice that the cycle counter is dead.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from importlib import metadata
 
 import numpy as np
 from unicorn import (
@@ -58,6 +59,7 @@ class VirtualBoard:
     """
 
     is_emulated = True
+    emulator = f"Unicorn {metadata.version('unicorn')}"
 
     def __init__(self, board_id: str, kind: BoardKind) -> None:
         self.board_id = board_id

@@ -35,6 +35,7 @@ class CountingBoard(VirtualBoard):
     nothing: like a real board, seen from a session."""
 
     is_emulated = False
+    emulator = ""
 
     def __init__(self, steps: Sequence[int] = (100,)) -> None:
         super().__init__("counting", KIND)
