@@ -515,6 +515,7 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
     show_default=True,
     help="What code is made for.",
 )
+@click.option("--extra-macs", type=click.FloatRange(0, 1), default=0.0, help="Share of more MACs to spend on less RAM.")
 @click.option("--markers", is_flag=True, help="Read the core's cycle counter around each layer (edgefront_marks).")
 @click.option("--force", is_flag=True, help="Write into a folder that holds something.")
 @_json_option
@@ -524,6 +525,7 @@ def compile_command(
     folder: Path,
     compiler: str,
     optimise: Literal["speed", "size"],
+    extra_macs: float,
     markers: bool,
     force: bool,
     as_json: bool,
@@ -549,7 +551,7 @@ def compile_command(
 
     kind = load_kind(board)
     check_folder(folder, is_forced=force)
-    compiled = compile_model(model, kind, compiler, optimise, has_markers=markers)
+    compiled = compile_model(model, kind, compiler, optimise, extra_macs=extra_macs, has_markers=markers)
     report = measure(str(model), compiled, kind)
     write(compiled, report, folder)
     page = render_compiled(contents(report.to_json(), memory_map(compiled)))

@@ -297,7 +297,7 @@ def explain(study: StudyFile, vocabulary: Vocabulary) -> str:
         "",
         "Each trial: does the untrained network fit? → training → pruning and int8 → C and firmware → run on the",
         f"board; {study.profiling.samples} samples must match the host bit for bit. What does not fit ends at once.",
-        f"Code is made for {study.firmware.optimise}.",
+        _firmware(study),
         *_early_stopping(study),
         "At the end the test split is used once, for the trials of the front.",
     ]
@@ -311,6 +311,12 @@ def _plateau(study: StudyFile) -> list[str]:
         return []
     gain = f"raised the hypervolume by no more than {_share(plateau.gain)}"
     return [f"  less when the last {plateau.trials} trials {gain}, not counting the initial design"]
+
+
+def _firmware(study: StudyFile) -> str:
+    extra = study.firmware.extra_macs
+    price = f", with up to {_share(extra)} more operations where that takes less RAM" if extra else ""
+    return f"Code is made for {study.firmware.optimise}{price}."
 
 
 def _early_stopping(study: StudyFile) -> list[str]:

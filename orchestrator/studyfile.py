@@ -253,9 +253,11 @@ class Parallelism(_Model):
 
 class Firmware(_Model):
     """How networks are compiled: ``optimise`` for ``speed``, or for ``size``: no loop unrolled, one to two KiB less
-    code for about a tenth more cycles."""
+    code for about a tenth more cycles. ``extra_macs``: the share of more multiply-accumulates that may be spent on less
+    RAM."""
 
     optimise: Literal["speed", "size"] = "speed"
+    extra_macs: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class Profiling(_Model):

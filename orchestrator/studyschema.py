@@ -97,6 +97,7 @@ FIELD_HELP: Mapping[str, str] = {
     "compression.criterion": "Which channels go first: smallest l1 or l2 norm, or random.",
     "compression.calibration_samples": "Training samples that fix the ranges of int8.",
     "firmware.optimise": "What code is made for: `speed`, or `size` (1 to 2 KiB less for a tenth more cycles).",
+    "firmware.extra_macs": "Share of more multiply-accumulates that may be spent on less RAM.",
     "parallelism.train_workers": "Processes that train.",
     "parallelism.build_workers": "Processes that check, compile and test.",
     "parallelism.boards": "Boards (emulated ones: processes) that measure.",

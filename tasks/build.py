@@ -53,7 +53,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     study = StudyFile.from_json(request.study)
     kind = board_of(study)
     objectives = limits_of(study, kind)
-    graph = integer_graph(input_artifact(request, context, "onnx"))
+    graph = integer_graph(input_artifact(request, context, "onnx"), study.firmware.extra_macs)
     compiled = compile_within(graph, kind, objectives, study.firmware.optimise)
     network = host_network(compiled.sources, compiled.graph, compiled.plan)
     validation = data_for(request, study).validation

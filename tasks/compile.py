@@ -150,9 +150,16 @@ def read_model(file: Path) -> bytes:
 
 
 def compile_model(
-    file: Path, kind: BoardKind, compiler: str = "zig", optimise: Optimise = "speed", *, has_markers: bool = False
+    file: Path,
+    kind: BoardKind,
+    compiler: str = "zig",
+    optimise: Optimise = "speed",
+    *,
+    extra_macs: float = 0.0,
+    has_markers: bool = False,
 ) -> Compiled:
-    """The firmware of a model file for a board kind, by ``"zig"`` or ``"gcc"``, with marks around its layers if asked.
+    """The firmware of a model file for a board kind, by ``"zig"`` or ``"gcc"``, with up to the share ``extra_macs`` of
+    more multiply-accumulates for less RAM, and with marks around its layers if asked.
 
     Raises:
         UsageError: the file is none that can be compiled (its operator, node and the remedy are named), it does not
@@ -164,7 +171,9 @@ def compile_model(
     if compiler == "gcc" and gcc_path() is None:
         raise UsageError("--compiler gcc: arm-none-eabi-gcc is not on the path; install it, or use --compiler zig")
     try:
-        return compile_network(data, kind, compiler=compiler, optimise=optimise, has_markers=has_markers)
+        return compile_network(
+            data, kind, compiler=compiler, optimise=optimise, extra_macs=extra_macs, has_markers=has_markers
+        )
     except ToolchainInterrupted as error:
         raise TransientFault("compiler_interrupted", str(error)) from error
     except ToolchainError as error:
@@ -295,11 +304,13 @@ def _totals(compiled: Compiled, found: Profile) -> dict[str, Value]:
         counted["instructions"] = Value(amount=found.instructions, unit="1", source=source, note=runs)
     return {
         "macs": _exact(compiled.macs, "1"),
+        "extra_macs": _exact(compiled.extra_macs, "1", "computed twice, for a smaller arena"),
         "rom": _exact(rom.total_bytes),
         "weights": _exact(rom.weights_bytes, note="weights, biases, multipliers and zero points"),
         "code": _exact(rom.code_bytes, note="layers and the run function"),
         "runtime": _exact(rom.runtime_bytes, note="start-up, harness, vectors, padding"),
         "arena": _exact(ram.arena_bytes),
+        "arena_saved": _exact(compiled.saved_bytes, note="by what is computed twice"),
         "arena_lower_bound": _exact(plan.lower_bound_bytes, note="no plan of this network can be smaller"),
         "ram_static": _exact(ram.static_bytes, note="arena, mailbox and other variables, without the stack"),
         "stack_reserved": _exact(ram.stack_reserved_bytes),

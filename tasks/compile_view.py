@@ -98,6 +98,7 @@ def _total_lines(report: Report) -> list[Text]:
     arena = (
         f"lower bound {amounts['arena_lower_bound']:,}, set by layer {largest.index} ({_shortened(largest.name, 24)})"
     )
+    streamed = f"{amounts['arena_saved']:,} bytes less, for {amounts['extra_macs']:,} MACs computed twice"
     source = report.totals["cycles"].source
     waits, bound = ("zero wait states", ": a lower bound") if source is Source.EMULATED else ("", "")
     stack = f"used ({source.value}) of {amounts['stack_reserved']:,} reserved"
@@ -109,6 +110,7 @@ def _total_lines(report: Report) -> list[Text]:
     rows = (
         ("ROM", f"{amounts['rom']:,} bytes", rom),
         ("arena", f"{amounts['arena']:,} bytes", arena),
+        *([("", "", streamed)] if amounts["arena_saved"] else []),
         ("RAM", f"{amounts['ram']:,} bytes", ram),
         ("stack", f"{amounts['stack_used']:,} bytes", stack),
         ("cycles", f"{amounts['cycles']:,.0f}", cycles),

@@ -21,6 +21,7 @@ from tasks.firmware.ir import Graph
 from tasks.firmware.lower import lower
 from tasks.firmware.onnx_import import import_onnx
 from tasks.firmware.planner import Plan
+from tasks.firmware.stream import stream
 from tasks.nn.samples import Samples
 from tasks.quant import reference
 from tasks.stage import StageContext
@@ -63,15 +64,16 @@ def input_artifact(request: StageRequest, context: StageContext, name: str) -> b
     return context.artifacts.get_bytes(request.inputs[name])
 
 
-def integer_graph(onnx_qdq: bytes) -> Graph:
-    """The integer network an int8 model stands for.
+def integer_graph(onnx_qdq: bytes, extra_macs: float = 0.0) -> Graph:
+    """The integer network an int8 model stands for, with up to the share ``extra_macs`` of more multiply-accumulates
+    where that makes its arena smaller.
 
     Raises:
         Defect: the model holds what cannot be compiled; names operator, node and remedy.
         Infeasible: a layer's sums could leave 32 bits.
     """
     try:
-        return lower(import_onnx(onnx_qdq))
+        return stream(lower(import_onnx(onnx_qdq)), extra_macs).graph
     except AccumulatorOverflow as error:
         limit = float(2**31 - 1)
         raise Infeasible(

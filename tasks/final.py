@@ -21,7 +21,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
         TransientFault: the compiler was killed or ran out of time.
     """
     study = StudyFile.from_json(request.study)
-    graph = integer_graph(input_artifact(request, context, "onnx"))
+    graph = integer_graph(input_artifact(request, context, "onnx"), study.firmware.extra_macs)
     sources = unpack_sources(input_artifact(request, context, "sources"))
     network = host_network(sources, graph, plan_memory(graph))
     test = data_for(request, study).test

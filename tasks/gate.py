@@ -32,5 +32,6 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     with reproducible(request.seed, 1):
         module = pruned_untrained(study, request.params, request.seed, data)
         _, onnx_int8 = quantise(module, calibration_inputs(data, CALIBRATION_SAMPLES, study.seed))
-    compiled = compile_within(integer_graph(onnx_int8), kind, limits_of(study, kind), study.firmware.optimise)
+    graph = integer_graph(onnx_int8, study.firmware.extra_macs)
+    compiled = compile_within(graph, kind, limits_of(study, kind), study.firmware.optimise)
     return StageOutput(values=size_values(compiled), notes={"memory": memory_map(compiled)})

@@ -87,7 +87,8 @@ def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, j
         if error.layer or "onnx" not in request.inputs:
             raise
         one = slice(error.index, error.index + 1)
-        layers = _reference_layers(context.artifacts.get_bytes(request.inputs["onnx"]), job.inputs[one])
+        onnx = context.artifacts.get_bytes(request.inputs["onnx"])
+        layers = _reference_layers(onnx, job.inputs[one], study.firmware.extra_macs)
         alone = replace(job, inputs=job.inputs[one], expected=job.expected[one], layer_outputs=layers)
         try:
             _on_leased_board(request, context, study, alone)
@@ -97,9 +98,9 @@ def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, j
         raise BitMismatch(f"{error}; run alone, input {error.index} gives what it should", "", error.index) from error
 
 
-def _reference_layers(onnx: bytes, inputs: npt.NDArray[np.int8]) -> dict[int, npt.NDArray[np.int8]]:
+def _reference_layers(onnx: bytes, inputs: npt.NDArray[np.int8], extra_macs: float) -> dict[int, npt.NDArray[np.int8]]:
     """What every layer gives for the one input (1, bytes), by the integer reference."""
-    graph = integer_graph(onnx)
+    graph = integer_graph(onnx, extra_macs)
     outputs = reference.run(graph, inputs.reshape(1, *graph.input_tensor.shape))
     return {index: outputs[layer.output][0] for index, layer in enumerate(graph.layers)}
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -20,6 +20,7 @@ from tasks.firmware.ir import Graph, layer_symbol, op_name
 from tasks.firmware.lower import lower
 from tasks.firmware.onnx_import import import_onnx
 from tasks.firmware.planner import Plan, plan_memory
+from tasks.firmware.stream import stream
 from tasks.firmware.toolchain import gcc_version, link_firmware, zig_version
 
 PREFIX = "edgefront"
@@ -29,12 +30,15 @@ _OVERFLOW = "overflowed"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compiled:
-    """A network as graph, memory plan, C sources (path → text, harness included) and linked image."""
+    """A network as graph, memory plan, C sources (path → text, harness included) and linked image. ``extra_macs`` of
+    its multiply-accumulates are there to make the arena smaller by ``saved_bytes``."""
 
     graph: Graph
     plan: Plan
     sources: dict[str, str]
     image: FirmwareImage
+    extra_macs: int = 0
+    saved_bytes: int = 0
 
     @property
     def macs(self) -> int:
@@ -67,19 +71,24 @@ def compile_network(
     *,
     compiler: str = "zig",
     optimise: Optimise = "speed",
+    extra_macs: float = 0.0,
     has_markers: bool = False,
 ) -> Compiled:
     """Compile a QDQ int8 model for a board kind, with ``"zig"`` or ``"gcc"``, for ``"speed"`` or ``"size"``.
-    ``has_markers``: each layer is surrounded by marks of the cycle counter, at the symbol ``edgefront_marks``.
+    ``extra_macs``: the share of more multiply-accumulates that may be spent on a smaller arena
+    (:mod:`tasks.firmware.stream`). ``has_markers``: each layer is surrounded by marks of the cycle counter, at the
+    symbol ``edgefront_marks``.
 
     Raises:
+        ValueError: ``extra_macs`` is negative.
         Unsupported: the model holds what cannot be compiled.
         AccumulatorOverflow: a layer's sums could leave 32 bits.
         DoesNotFit: the image is larger than the board, with exact bytes a region.
         ToolchainError: the C compiler is missing or failed.
     """
-    graph = lower(import_onnx(onnx_qdq))
-    return compile_graph(graph, kind, compiler=compiler, optimise=optimise, has_markers=has_markers)
+    streamed = stream(lower(import_onnx(onnx_qdq)), extra_macs)
+    made = compile_graph(streamed.graph, kind, compiler=compiler, optimise=optimise, has_markers=has_markers)
+    return replace(made, extra_macs=streamed.extra_macs, saved_bytes=streamed.saved_bytes)
 
 
 def compile_graph(

@@ -246,7 +246,9 @@ def _layer_function(graph: Graph, plan: Plan, prefix: str, index: int) -> str:
     elif isinstance(layer, (Conv2d, Dense)):
         scratch = f"{prefix}_arena + {plan.scratch_offsets.get(index, 0) // ALIGNMENT}"
         place = Place(source=ins[0], scratch=scratch, target=out, other=ins[-1])
-        call = "\n".join(emit_matrix.call(graph, layer, prefix, symbol, place))
+        owner = emit_matrix.owner_of_tables(graph, index)
+        own = layer_symbol(prefix, owner, graph.layers[owner])
+        call = "\n".join(emit_matrix.call(graph, layer, prefix, own, place))
     else:
         if isinstance(layer, ElementwiseLayer):
             calls = emit_elementwise.kernel_calls(graph, layer, symbol, ins, out)
@@ -313,7 +315,8 @@ def _tables(graph: Graph, prefix: str) -> list[Table]:
             tables += emit_elementwise.tables(graph, layer, symbol, _values)
             continue
         if isinstance(layer, (Conv2d, Dense)):
-            tables += emit_matrix.tables(graph, layer, symbol, _values)
+            if emit_matrix.owner_of_tables(graph, index) == index:
+                tables += emit_matrix.tables(graph, layer, symbol, _values)
             continue
         if isinstance(layer, Add):
             tables.append(("ef_add_t", f"{symbol}_params", emit_matrix.add_record(graph, layer)))

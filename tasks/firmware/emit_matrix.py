@@ -29,6 +29,17 @@ class Place:
     other: str = ""
 
 
+def owner_of_tables(graph: Graph, index: int) -> int:
+    """The first layer with the same weights: strips of one layer read the same tables."""
+    layer = graph.layers[index]
+    same = (
+        at
+        for at, other in enumerate(graph.layers)
+        if isinstance(other, Conv2d) and isinstance(layer, Conv2d) and other.weights is layer.weights
+    )
+    return next(same, index)
+
+
 def tables(graph: Graph, layer: Conv2d | Dense, symbol: str, values: Values) -> list[Table]:
     """What the kernel of ``layer`` reads, its parameters last."""
     zero_point = graph.tensors[layer.inputs[0]].zero_point

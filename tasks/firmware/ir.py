@@ -25,12 +25,15 @@ N_BYTES = 256  # values a byte can take, the length of every table over bytes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
-    """An activation: ``real = scale * (q - zero_point)``."""
+    """An activation: ``real = scale * (q - zero_point)``. One with a ``parent`` is rows of that tensor, from
+    ``first_row`` on: the same bytes."""
 
     name: str
     shape: Shape
     scale: float
     zero_point: int
+    parent: str = ""
+    first_row: int = 0
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
@@ -43,6 +46,11 @@ class Tensor:
     @property
     def n_bytes(self) -> int:
         return prod(self.shape)
+
+    @property
+    def owner(self) -> str:
+        """The tensor that has the bytes."""
+        return self.parent or self.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

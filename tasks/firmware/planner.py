@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from tasks.firmware.ir import Graph
 from tasks.firmware.kernels import Kernel, kernel_of
@@ -80,7 +81,7 @@ def plan_memory(graph: Graph) -> Plan:
     placed = list(zip(buffers, places, strict=True))
     return Plan(
         buffers=buffers,
-        offsets={name: place for buffer, place in placed for name in buffer.tensors},
+        offsets=_offsets(graph, {name: place for buffer, place in placed for name in buffer.tensors}),
         scratch_offsets={buffer.first: place for buffer, place in placed if not buffer.tensors},
         scratch_bytes={buffer.first: buffer.n_bytes for buffer in buffers if not buffer.tensors},
         bytes_alive=tuple(alive),
@@ -90,12 +91,21 @@ def plan_memory(graph: Graph) -> Plan:
     )
 
 
+def _offsets(graph: Graph, places: Mapping[str, int]) -> dict[str, int]:
+    """The places of all tensors, those that are rows of another one with them."""
+    found = dict(places)
+    for name, tensor in graph.tensors.items():
+        if tensor.parent:
+            found[name] = places[tensor.parent] + tensor.first_row * prod(tensor.shape[1:])
+    return found
+
+
 def live_buffers(graph: Graph) -> tuple[Buffer, ...]:
     """One for each tensor that is written, with its lifetime, in order of their first step."""
-    first = {graph.input: 0} | {layer.output: index for index, layer in enumerate(graph.layers)}
-    last = dict(first)
+    first, last = {graph.input: 0}, {graph.input: 0}
     for index, layer in enumerate(graph.layers):
-        last |= dict.fromkeys(layer.inputs, index)
+        first.setdefault(graph.tensors[layer.output].owner, index)
+        last |= dict.fromkeys((graph.tensors[name].owner for name in (*layer.inputs, layer.output)), index)
     last[graph.output] = len(graph.layers) - 1
     return tuple(
         Buffer(tensors=(name,), n_bytes=_aligned(graph.tensors[name].n_bytes), first=start, last=last[name])
@@ -110,11 +120,13 @@ def scratch_buffers(kernels: Sequence[Kernel]) -> list[Buffer]:
 
 
 def allowed_overlaps(graph: Graph, kernels: Sequence[Kernel], buffers: Sequence[Buffer]) -> list[Overlap]:
-    """Of each layer's output with the inputs that die with the layer."""
+    """Of each layer's output with the inputs that die with the layer; none where either is rows of another tensor."""
     index_of = {name: index for index, buffer in enumerate(buffers) for name in buffer.tensors}
     found = []
     for step, (layer, kernel) in enumerate(zip(graph.layers, kernels, strict=True)):
         for sharing in kernel.sharings:
+            if any(graph.tensors[name].parent for name in (layer.inputs[sharing.source], layer.output)):
+                continue
             source = index_of[layer.inputs[sharing.source]]
             if buffers[source].last == step:
                 low, high = sharing.low, sharing.high

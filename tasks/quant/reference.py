@@ -74,8 +74,20 @@ def run(graph: Graph, x: Int8Array) -> dict[str, Int8Array]:
     """
     values = {graph.input: x.reshape(len(x), *graph.input_tensor.shape)}
     for layer in graph.layers:
-        values[layer.output] = run_layer(layer, graph.tensors, [values[name] for name in layer.inputs])
-    return {layer.output: values[layer.output] for layer in graph.layers}
+        inputs = [_value(values, graph.tensors[name]) for name in layer.inputs]
+        made = run_layer(layer, graph.tensors, inputs)
+        values[layer.output] = made
+        tensor = graph.tensors[layer.output]
+        if tensor.parent:
+            whole = values.setdefault(tensor.parent, np.zeros((len(x), *graph.tensors[tensor.parent].shape), np.int8))
+            whole[:, tensor.first_row : tensor.first_row + tensor.shape[0]] = made
+    return {name: value for name, value in values.items() if name != graph.input}
+
+
+def _value(values: dict[str, Int8Array], tensor: Tensor) -> Int8Array:
+    if not tensor.parent:
+        return values[tensor.name]
+    return values[tensor.parent][:, tensor.first_row : tensor.first_row + tensor.shape[0]]
 
 
 def output_of(graph: Graph, x: Int8Array) -> Int8Array:
