@@ -144,11 +144,11 @@ def on_qemu(compiled: Compiled, core: str) -> Counts:
 _COUNTED: dict[str, Callable[[Compiled, str], Counts]] = {"unicorn": on_unicorn, "qemu": on_qemu}
 
 
-def network_row(name: str, core: str, compiler: str) -> NetworkRow:
+def network_row(name: str, core: str, compiler: str, extra_macs: float = 0.0) -> NetworkRow:
     """Compile and run one network of the zoo; raises as :func:`layer_row`."""
     kind, data = load_kind(BOARDS[core]), zoo.quantised(name, SEED)
     started = time.monotonic()
-    compiled = compile_network(data, kind, compiler=compiler)
+    compiled = compile_network(data, kind, compiler=compiler, extra_macs=extra_macs)
     compile_s = time.monotonic() - started
     found = profile_compiled(compiled, kind, n_inputs=N_INPUTS, seed=SEED)
     rom = compiled.image.rom
@@ -182,13 +182,14 @@ def missing(core: str, compilers: Sequence[str], emulators: Sequence[str]) -> It
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chosen:
-    """What to measure, without what is missing."""
+    """What to measure, without what is missing; ``extra_macs``: the share that networks may spend on less RAM."""
 
     core: str
     compilers: tuple[str, ...]
     emulators: tuple[str, ...]
     cases: tuple[Case, ...]
     networks: tuple[str, ...]
+    extra_macs: float = 0.0
 
     @property
     def n_rows(self) -> int:
@@ -212,7 +213,9 @@ def measure(chosen: Chosen, say: Say) -> tuple[list[Row], list[NetworkRow]]:
         row
         for compiler in chosen.compilers
         for name in chosen.networks
-        for row in attempt(partial(network_row, name, chosen.core, compiler), f"{name}, {compiler}", say)
+        for row in attempt(
+            partial(network_row, name, chosen.core, compiler, chosen.extra_macs), f"{name}, {compiler}", say
+        )
     ]
     return rows, networks
 
@@ -324,6 +327,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--core", choices=sorted(BOARDS), default="cortex-m4")
     made.add_argument("--compiler", type=some_of(COMPILERS), default=COMPILERS, help="gcc, zig or both")
     made.add_argument("--emulator", type=some_of(EMULATORS), default=EMULATORS, help="unicorn, qemu or both")
+    made.add_argument(
+        "--extra-macs", type=float, default=0.0, help="share of more MACs to spend on less RAM (networks)"
+    )
     made.add_argument("--layers", action="store_true", help="the layers only")
     made.add_argument("--networks", action="store_true", help="the networks only (emulated by Unicorn)")
     return made
@@ -345,6 +351,7 @@ def main() -> None:
         emulators=tuple(name for name in given.emulator if name not in absent),
         cases=CASES if given.layers or both else (),
         networks=tuple(zoo.MLPERF_TINY) if given.networks or both else (),
+        extra_macs=given.extra_macs,
     )
     rows, networks = measure(chosen, say)
     print(json.dumps(json_object(rows, networks)) if given.json else text(rows, networks))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from orchestrator.records import Json, Source, Value
 from tasks.errors import Defect, TransientFault
 from tasks.firmware.compiler import PREFIX, Compiled, compile_network, write_sources
 from tasks.firmware.emit import Optimise
-from tasks.firmware.errors import FirmwareError, ToolchainError, ToolchainInterrupted
+from tasks.firmware.errors import DoesNotFit, FirmwareError, ToolchainError, ToolchainInterrupted
 from tasks.firmware.ir import Int8Array
+from tasks.firmware.kernels import has_assembly
 from tasks.firmware.toolchain import gcc_path
 from tasks.quant import reference
 
@@ -56,13 +57,15 @@ class Rom:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerReport:
-    """One layer. ``output_shape`` (H, W, C); ``live_bytes``: activations (and scratch memory) that are in the arena
-    while it runs. ``macs`` and bytes are exact; ``instructions`` (None where the board cannot count) and ``cycles`` are
-    those of the median run and come from ``source``."""
+    """One layer. ``path``: ``assembly`` or ``C``, what its inner loop runs in; ``output_shape`` (H, W, C);
+    ``live_bytes``: activations (and scratch memory) that are in the arena while it runs. ``macs`` and bytes are exact;
+    ``instructions`` (None where the board cannot count) and ``cycles`` are those of the median run and come from
+    ``source``."""
 
     index: int
     name: str
     op: str
+    path: str
     output_shape: tuple[int, ...]
     macs: int
     instructions: int | None
@@ -88,6 +91,7 @@ class Report:
     core: str
     clock_hz: int
     compiler: str
+    optimise: str
     emulator: str
     n_inputs: int
     seed: int
@@ -104,6 +108,7 @@ class Report:
             "core": self.core,
             "clock_hz": self.clock_hz,
             "compiler": self.compiler,
+            "optimise": self.optimise,
             "emulator": self.emulator,
             "inputs": {"n": self.n_inputs, "seed": self.seed, "bit_exact": True},
             "layers": [_layer_json(layer) for layer in self.layers],
@@ -124,6 +129,8 @@ def read_model(file: Path) -> bytes:
     Raises:
         UsageError: no such file, no ONNX model, a model without quantisation, or one whose weights lie elsewhere.
     """
+    if file.is_dir():
+        raise UsageError(f"{file}: is a folder; give an ONNX model quantised to int8 (QDQ)")
     if not file.is_file():
         raise UsageError(f"{file}: there is no such file; give an ONNX model quantised to int8 (QDQ)")
     data = file.read_bytes()
@@ -140,7 +147,10 @@ def read_model(file: Path) -> bytes:
             "(quant_format=QuantFormat.QDQ)"
         )
     if not operators & set(_QUANTISERS):
-        raise UsageError(f"{file}: not quantised (no QuantizeLinear, no DequantizeLinear); {_HOW_TO_QUANTISE}")
+        raise UsageError(
+            f"{file}: not quantised (no QuantizeLinear, no DequantizeLinear); {_HOW_TO_QUANTISE}. If that was done, it "
+            f"knows none of its operators ({', '.join(sorted(operators))}), which then cannot be compiled either"
+        )
     if outside := [item.name for item in graph.initializer if item.data_location == onnx.TensorProto.EXTERNAL]:
         raise UsageError(
             f"{file}: the values of {outside[0]!r} lie in another file; save the model in one piece "
@@ -178,6 +188,9 @@ def compile_model(
         raise TransientFault("compiler_interrupted", str(error)) from error
     except ToolchainError as error:
         raise Defect("compiler", str(error)) from error
+    except DoesNotFit as error:
+        advice = "choose a board with more, --optimise size for less code, or --extra-macs 0.2 for less RAM"
+        raise UsageError(f"{file}, board {kind.name}: {error}; RAM counts the reserved stack; {advice}") from error
     except FirmwareError as error:
         raise UsageError(f"{file}, board {kind.name}: {error}") from error
     except (ValueError, LookupError, TypeError) as error:
@@ -249,10 +262,11 @@ def measure(
         core=kind.core,
         clock_hz=kind.clock_hz,
         compiler=compiled.image.compiler,
+        optimise=compiled.optimise,
         emulator=found.emulator,
         n_inputs=n_inputs,
         seed=seed,
-        layers=_layers(compiled, found, live, rom_by_layer(compiled.image.elf, kind)),
+        layers=_layers(compiled, kind, found, rom_by_layer(compiled.image.elf, kind)),
         largest_layer=int(np.argmax(live)),
         totals=_totals(compiled, found),
     )
@@ -274,12 +288,14 @@ def rom_by_layer(elf: bytes, kind: BoardKind) -> dict[int, Rom]:
     return found
 
 
-def _layers(compiled: Compiled, found: Profile, live: Sequence[int], rom: Mapping[int, Rom]) -> tuple[LayerReport, ...]:
+def _layers(compiled: Compiled, kind: BoardKind, found: Profile, rom: Mapping[int, Rom]) -> tuple[LayerReport, ...]:
+    live = compiled.plan.bytes_alive
     return tuple(
         LayerReport(
             index=entry["index"],
             name=entry["name"],
             op=entry["op"],
+            path="assembly" if kind.has_dsp and has_assembly(compiled.graph, layer) else "C",
             output_shape=tuple(entry["output_shape"]),
             macs=entry["macs"],
             instructions=counts.instructions,
@@ -288,7 +304,7 @@ def _layers(compiled: Compiled, found: Profile, live: Sequence[int], rom: Mappin
             live_bytes=live[entry["index"]],
             rom=rom.get(entry["index"], Rom()),
         )
-        for entry, counts in zip(compiled.layers_json(), found.layers, strict=True)
+        for entry, counts, layer in zip(compiled.layers_json(), found.layers, compiled.graph.layers, strict=True)
     )
 
 
@@ -340,8 +356,24 @@ def check_folder(folder: Path, *, is_forced: bool) -> None:
         )
 
 
+_WRITTEN = (f"{PREFIX}*.[chS]", "kernels/ef_*.[hS]")
+
+
 def write(compiled: Compiled, report: Report, folder: Path) -> None:
-    """C sources, ELF file and report into ``folder``; files of other names stay as they are."""
+    """C sources, ELF file and report into ``folder``. What a compilation before left there goes, other files stay.
+
+    Raises:
+        UsageError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--out: {folder} cannot be made ({error.strerror}); choose a folder you may write to"
+        ) from error
+    for pattern in _WRITTEN:
+        for path in folder.glob(pattern):
+            path.unlink()
     write_sources(compiled.sources, folder)
     (folder / ELF_FILE).write_bytes(compiled.image.elf)
     (folder / REPORT_FILE).write_text(json_text(report.to_json()), encoding="utf-8")

@@ -38,10 +38,11 @@ _COLUMNS = (
     _Column("#", lambda layer: str(layer.index)),
     _Column(_NAME, lambda layer: layer.name, is_text=True),
     _Column("operator", lambda layer: layer.op, rank=2, is_text=True),
+    _Column("in", lambda layer: "asm" if layer.path == "assembly" else layer.path, rank=7, is_text=True),
     _Column("output", lambda layer: "×".join(map(str, layer.output_shape)), rank=5),
     _Column("MACs", lambda layer: show(layer.macs, "1"), rank=3),
     _Column("instr.", lambda layer: "–" if layer.instructions is None else show(layer.instructions, "1"), rank=6),
-    _Column("/MAC", _ratio),
+    _Column("instr./MAC", _ratio),
     _Column("cycles", lambda layer: show(layer.cycles, "1")),
     _Column("RAM", lambda layer: f"{layer.live_bytes:,}", rank=4),
     _Column("code", lambda layer: f"{layer.rom.code_bytes:,}", rank=1),
@@ -54,7 +55,8 @@ def report_view(report: Report, width: int) -> Group:
     head = Text(f"{report.model} on {report.board} ({report.core}), {report.compiler}", style="bold")
     source = report.totals["cycles"].source.value
     by = f"{source} ({report.emulator})" if report.emulator else source
-    note = f"bytes and MACs exact; instructions and cycles {by}; RAM: activations alive during the layer"
+    exact = f"code for {report.optimise}; bytes and MACs exact; instructions and cycles {by}"
+    note = f"{exact}; RAM: activations alive during the layer"
     return Group(head, _table(report, width), Text(note, style="dim"), Text(), *_total_lines(report))
 
 

@@ -37,6 +37,7 @@ class Compiled:
     plan: Plan
     sources: dict[str, str]
     image: FirmwareImage
+    optimise: Optimise = "speed"
     extra_macs: int = 0
     saved_bytes: int = 0
 
@@ -110,7 +111,7 @@ def compile_graph(
     elf = link_sources(sources, kind, compiler=compiler)
     rom, ram = measure(elf, kind)
     image = FirmwareImage(elf=elf, image_id=image_id, rom=rom, ram=ram, compiler=name, board_kind=kind.name)
-    return Compiled(graph=graph, plan=plan, sources=sources, image=image)
+    return Compiled(graph=graph, plan=plan, sources=sources, image=image, optimise=optimise)
 
 
 def write_sources(sources: Mapping[str, str], folder: Path) -> list[str]:

@@ -272,6 +272,13 @@ def depthwise_prototypes(graph: Graph, prefix: str) -> str:
     return "\n".join(["#if EF_HAS_DSP", *lines, "#endif", ""])
 
 
+_NO_STACK = """
+#if defined(__linux__)
+    .section .note.GNU-stack, "", %progbits
+#endif
+"""
+
+
 def depthwise_file(graph: Graph, prefix: str, *, is_small: bool) -> str:
     """The assembly of all depthwise geometries; empty where there is none."""
     parts = []
@@ -284,4 +291,4 @@ def depthwise_file(graph: Graph, prefix: str, *, is_small: bool) -> str:
     if not parts:
         return ""
     guard = "#if defined(__ARM_FEATURE_DSP) && !defined(EF_PORTABLE)\n\n    .syntax unified\n    .thumb\n\n"
-    return guard + "\n".join(parts) + "\n#endif\n"
+    return guard + "\n".join(parts) + "\n#endif\n" + _NO_STACK

@@ -143,6 +143,13 @@ def is_backward(source: Shape, target: Shape, window: Window) -> bool:
     return window == Window(kernel=(1, 1)) and target[2] > source[2]
 
 
+def has_assembly(graph: Graph, layer: AnyLayer) -> bool:
+    """Whether the layer's inner loop is in assembly on cores with the DSP extension."""
+    if isinstance(layer, Conv2d) and op_name(layer) == "dwconv2d":
+        return geometry_of(graph, layer).is_supported
+    return bool(kernel_of(graph, layer).assembly)
+
+
 def is_wide(layer: Conv2d | Dense) -> bool:
     """Whether bytes need more than saturation: a left shift, or bounds that cut into the range of a byte."""
     return layer.left_shift > 0 or cuts(layer)

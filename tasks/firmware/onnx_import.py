@@ -114,12 +114,13 @@ class _Importer:
             raise Unsupported(
                 operator="graph", node=names, reason=f"it has {len(inputs)} inputs", remedy="use one input"
             )
-        dims = tuple(int(dim.dim_value) for dim in inputs[0].type.tensor_type.shape.dim)
+        shape = inputs[0].type.tensor_type.shape.dim
+        dims = tuple(int(dim.dim_value) for dim in shape)
         if not 2 <= len(dims) <= 4 or min(dims[1:]) < 1:
             raise Unsupported(
                 operator="graph",
                 node=inputs[0].name,
-                reason=f"its input has shape {dims}",
+                reason=f"the network's input has shape ({', '.join(_dim_text(dim) for dim in shape)})",
                 remedy="use a fixed shape (N, C), (N, C, L) or (N, C, H, W)",
             )
         self.values[inputs[0].name] = RealInput(dims=dims[1:])
@@ -242,6 +243,10 @@ class _Importer:
     def _tensor(self, name: str, shape: tuple[int, int, int], scale: float, zero_point: int) -> Tensor:
         self.tensors[name] = Tensor(name=name, shape=shape, scale=scale, zero_point=zero_point)
         return self.tensors[name]
+
+
+def _dim_text(dim: Any) -> str:
+    return dim.dim_param or str(dim.dim_value)
 
 
 def _sorted_nodes(graph: Any, known: set[str]) -> list[tuple[int, Any]]:

@@ -418,7 +418,11 @@ HANDLERS: dict[str, Handler] = {
 }
 
 REMEDIES = {
-    "BatchNormalization": "fold it into the convolution before it",
+    "BatchNormalization": "fold it into the layer before it, before quantising "
+    "(torch.nn.utils.fusion: fuse_conv_bn_eval, fuse_linear_bn_eval)",
+    "GroupNormalization": "use batch normalisation, which folds into the layer before it",
+    "LayerNormalization": "use batch normalisation, which folds into the layer before it",
+    "InstanceNormalization": "use batch normalisation, which folds into the layer before it",
     "LogSoftmax": "leave it out: the largest class stays the same",
     "PRelu": "use a leaky relu, whose slope is one number",
     "Pow": "multiply the tensor by itself",

@@ -87,6 +87,8 @@ def test_a_model_is_compiled_run_and_written_with_its_report(model_file: Path, t
     assert [layer["op"] for layer in shown["layers"]] == ["conv2d", "add", "avgpool"]
     assert shown["layers"][0]["output_shape"] == [8, 8, 6]
     assert shown["layers"][0]["macs"] == 8 * 8 * 6 * 2 * 9
+    assert [layer["path"] for layer in shown["layers"]] == ["assembly", "assembly", "C"]
+    assert shown["optimise"] == "speed"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
@@ -153,8 +155,8 @@ def test_the_table_has_one_line_a_layer_at_every_width(report: Report, width: in
     assert max(cell_len(line.rstrip()) for line in lines) <= width
     rows = [line for line in lines if "x/Conv" in line and line.lstrip()[0].isdigit()]
     assert len(rows) == len(report.layers)
-    assert {"#", "name", "/MAC", "cycles"} <= set(lines[1].split())
-    assert ("instr." in lines[1], "output" in lines[1]) == (width == 100, width >= 80)
+    assert {"#", "name", "instr./MAC", "cycles"} <= set(lines[1].split())
+    assert ("instr." in lines[1].split(), "output" in lines[1]) == (width == 100, width >= 80)
 
 
 def test_totals_name_the_layer_that_sets_the_arena_and_say_what_is_emulated(report: Report) -> None:
@@ -277,6 +279,29 @@ def test_a_file_in_the_place_of_the_folder_is_refused_even_with_force(model_file
     result = call(str(model_file), "--board", BOARD, "--out", str(model_file), "--force")
     assert result.exit_code == 2
     assert "small.onnx is a file" in result.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_option(model_file: Path) -> None:
+    result = call(str(model_file), "--board", BOARD, "--out", str(model_file / "below"))
+    assert result.exit_code == 2
+    assert f"--out: {model_file / 'below'} cannot be made (Not a directory)" in result.stderr
+
+
+def test_what_an_earlier_compilation_wrote_does_not_stay(model_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (folder / "kernels").mkdir(parents=True)
+    for name in ("edgefront_depthwise.S", "kernels/ef_softmax_s8.h", "kernels/own.h"):
+        (folder / name).write_text("old")
+    assert call(str(model_file), "--board", BOARD, "--out", str(folder), "--force").exit_code == 0
+    left = {
+        path.name for path in folder.rglob("*") if path.name in ("edgefront_depthwise.S", "ef_softmax_s8.h", "own.h")
+    }
+    assert left == {"own.h"}
+
+
+def test_a_folder_as_the_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert "is a folder; give an ONNX model" in refusal(tmp_path / "model", tmp_path)
 
 
 def test_a_missing_gcc_is_a_usage_error(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,3 +79,7 @@
     addition ef_add_wide_s8, 1
 
 #endif
+
+#if defined(__linux__)
+    .section .note.GNU-stack, "", %progbits /* nothing here needs a stack that can be executed */
+#endif

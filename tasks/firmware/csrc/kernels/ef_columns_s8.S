@@ -85,3 +85,7 @@
     .size   ef_gather_s8, . - ef_gather_s8
 
 #endif
+
+#if defined(__linux__)
+    .section .note.GNU-stack, "", %progbits /* nothing here needs a stack that can be executed */
+#endif

@@ -209,3 +209,7 @@
     dense   ef_dense_wide_s8, 1
 
 #endif
+
+#if defined(__linux__)
+    .section .note.GNU-stack, "", %progbits /* nothing here needs a stack that can be executed */
+#endif

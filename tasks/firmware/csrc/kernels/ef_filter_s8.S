@@ -411,3 +411,7 @@
     end     ef_pixel_last_s8
 
 #endif
+
+#if defined(__linux__)
+    .section .note.GNU-stack, "", %progbits /* nothing here needs a stack that can be executed */
+#endif
