@@ -254,7 +254,8 @@ _NETWORK_HEAD = (
 )  # fmt: skip
 NOTE = """\
 instructions are counted and cycles computed by a cost table, both on an emulated core at zero wait states: a lower
-bound, no measurement. Calibration factor to published boards: about 1.3, not measured on one. Goals and CMSIS-NN (2026-07, GCC -O3): instructions a MAC on a Cortex-M4."""
+bound, no measurement. Calibration factor to published boards: about 1.3, not measured on one.
+Goals and CMSIS-NN (2026-07, GCC -O3): instructions a MAC on a Cortex-M4."""
 
 
 def layer_cells(row: Row) -> list[str]:
