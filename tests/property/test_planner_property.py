@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.firmware.ir import Graph
-from tasks.firmware.planner import ALIGNMENT, Buffer, live_buffers, lower_bound, pack, plan_memory
+from tasks.firmware.kernels import kernel_of
+from tasks.firmware.planner import ALIGNMENT, Buffer, allowed_overlaps, lower_bound, pack, plan_memory
 from tests.support.networks import graphs
 
 
@@ -51,9 +52,14 @@ def test_every_tensor_has_room_apart_from_all_that_is_still_needed(graph: Graph)
 
 @given(graphs())
 @settings(max_examples=30, deadline=None)
-def test_in_place_layers_share_only_what_dies(graph: Graph) -> None:
-    for shared in live_buffers(graph):
-        for earlier, later in itertools.pairwise(shared.tensors):
-            writer = next(index for index, layer in enumerate(graph.layers) if layer.output == later)
-            readers = [index for index, layer in enumerate(graph.layers) if earlier in layer.inputs]
-            assert max(readers) == writer
+def test_outputs_lie_over_nothing_but_inputs_that_die_there(graph: Graph) -> None:
+    plan = plan_memory(graph)
+    places = [plan.offset_of(buffer) for buffer in plan.buffers]
+    kernels = [kernel_of(graph, layer) for layer in graph.layers]
+    allowed = {(item.source, item.target): item for item in allowed_overlaps(graph, kernels, plan.buffers)}
+    for (i, first), (j, second) in itertools.permutations(enumerate(plan.buffers), 2):
+        apart = places[i] + first.n_bytes <= places[j] or places[j] + second.n_bytes <= places[i]
+        if apart or not first.lives_with(second) or (j, i) in allowed:
+            continue
+        assert allowed[i, j].allows(places[i], places[j])
+        assert first.last == second.first
