@@ -34,7 +34,7 @@ typedef struct {
     int32_t stride;  /* bytes from the outputs of one pixel to those of the next */
     int32_t output_zero_point;
     const int8_t *tails;
-    int32_t n_tails; /* K % 4 */
+    int32_t n_tails; /* K % 4, at most 2: three are completed to a word */
     int32_t left_shift;
     int32_t low;
     int32_t high;
@@ -43,7 +43,7 @@ typedef struct {
 
 #if EF_HAS_DSP
 
-/** All channel pairs of four pixels. `tail`: K % 4 > 0; `wide`: a left shift, or bounds inside the range of a byte. */
+/** All channel pairs of four pixels. `tail`: K % 4 is 1 or 2; `wide`: a left shift, or bounds inside the range of a byte. */
 void ef_quad_s8(const ef_filter_t *filter, const uint32_t *columns, int8_t *out);
 void ef_quad_tail_s8(const ef_filter_t *filter, const uint32_t *columns, int8_t *out);
 void ef_quad_wide_s8(const ef_filter_t *filter, const uint32_t *columns, int8_t *out);
