@@ -27,6 +27,7 @@ from tasks.stage import StageContext, StageOutput, run_stage
 from tests.support.artifacts import MemoryArtifacts
 
 PARAMS = {"compression.sparsity": 0.25}
+SEPARABLE = {"family": "dscnn", "options": {"width": 16}}
 
 
 def study_of(**changes: Any) -> StudyFile:
@@ -84,6 +85,31 @@ def test_the_gate_foretells_what_the_build_finds(gated: StageOutput, built: Stag
     for name, value in gated.values.items():
         assert value == built.values[name]
         assert value.source is Source.EXACT and value.amount > 0
+
+
+def test_code_for_size_is_smaller_in_the_gate_and_in_the_build(
+    context: StageContext, gated: StageOutput, onnx: str
+) -> None:
+    study = study_of(firmware={"optimise": "size"})
+    small = gate.run(request("gate", study), context)
+    assert small.values["rom"].amount < gated.values["rom"].amount
+    assert small.values["ram"] == gated.values["ram"]
+    assert build.run(request("build", study, {"onnx": onnx}), context).values["rom"] == small.values["rom"]
+
+
+def test_operations_are_spent_on_ram_where_the_study_allows_it(context: StageContext) -> None:
+    plain, spent = study_of(network=SEPARABLE), study_of(network=SEPARABLE, firmware={"extra_macs": 1.0})
+    before, after = (gate.run(request("gate", study), context).values for study in (plain, spent))
+    assert after["ram"].amount < before["ram"].amount
+    assert before["macs"].amount < after["macs"].amount <= 2 * before["macs"].amount
+    data = load_dataset(spent.dataset, spent.seed)
+    with reproducible(3, 1):
+        module = pruned_untrained(spent, PARAMS, 3, data)
+        onnx = context.artifacts.put_bytes(quantise(module, calibration_inputs(data, 64, 1))[1])
+    built = build.run(request("build", spent, {"onnx": onnx}), context)  # compares C and reference layer by layer
+    assert {name: built.values[name] for name in after} == after
+    given = {"sources": built.artifacts["sources"], "onnx": onnx}
+    assert final.run(request("final", spent, given), context).values["test_error"].source is Source.EXACT
 
 
 def test_the_notes_hold_a_memory_map_that_adds_up(gated: StageOutput) -> None:

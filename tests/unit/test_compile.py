@@ -281,6 +281,13 @@ def test_a_file_in_the_place_of_the_folder_is_refused_even_with_force(model_file
     assert "small.onnx is a file" in result.stderr
 
 
+def test_code_for_size_is_asked_for_and_reported(model_file: Path, report: Report, tmp_path: Path) -> None:
+    made = call(str(model_file), "--board", BOARD, "--out", str(tmp_path / "out"), "--optimise", "size", "--json")
+    shown = json.loads(made.stdout)
+    assert shown["optimise"] == "size"
+    assert shown["totals"]["rom"]["amount"] < report.totals["rom"].amount
+
+
 def test_a_folder_that_cannot_be_made_is_named_with_the_option(model_file: Path) -> None:
     result = call(str(model_file), "--board", BOARD, "--out", str(model_file / "below"))
     assert result.exit_code == 2
