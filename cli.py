@@ -474,7 +474,7 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
 
     \b
     Example:
-      edgefront export digits --trial 12 --to my-network && make -C my-network test
+      edgefront export digits --trial 1 --to my-network && make -C my-network test
     """
     from mcu_agent.kinds import load_kind
     from tasks.artifacts import ArtifactStore
