@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from cli_rack import agent, aligned, boards, json_option
 from orchestrator.errors import OrchestratorError, UsageError
 
 if TYPE_CHECKING:
@@ -113,10 +114,6 @@ def _studies_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(function)
-
-
 # ------------------------------------------------------------------------------------------------------------- run
 
 
@@ -144,7 +141,7 @@ class RunOptions:
 @click.option("--inline", is_flag=True, help="Run every stage in this process, without queue and workers.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Port of /metrics; 0: any free one.")
 @click.option("--metrics-address", default="127.0.0.1", show_default=True, help="Interface of /metrics.")
-@_json_option
+@json_option
 def run(
     file: Path,
     studies: Path,
@@ -388,7 +385,7 @@ def open_study(name: str, studies: Path) -> Study:
 @main.command(short_help="Say how a study stands, while it runs too.")
 @click.argument("study")
 @_studies_option
-@_json_option
+@json_option
 def status(study: str, studies: Path, as_json: bool) -> None:
     """Say how STUDY stands: trials, hypervolume, the front. Works while it runs.
 
@@ -518,7 +515,7 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
 @click.option("--extra-macs", type=click.FloatRange(0, 1), default=0.0, help="Share of more MACs to spend on less RAM.")
 @click.option("--markers", is_flag=True, help="Read the core's cycle counter around each layer (edgefront_marks).")
 @click.option("--force", is_flag=True, help="Write into a folder that holds something.")
-@_json_option
+@json_option
 def compile_command(
     model: Path,
     board: str,
@@ -565,7 +562,7 @@ def compile_command(
 
 
 @main.command(short_help="Say which kernel computes each operator on which core.")
-@_json_option
+@json_option
 def kernels(as_json: bool) -> None:
     """List the operators and what computes them on each core: assembly for the DSP extension (asm) or portable C.
 
@@ -583,7 +580,7 @@ def kernels(as_json: bool) -> None:
     short = [
         heading.replace("cortex-m", "M").replace("0plus", "0+").replace(" without DSP", "−DSP") for heading in head
     ]
-    for line in [*_aligned([short, *lines]), "", *conditions(found)]:
+    for line in [*aligned([short, *lines]), "", *conditions(found)]:
         click.echo(line)
 
 
@@ -668,73 +665,7 @@ def _deep_mistakes(study: StudyFile) -> Iterator[Mistake]:
         yield Mistake(field=field, text=text)
 
 
-# ------------------------------------------------------------------------------------------ boards, workers, agent
-
-
-@main.command(short_help="List board kinds, or the boards of a rack.")
-@click.option("--rack", type=click.Path(path_type=Path, dir_okay=False), help="List the boards of this rack file.")
-@_json_option
-def boards(rack: Path | None, as_json: bool) -> None:
-    """List the board kinds a study can name, or the boards of a rack and what they are doing.
-
-    \b
-    Example:
-      edgefront boards
-      edgefront boards --rack rack.toml
-    """
-    rows = _board_kinds() if rack is None else _rack_boards(rack)
-    if as_json:
-        click.echo(json.dumps(rows))
-        return
-    for line in _aligned(
-        [
-            [_HEADINGS.get(name, name) for name in rows[0]],
-            *[[str(value) for value in row.values()] for row in _readable(rows)],
-        ]
-    ):
-        click.echo(line)
-
-
-_HEADINGS = {"clock_hz": "clock", "flash_bytes": "flash", "ram_bytes": "RAM", "nj_per_cycle": "nJ a cycle"}
-
-
-def _board_kinds() -> list[dict[str, Any]]:
-    from mcu_agent.kinds import kinds
-
-    names = ("name", "mcu", "core", "clock_hz", "flash_bytes", "ram_bytes", "nj_per_cycle", "description")
-    return [{name: getattr(kind, name) for name in names} for kind in kinds().values()]
-
-
-def _rack_boards(rack: Path) -> list[dict[str, Any]]:
-    from mcu_agent.pool import Pool, lock_folder
-    from mcu_agent.rack import load_rack
-
-    return [
-        {
-            "board": status.board.board_id,
-            "kind": status.board.kind,
-            "driver": status.board.driver,
-            "state": status.state.value,
-            "detail": status.detail,
-        }
-        for status in Pool(load_rack(rack), lock_folder()).statuses()
-    ]
-
-
-def _readable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from orchestrator.quantities import rounded
-
-    def text(name: str, value: Any) -> Any:
-        if name.endswith("_bytes"):
-            return rounded(value, "byte")
-        return f"{value / 1e6:g} MHz" if name.endswith("_hz") else value
-
-    return [{name: text(name, value) for name, value in row.items()} for row in rows]
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+# ----------------------------------------------------------------------------------------- workers, this machine
 
 
 @main.command(short_help="Serve queues of a lab's broker.")
@@ -777,42 +708,8 @@ def parse_queues(text: str) -> list[str]:
     return queues
 
 
-@main.command(short_help="Offer the boards of a rack to a lab.")
-@click.option(
-    "--rack",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Rack file (TOML) with the boards of this host.",
-)
-@click.option("--name", default="agent", show_default=True, help="Name in logs and on the screen.")
-def agent(rack: Path, name: str) -> None:
-    """Offer the boards of a rack to the studies of the broker at EDGEFRONT_BROKER_URL until told to stop.
-
-    \b
-    Example of a rack file:
-      [[board]]
-      id = "bench"
-      kind = "nrf52840-dk"
-      driver = "virtual"
-      count = 2
-
-    \b
-    Example:
-      EDGEFRONT_BROKER_URL=redis://lab:6379/0 edgefront agent --rack rack.toml
-    """
-    from mcu_agent.rack import load_rack
-    from tasks.messages import BOARD_QUEUE
-    from tasks.profile import RACK_VARIABLE
-    from tasks.workers import run_worker
-
-    inventory = load_rack(rack)
-    os.environ[RACK_VARIABLE] = str(rack.absolute())
-    queues = [f"{BOARD_QUEUE}.{kind}" for kind in inventory.board_kinds()]
-    sys.exit(run_worker(queues, len(inventory.boards), name=name, announce=click.echo))
-
-
 @main.command(short_help="Say what is installed and what is missing.")
-@_json_option
+@json_option
 @_studies_option
 def doctor(as_json: bool, studies: Path) -> None:
     """Say what is installed, what is missing and how to get it. Exit code 1: something required is missing.
@@ -833,6 +730,10 @@ def doctor(as_json: bool, studies: Path) -> None:
             click.echo(f"{mark}  {finding.name:<18} {finding.found or 'not found':<28} {finding.purpose}{remedy}")
     if any(finding.is_required and not finding.is_ok for finding in findings):
         sys.exit(EXIT_RUN)
+
+
+for lab_command in (boards, agent):
+    main.add_command(lab_command)
 
 
 if __name__ == "__main__":

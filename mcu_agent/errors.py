@@ -128,3 +128,46 @@ class BitMismatch(FirmwareError):
         super().__init__(detail)
         self.layer = layer
         self.index = index
+
+
+class MeterError(AgentError):
+    """A power meter's readings cannot be believed; the measurement is repeated or refused, never reported."""
+
+    is_transient = True
+    reason = "meter"
+
+
+class MeterLost(MeterError):
+    """The meter went away or does not answer."""
+
+    reason = "meter_lost"
+
+
+class TraceGap(MeterError):
+    """Readings are missing from a trace."""
+
+    reason = "meter_gap"
+
+
+class TraceSaturated(MeterError):
+    """The current went beyond the meter's range."""
+
+    reason = "meter_saturated"
+
+
+class MeterDrift(MeterError):
+    """The meter reads a known load wrongly, its rate is off, or its zero has moved."""
+
+    reason = "meter_drift"
+
+
+class WrongSupply(MeterError):
+    """The supply voltage is not the one the rack file names."""
+
+    reason = "wrong_supply"
+
+
+class TriggerMissing(MeterError):
+    """The trace has no window, or one that does not last as long as the board says."""
+
+    reason = "trigger_missing"

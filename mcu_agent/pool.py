@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcu_agent.boards.protocol import Board, Counter
+from mcu_agent.drivers import make_board
 from mcu_agent.errors import AgentError, FirmwareError, InventoryError, LeaseLost, NoBoardFree
 from mcu_agent.image import Image
 from mcu_agent.leases import BoardLock, BoardRecord, Lease, State, check, clear, give_back, grant, state
-from mcu_agent.rack import Rack, RackBoard, make_board
+from mcu_agent.rack import Rack, RackBoard
 
 _POLL_S = 0.05
 
@@ -169,10 +170,10 @@ class LeasedBoard:
         check(self._lease, self._record(), self._now())  # the record is read once a load: a file read before each
         self._board.load(image)  # of the thousands of small operations would cost more than they do
 
-    def run_until(self, addresses: Collection[int], timeout_s: float) -> int:
+    def run_until(self, addresses: Collection[int], timeout_s: float, quiet_s: float = 0.0) -> int:
         """As the board's, within the lease: it ends at the lease's deadline at the latest."""
         self._check_deadline()
-        return self._board.run_until(addresses, min(timeout_s, self._lease.deadline - self._now()))
+        return self._board.run_until(addresses, min(timeout_s, self._lease.deadline - self._now()), quiet_s)
 
     def read(self, address: int, size: int) -> bytes:
         """As the board's, within the lease."""

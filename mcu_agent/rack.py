@@ -14,11 +14,10 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mcu_agent.boards.protocol import Board
 from mcu_agent.errors import InventoryError
 from mcu_agent.kinds import kinds, load_kind
 
@@ -30,12 +29,54 @@ _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PowerSwitch:
+    """How a board's USB port is switched off and on: by ``uhubctl`` (``hub``, as in ``1-1.4``, and ``port``), or by a
+    command of the user's own (its arguments, run without a shell)."""
+
+    hub: str = ""
+    port: int = 0
+    command: tuple[str, ...] = ()
+    off_s: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeterEntry:
+    """The power meter of a board. ``serial`` or ``port`` says which one it is, ``trigger`` the logic input that the
+    board's trigger pin is wired to, ``mode`` whether it supplies the board (``source``) or only measures (``ampere``).
+    """
+
+    driver: str
+    serial: str = ""
+    port: str = ""
+    mode: str = "source"
+    trigger: int = 0
+    supply_v: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RackBoard:
-    """One board of the inventory."""
+    """One board of the inventory. ``emulator`` belongs to virtual boards, ``connection`` (``host:port``) and ``server``
+    to those behind a GDB server, ``probe`` (its serial number) to those behind a debug probe."""
 
     board_id: str
     kind: str
     driver: str
+    emulator: str = "unicorn"
+    probe: str = ""
+    connection: str = ""
+    server: str = ""
+    connect: str = "under-reset"
+    frequency_hz: int = 4_000_000
+    uart: str = ""
+    power: PowerSwitch | None = None
+    meter: MeterEntry | None = None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def rig(self) -> str:
+        """What is locked: two boards behind one probe or one server cannot be used at once."""
+        return self.probe or self.connection or self.board_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,19 +149,6 @@ def parse_rack(text: str, file: str) -> Rack:
     return Rack(boards=tuple(boards))
 
 
-def make_board(entry: RackBoard) -> Board:
-    """The driver of a board, not yet powered.
-
-    Raises:
-        InventoryError: the emulator that virtual boards need is not installed.
-    """
-    try:
-        from mcu_agent.boards.virtual import VirtualBoard  # the emulator is optional where all boards are real
-    except ImportError as error:
-        raise InventoryError(f"virtual boards need the emulator Unicorn; pip install unicorn ({error})") from error
-    return VirtualBoard(entry.board_id, load_kind(entry.kind))
-
-
 def _expand(board_id: str, kind: str, driver: str, count: int) -> Iterator[RackBoard]:
     for number in range(1, count + 1):
         name = board_id if count == 1 else f"{board_id}-{number}"
@@ -129,15 +157,15 @@ def _expand(board_id: str, kind: str, driver: str, count: int) -> Iterator[RackB
 
 def _mistakes(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(field, what is wrong with it), in the order of the allowed fields."""
-    for field in table:
-        if field not in _FIELDS:
-            yield field, f"{field}: unknown field; allowed: {', '.join(_FIELDS)}"
-    for field in _REQUIRED:
-        if field not in table:
-            yield "", f"{field}: missing; every board needs {', '.join(_REQUIRED)}"
-    for field, (is_allowed, allowed) in _checks().items():
-        if field in table and not is_allowed(table[field]):
-            yield field, f"{field}: found {table[field]!r}; allowed: {allowed}"
+    for name in table:
+        if name not in _FIELDS:
+            yield name, f"{name}: unknown field; allowed: {', '.join(_FIELDS)}"
+    for name in _REQUIRED:
+        if name not in table:
+            yield "", f"{name}: missing; every board needs {', '.join(_REQUIRED)}"
+    for name, (is_allowed, allowed) in _checks().items():
+        if name in table and not is_allowed(table[name]):
+            yield name, f"{name}: found {table[name]!r}; allowed: {allowed}"
 
 
 def _checks() -> dict[str, tuple[Callable[[Any], bool], str]]:

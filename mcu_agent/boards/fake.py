@@ -73,7 +73,7 @@ class FakeBoard:
         self._image, self.is_powered = image, True
         self._steps = self._firmware(image)
 
-    def run_until(self, addresses: Collection[int], timeout_s: float) -> int:
+    def run_until(self, addresses: Collection[int], timeout_s: float, quiet_s: float = 0.0) -> int:
         """Walk to the next of ``addresses``."""
         self._operate()
         image = self._powered()

@@ -50,6 +50,9 @@ class Board(Protocol):
 
     ``counter`` is None on boards that cannot count instructions; those report the cycles of their own counter.
 
+    For the first ``quiet_s`` seconds ``run_until`` leaves the probe alone: a debugger that asks disturbs what is being
+    measured. Emulators ignore it.
+
     Raises:
         BoardLost: the board or its probe went away (transient).
         FirmwareHang: no address in ``addresses`` was reached in time.
@@ -66,7 +69,7 @@ class Board(Protocol):
 
     def load(self, image: Image) -> None: ...
 
-    def run_until(self, addresses: Collection[int], timeout_s: float) -> int: ...
+    def run_until(self, addresses: Collection[int], timeout_s: float, quiet_s: float = 0.0) -> int: ...
 
     def read(self, address: int, size: int) -> bytes: ...
 

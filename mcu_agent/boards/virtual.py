@@ -98,7 +98,7 @@ class VirtualBoard:
         if kind.core in CORE_FACTORS:
             self.counter = EmulatedCounter(emulator, self._blocks, kind)
 
-    def run_until(self, addresses: Collection[int], timeout_s: float) -> int:
+    def run_until(self, addresses: Collection[int], timeout_s: float, quiet_s: float = 0.0) -> int:
         """Run to the first of ``addresses`` (function entries) and give back which it was."""
         emulator, blocks, image = self._powered()
         if timeout_s <= 0:

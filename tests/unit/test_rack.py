@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mcu_agent.boards.virtual import VirtualBoard
+from mcu_agent.drivers import make_board
 from mcu_agent.errors import InventoryError, UnknownKind
-from mcu_agent.rack import RackBoard, load_rack, make_board, parse_rack, virtual_rack
+from mcu_agent.rack import RackBoard, load_rack, parse_rack, virtual_rack
 
 GOOD = """
 # two boards of one kind, one of another

@@ -1,0 +1,121 @@
+"""The part of the command line that deals with boards: racks, agents, measurements.
+
+As in :mod:`cli`, imports stand inside the functions, so that a command does not wait for what it does not use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``--json`` of a command that can print for scripts."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(function)
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+@click.command(short_help="List board kinds, or the boards of a rack.")
+@click.option("--rack", type=click.Path(path_type=Path, dir_okay=False), help="List the boards of this rack file.")
+@json_option
+def boards(rack: Path | None, as_json: bool) -> None:
+    """List the board kinds a study can name, or the boards of a rack and what they are doing.
+
+    \b
+    Example:
+      edgefront boards
+      edgefront boards --rack rack.toml
+    """
+    rows = _board_kinds() if rack is None else _rack_boards(rack)
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for line in aligned(
+        [
+            [_HEADINGS.get(name, name) for name in rows[0]],
+            *[[str(value) for value in row.values()] for row in _readable(rows)],
+        ]
+    ):
+        click.echo(line)
+
+
+_HEADINGS = {"clock_hz": "clock", "flash_bytes": "flash", "ram_bytes": "RAM", "nj_per_cycle": "nJ a cycle"}
+
+
+def _board_kinds() -> list[dict[str, Any]]:
+    from mcu_agent.kinds import kinds
+
+    names = ("name", "mcu", "core", "clock_hz", "flash_bytes", "ram_bytes", "nj_per_cycle", "description")
+    return [{name: getattr(kind, name) for name in names} for kind in kinds().values()]
+
+
+def _rack_boards(rack: Path) -> list[dict[str, Any]]:
+    from mcu_agent.pool import Pool, lock_folder
+    from mcu_agent.rack import load_rack
+
+    return [
+        {
+            "board": status.board.board_id,
+            "kind": status.board.kind,
+            "driver": status.board.driver,
+            "state": status.state.value,
+            "detail": status.detail,
+        }
+        for status in Pool(load_rack(rack), lock_folder()).statuses()
+    ]
+
+
+def _readable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from orchestrator.quantities import rounded
+
+    def text(name: str, value: Any) -> Any:
+        if name.endswith("_bytes"):
+            return rounded(value, "byte")
+        return f"{value / 1e6:g} MHz" if name.endswith("_hz") else value
+
+    return [{name: text(name, value) for name, value in row.items()} for row in rows]
+
+
+@click.command(short_help="Offer the boards of a rack to a lab.")
+@click.option(
+    "--rack",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Rack file (TOML) with the boards of this host.",
+)
+@click.option("--name", default="agent", show_default=True, help="Name in logs and on the screen.")
+def agent(rack: Path, name: str) -> None:
+    """Offer the boards of a rack to the studies of the broker at EDGEFRONT_BROKER_URL until told to stop.
+
+    \b
+    Example of a rack file:
+      [[board]]
+      id = "bench"
+      kind = "nrf52840-dk"
+      driver = "virtual"
+      count = 2
+
+    \b
+    Example:
+      EDGEFRONT_BROKER_URL=redis://lab:6379/0 edgefront agent --rack rack.toml
+    """
+    from mcu_agent.rack import load_rack
+    from tasks.messages import BOARD_QUEUE
+    from tasks.profile import RACK_VARIABLE
+    from tasks.workers import run_worker
+
+    inventory = load_rack(rack)
+    os.environ[RACK_VARIABLE] = str(rack.absolute())
+    queues = [f"{BOARD_QUEUE}.{kind}" for kind in inventory.board_kinds()]
+    sys.exit(run_worker(queues, len(inventory.boards), name=name, announce=click.echo))
