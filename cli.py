@@ -234,8 +234,9 @@ def _overridden(file: StudyFile, options: RunOptions) -> StudyFile:
 def _run_study(study: Study, options: RunOptions, console: Console, stop: threading.Event) -> StudyEnd:
     from prometheus_client import CollectorRegistry
 
+    from orchestrator.exposition import MetricsServer
     from orchestrator.loop import SystemClock, run_study, trial_seed
-    from orchestrator.metrics import MetricsServer, PrometheusSink
+    from orchestrator.metrics import PrometheusSink
     from orchestrator.sampler import make_sampler
     from orchestrator.view import FanOut
     from tasks.artifacts import ArtifactStore

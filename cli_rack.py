@@ -6,7 +6,6 @@ As in :mod:`cli`, imports stand inside the functions, so that a command does not
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,8 +93,10 @@ def _readable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     required=True,
     help="Rack file (TOML) with the boards of this host.",
 )
-@click.option("--name", default="agent", show_default=True, help="Name in logs and on the screen.")
-def agent(rack: Path, name: str) -> None:
+@click.option("--name", default="", help="Name in logs, on the screen and in reports; default: the host's.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Port of /metrics; 0: any free one.")
+@click.option("--metrics-address", default="127.0.0.1", show_default=True, help="Interface of /metrics.")
+def agent(rack: Path, name: str, metrics_port: int, metrics_address: str) -> None:
     """Offer the boards of a rack to the studies of the broker at EDGEFRONT_BROKER_URL until told to stop.
 
     \b
@@ -110,12 +111,7 @@ def agent(rack: Path, name: str) -> None:
     Example:
       EDGEFRONT_BROKER_URL=redis://lab:6379/0 edgefront agent --rack rack.toml
     """
-    from mcu_agent.rack import load_rack
-    from tasks.messages import BOARD_QUEUE
-    from tasks.profile import RACK_VARIABLE
-    from tasks.workers import run_worker
+    from tasks.agent import AgentOptions, run_agent
 
-    inventory = load_rack(rack)
-    os.environ[RACK_VARIABLE] = str(rack.absolute())
-    queues = [f"{BOARD_QUEUE}.{kind}" for kind in inventory.board_kinds()]
-    sys.exit(run_worker(queues, len(inventory.boards), name=name, announce=click.echo))
+    options = AgentOptions(rack=rack, name=name, metrics_port=metrics_port, metrics_address=metrics_address)
+    sys.exit(run_agent(options, announce=click.echo))

@@ -8,34 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Gauge
 
-from orchestrator.errors import UsageError
+from orchestrator.exposition import MetricFamily, make_metric, table
 from orchestrator.progress import FINAL_STAGE, amount_of
 from orchestrator.records import Ending, Event
 
 _STAGE_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 _PROPOSAL_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
 _MAX_REASONS = 32  # reasons are short stable words; a bug that invents new ones must not flood the server
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MetricFamily:
-    """One exported metric: ``kind`` is counter, gauge or histogram; counters get ``_total`` appended on the wire."""
-
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    help: str
-    buckets: tuple[float, ...] = ()
-
-    @property
-    def exported_name(self) -> str:
-        return self.name + ("_total" if self.kind == "counter" else "")
 
 
 FAMILIES = (
@@ -120,7 +103,7 @@ class PrometheusSink:
         self._reasons: set[str] = set()
         self._board_states: set[str] = set()
         self._best_error: float | None = None
-        self._metrics = {family.name: _make(family, registry) for family in FAMILIES}
+        self._metrics = {family.name: make_metric(family, registry) for family in FAMILIES}
         for ending in Ending:  # a series that exists at zero can be rated from the first scrape on
             self._metrics["edgefront_trials"].labels(state=ending.value)
 
@@ -194,52 +177,6 @@ class PrometheusSink:
             self._metrics["edgefront_boards"].labels(state=state).set(float(count))
 
 
-def _make(family: MetricFamily, registry: CollectorRegistry) -> Any:
-    if family.kind == "histogram":
-        return Histogram(family.name, family.help, family.labels, registry=registry, buckets=family.buckets)
-    make = Counter if family.kind == "counter" else Gauge
-    return make(family.name, family.help, family.labels, registry=registry)
-
-
-class MetricsServer:
-    """Serves ``/metrics`` of a registry until closed; use as a context manager. ``port`` is the one it listens on.
-
-    Raises:
-        UsageError: the port is taken, or the address is not one of this machine.
-    """
-
-    def __init__(self, registry: CollectorRegistry, *, port: int = 0, address: str = "127.0.0.1") -> None:
-        try:
-            self._server, self._thread = start_http_server(port, addr=address, registry=registry)
-        except OSError as error:
-            raise UsageError(
-                f"cannot serve metrics at {address}:{port}: {error.strerror}; choose another --metrics-port "
-                "(0: any free one) or --metrics-address"
-            ) from error
-        self.port: int = self._server.server_port
-        self.url = f"http://{address}:{self.port}/metrics"
-
-    def __enter__(self) -> MetricsServer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
 def describe() -> str:
     """The table of ``docs/metrics.md``, in Markdown."""
-    rows = [
-        f"| `{family.exported_name}` | {family.kind} | {_label_text(family)} | {family.help} |" for family in FAMILIES
-    ]
-    return "\n".join(["| name | kind | labels | what it says |", "|---|---|---|---|", *rows])
-
-
-def _label_text(family: MetricFamily) -> str:
-    return ", ".join(f"`{label}`" for label in family.labels) or "–"
+    return table(FAMILIES)

@@ -65,6 +65,11 @@ def worker_key(name: str) -> str:
     return f"edgefront:worker:{name}"
 
 
+def agent_key(name: str) -> str:
+    return f"edgefront:agent:{name}"
+
+
+AGENT_KEYS = "edgefront:agent:*"
 WORKER_KEYS = "edgefront:worker:*"
 STARTED_KEYS = "edgefront:*:started"  # a hash without fields does not exist: no key, nothing under way
 

@@ -50,6 +50,21 @@ class WorkersError(OrchestratorError):
     """Workers keep dying right after their start; the text ends with their log."""
 
 
+def worker_broker() -> str:
+    """The address of the broker that this process is to serve.
+
+    Raises:
+        BrokerAddressError: ``EDGEFRONT_BROKER_URL`` is not set.
+    """
+    url = os.environ.get(BROKER_VARIABLE)
+    if not url:
+        raise BrokerAddressError(
+            f"{BROKER_VARIABLE} is not set; a worker needs the address of the Redis that the orchestrator uses too: "
+            f"{BROKER_VARIABLE}=redis://host:6379/0"
+        )
+    return url
+
+
 def run_worker(
     queues: Sequence[str],
     concurrency: int,
@@ -67,11 +82,7 @@ def run_worker(
         BrokerAddressError: ``EDGEFRONT_BROKER_URL`` is not set.
         BrokerError: no Redis answers there.
     """
-    if not os.environ.get(BROKER_VARIABLE):
-        raise BrokerAddressError(
-            f"{BROKER_VARIABLE} is not set; a worker needs the address of the Redis that the orchestrator uses too: "
-            f"{BROKER_VARIABLE}=redis://host:6379/0"
-        )
+    worker_broker()
     from tasks.app import WARM_VARIABLE, WORKER_VARIABLE, app, worker_url  # Celery only where it is run
 
     check_reachable(worker_url())
@@ -118,16 +129,18 @@ class _Running:
     started: float
     quick_deaths: int = 0
     start_again_at: float | None = None
+    is_held: bool = False
 
 
 @dataclass
 class Supervisor:
     """Keeps a set of processes running from a thread: dead ones are started again, each time after a longer pause.
 
-    ``failure`` is set when a worker died several times right after its start.
+    ``failure`` is set when a worker died several times right after its start, or the broker does not come back. Without
+    ``log_folder`` workers write where this process does.
     """
 
-    log_folder: Path
+    log_folder: Path | None
     environment: dict[str, str]
     guardian: Guardian
     broker: EmbeddedBroker | None = None
@@ -138,7 +151,8 @@ class Supervisor:
     _thread: threading.Thread | None = None
 
     def start(self, specs: Sequence[WorkerSpec]) -> None:
-        self.log_folder.mkdir(parents=True, exist_ok=True)
+        if self.log_folder is not None:
+            self.log_folder.mkdir(parents=True, exist_ok=True)
         for spec in specs:
             self._running.append(_Running(spec=spec, process=self._launch(spec), started=monotonic()))
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
@@ -147,6 +161,19 @@ class Supervisor:
     def pids(self) -> dict[str, int]:
         """The workers' parent processes by name."""
         return {running.spec.name: running.process.pid for running in self._running}
+
+    def hold(self, name: str) -> None:
+        """Let a worker finish its tasks and end, and do not start it again before :meth:`let_go`."""
+        for running in self._running:
+            if running.spec.name == name and not running.is_held:
+                running.is_held = True
+                running.process.terminate()
+
+    def let_go(self, name: str) -> None:
+        """Have a held worker running again."""
+        for running in self._running:
+            if running.spec.name == name and running.is_held:
+                running.is_held, running.quick_deaths = False, 0
 
     def stop(self, grace_s: float) -> None:
         """Ask all workers to end, and kill the process groups of those that have not after ``grace_s``."""
@@ -164,13 +191,14 @@ class Supervisor:
             running.process.wait()
             self.guardian.remove(running.process.pid)
 
-    def log_of(self, spec: WorkerSpec) -> Path:
-        return self.log_folder / f"worker-{spec.name}.log"
+    def log_of(self, spec: WorkerSpec) -> Path | None:
+        return self.log_folder / f"worker-{spec.name}.log" if self.log_folder is not None else None
 
     def _launch(self, spec: WorkerSpec) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tasks.workers", "--queues", spec.queue]
         command += ["--concurrency", str(spec.concurrency), "--name", spec.name]
-        with self.log_of(spec).open("ab") as log:
+        path = self.log_of(spec)
+        with path.open("ab") if path is not None else contextlib.nullcontext() as log:
             process = subprocess.Popen(
                 command,
                 env=self.environment,
@@ -202,6 +230,9 @@ class Supervisor:
     def _look_after(self, running: _Running) -> None:
         if running.process.poll() is None:
             return
+        if running.is_held:
+            self.guardian.remove(running.process.pid)
+            return
         now = monotonic()
         if running.start_again_at is None:
             # Children of a worker that was killed finish their task at most; nobody would collect what they do next.
@@ -211,7 +242,8 @@ class Supervisor:
             running.start_again_at = now + min(_LONGEST_BACKOFF_S, 0.5 * 2**running.quick_deaths - 0.5)
         if running.quick_deaths >= _QUICK_DEATHS:
             log = self.log_of(running.spec)
-            self.failure = f"worker {running.spec.name} keeps dying at its start; {log} ends with:\n{tail(log)}"
+            last = f"; {log} ends with:\n{tail(log)}" if log is not None else ""
+            self.failure = f"worker {running.spec.name} keeps dying at its start{last}"
         if now >= running.start_again_at:
             running.process, running.started = self._launch(running.spec), now
             running.start_again_at = None

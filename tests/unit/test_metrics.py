@@ -9,7 +9,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from orchestrator.errors import UsageError
-from orchestrator.metrics import FAMILIES, MetricsServer, PrometheusSink, describe
+from orchestrator.exposition import MetricsServer
+from orchestrator.metrics import FAMILIES, PrometheusSink, describe
 from orchestrator.records import Event
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
