@@ -32,6 +32,12 @@ def metrics() -> str:
     return describe()
 
 
+def agent_metrics() -> str:
+    from tasks.agent_metrics import describe
+
+    return describe()
+
+
 def cli() -> str:
     return "\n\n".join(_command_text(words) for words, _ in commands(main_command(), ("edgefront",)))
 
@@ -151,6 +157,7 @@ def _scalar_text(entry: dict[str, Any]) -> str:
 
 GENERATED: dict[str, Callable[[], str]] = {
     "metrics": metrics,
+    "agent-metrics": agent_metrics,
     "cli": cli,
     "kernels": kernels,
     "study-file": study_file,

@@ -81,7 +81,7 @@ FAMILIES = (
         name="edgefront_boards",
         kind="gauge",
         labels=("state",),
-        help="Boards that serve this study, by state: busy, free.",
+        help="Boards that serve this study, by state: busy, free, and where agents offer them stuck, quarantined.",
     ),
     MetricFamily(name="edgefront_epochs", kind="counter", labels=(), help="Training epochs finished."),
     MetricFamily(

@@ -16,6 +16,9 @@ MAX_ATTEMPTS = 3
 # The stage that may be given up early, and the one that says beforehand what the candidate will need.
 TRAIN_STAGE = "train"
 GATE_STAGE = "gate"
+# What says nothing about the trial: every board of its kind is in use or out of use. It waits, however long it takes.
+UNCOUNTED_REASONS = ("no_board_free",)
+WAIT_FOR_BOARDS_S = 15.0
 # What a stage reports when an artifact it was to read is gone or damaged: the stage that wrote it runs again.
 ARTIFACT_REASONS = ("artifact_missing", "artifact_altered")
 
@@ -209,15 +212,22 @@ class StageFlow:
     def _retry(self, request: StageRequest, fault: Fault) -> StageEnded | None:
         """Try again after a pause, from the stage whose artifact is gone where that is the reason; or give up."""
         attempts = self.study.ledger.attempts_of(request.trial, request.stage)
-        failed = sum(item.is_failed for item in attempts)
+        failed = sum(item.is_failed and not _is_uncounted(item.fault) for item in attempts)
         if failed >= MAX_ATTEMPTS:
             return StageEnded(trial=request.trial, stage=request.stage, fault=fault)
-        delay_s = self.retry_delays_s[min(failed, len(self.retry_delays_s)) - 1] if self.retry_delays_s else 0.0
+        delay_s = self._delay_s(failed, fault)
         stage = request.stage
         if fault.reason in ARTIFACT_REASONS and stage != FINAL_STAGE:
             stage = self._take_back(request, fault)
         self.queue(self.study.ledger.candidate(request.trial), stage, delay_s=delay_s)
         return None
+
+    def _delay_s(self, failed: int, fault: Fault) -> float:
+        if not self.retry_delays_s:
+            return 0.0
+        if _is_uncounted(fault):
+            return WAIT_FOR_BOARDS_S
+        return self.retry_delays_s[min(failed, len(self.retry_delays_s)) - 1]
 
     def _take_back(self, request: StageRequest, fault: Fault) -> str:
         """The results from the writer of the lost artifact on count no longer; returns that stage."""
@@ -254,3 +264,7 @@ class StageFlow:
 
     def _emit(self, name: str, /, **fields: object) -> None:
         self.sink.emit(Event(name=name, fields=fields))
+
+
+def _is_uncounted(fault: Fault | None) -> bool:
+    return fault is not None and fault.reason in UNCOUNTED_REASONS

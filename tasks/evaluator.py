@@ -124,6 +124,7 @@ class CeleryEvaluator:
         self._depths: dict[str, int] = {}
         self._queues: set[str] = set()
         self._board_tasks: set[tuple[int, int]] = set()
+        self._reported: dict[str, int] = {}
 
     def submit(self, request: StageRequest) -> None:
         self._patiently(lambda: self._allow_again(request.task_id))
@@ -269,6 +270,21 @@ class CeleryEvaluator:
             if self._depths.get(queue) != depth:
                 self._depths[queue] = depth
                 self._sink.emit(Event(name="queue_depth", fields={"queue": queue, "depth": depth}))
+        if not self._boards:
+            self._watch_agents()
+
+    def _watch_agents(self) -> None:
+        """What the agents say of the boards that serve this study."""
+        counts = self._patiently(self._reported_boards)
+        if counts != self._reported:
+            self._reported = counts
+            self._sink.emit(Event(name="boards", fields=counts))
+
+    def _reported_boards(self) -> dict[str, int]:
+        kinds = {queue.partition(".")[2] for queue in self._queues if queue.startswith(f"{messages.BOARD_QUEUE}.")}
+        keys = list(self._client.scan_iter(messages.AGENT_KEYS, count=1000)) if kinds else []
+        texts: Any = self._client.mget(keys) if keys else []
+        return messages.board_counts([text for text in texts if text], kinds)
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Do it, over a broker that comes back within ``patience_s``."""

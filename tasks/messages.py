@@ -8,6 +8,8 @@ orchestrator has recorded it). Publishing a result and ending the beat happen in
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from orchestrator.records import Event, Json, StageRequest, StageResult, check_version
@@ -69,6 +71,19 @@ def agent_key(name: str) -> str:
     return f"edgefront:agent:{name}"
 
 
+def board_counts(reports: Sequence[bytes], kinds: Collection[str]) -> dict[str, int]:
+    """How many boards of ``kinds`` the agents report to be free, busy, stuck and quarantined; a report of another
+    version is passed over."""
+    counts: Counter[str] = Counter()
+    for text in reports:
+        report = json.loads(text)
+        if report.get("version") == 1:
+            states = (board["state"] for board in report["boards"] if board["kind"] in kinds)
+            counts.update(_STATE_FOR_STUDIES.get(state, state) for state in states)
+    return dict(counts)
+
+
+_STATE_FOR_STUDIES = {"idle": "free", "leased": "busy"}
 AGENT_KEYS = "edgefront:agent:*"
 WORKER_KEYS = "edgefront:worker:*"
 STARTED_KEYS = "edgefront:*:started"  # a hash without fields does not exist: no key, nothing under way

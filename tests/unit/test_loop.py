@@ -149,6 +149,19 @@ def test_a_transient_fault_is_tried_three_times(tmp_path: Path) -> None:
     assert study.trials()[0].attempt == 3
 
 
+def test_waiting_for_a_board_costs_no_attempt(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    busy = answering(
+        lambda one: one.stage == "build" and one.trial == 0,
+        lambda one: fault(one, FaultKind.TRANSIENT, "no_board_free", "all boards are out of use"),
+        7,
+    )
+    end = run(study, ScriptedEvaluator(busy), sink := Recorder())
+    assert (end.faults, end.told) == (0, 4)
+    assert len(sink.named("fault")) == 7
+    assert study.trials()[0].attempt == 8
+
+
 def test_after_three_faults_the_trial_is_given_up_unseen_by_the_sampler_and_another_takes_its_place(
     tmp_path: Path,
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from orchestrator.records import Ending, Event, StageResult
@@ -57,3 +59,17 @@ def test_each_stage_has_its_queue(stage: str, queue: str) -> None:
 def test_an_unknown_stage_has_none() -> None:
     with pytest.raises(ValueError, match="polish"):
         messages.queue_of("polish", "nrf52-dk")
+
+
+def test_the_boards_of_all_agents_are_counted_by_state_for_the_kinds_of_a_study() -> None:
+    def report(version: int, *boards: tuple[str, str]) -> bytes:
+        entries = [{"board": "b", "kind": kind, "state": state, "detail": ""} for kind, state in boards]
+        return json.dumps({"version": version, "boards": entries}).encode()
+
+    reports = [
+        report(1, ("nrf52-dk", "idle"), ("nrf52-dk", "leased"), ("nucleo-f446re", "idle")),
+        report(1, ("nrf52-dk", "quarantined"), ("nrf52-dk", "idle")),
+        report(2, ("nrf52-dk", "idle")),
+    ]
+    assert messages.board_counts(reports, {"nrf52-dk"}) == {"free": 2, "busy": 1, "quarantined": 1}
+    assert messages.board_counts([], {"nrf52-dk"}) == {}
