@@ -19,6 +19,16 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(function)
 
 
+def rack_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``--rack`` of a command that works on boards of a rack file."""
+    return click.option(
+        "--rack",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar="EDGEFRONT_RACK",
+        help="Rack file; default: $EDGEFRONT_RACK, or rack.toml where there is one.",
+    )(function)
+
+
 def aligned(rows: list[list[str]]) -> list[str]:
     """Rows of cells as lines whose columns stand below each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -115,3 +125,69 @@ def agent(rack: Path, name: str, metrics_port: int, metrics_address: str) -> Non
 
     options = AgentOptions(rack=rack, name=name, metrics_port=metrics_port, metrics_address=metrics_address)
     sys.exit(run_agent(options, announce=click.echo))
+
+
+# ------------------------------------------------------------------------------------------------------------- measure
+
+
+@click.command(short_help="Measure one image on one board, without a study.")
+@click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--board", required=True, help="Id of a board of the rack; or a board kind: a virtual one.")
+@rack_option
+@click.option("--vectors", type=click.Path(path_type=Path, dir_okay=False), help="Known answers (npz).")
+@click.option("--samples", type=click.IntRange(1, 10_000), default=32, show_default=True, help="Known answers to run.")
+@click.option("--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True, help="Seconds for all of it.")
+@click.option("--wait", type=click.FloatRange(0, 86400), default=60, show_default=True, help="Seconds to wait for it.")
+@json_option
+def measure(
+    image: Path,
+    board: str,
+    rack: Path | None,
+    vectors: Path | None,
+    samples: int,
+    timeout: float,
+    wait: float,
+    as_json: bool,
+) -> None:
+    """Program IMAGE (an ELF file of edgefront compile or export) into a board, check its outputs and measure it.
+
+    Known answers are taken from vectors.npz beside the image, or from an exported project's test folder.
+
+    \b
+    Example:
+      edgefront measure build/firmware.elf --board nrf52840-dk
+      edgefront measure build/firmware.elf --board bench-1 --rack rack.toml
+    """
+    from mcu_agent.measure import find_known_answers, read_elf, to_json
+    from mcu_agent.measure_view import lines
+    from mcu_agent.measuring import Request, measure_on
+
+    elf, known = read_elf(image), find_known_answers(image, vectors)
+    request = Request(elf=elf, known=known, samples=samples, timeout_s=timeout, wait_s=wait)
+    found = measure_on(_rack_with(board, rack), board, request)
+    if as_json:
+        click.echo(json.dumps({**to_json(found), "known_answers": known.file if known else None}))
+        return
+    click.echo("\n".join(lines(found, known.file if known else "")))
+
+
+def _rack_with(board: str, path: Path | None) -> Any:
+    """The rack that ``board`` is looked for in: the file's, or a virtual board where it names a kind.
+
+    Raises:
+        InventoryError: neither is there; says what to do.
+    """
+    from mcu_agent.errors import InventoryError
+    from mcu_agent.kinds import kinds
+    from mcu_agent.rack import load_rack, virtual_rack
+
+    default = Path("rack.toml")
+    path = path or (default if default.exists() else None)
+    if path is None and board in kinds():
+        return virtual_rack(board, 1)
+    if path is None:
+        raise InventoryError(
+            f"--board {board}: no board kind of this name, and no rack file to look for a board in; give --rack FILE, "
+            f"or one of {', '.join(kinds())}"
+        )
+    return load_rack(path)

@@ -130,6 +130,19 @@ class BitMismatch(FirmwareError):
         self.index = index
 
 
+class WrongClock(AgentError):
+    """The core does not run at the clock of its board kind."""
+
+    is_transient = True
+    reason = "wrong_clock"
+
+
+class UnstableOutput(FirmwareError):
+    """The device gives different outputs for the same input."""
+
+    reason = "unstable_output"
+
+
 class MeterError(AgentError):
     """A power meter's readings cannot be believed; the measurement is repeated or refused, never reported."""
 

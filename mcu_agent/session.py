@@ -1,6 +1,4 @@
-"""One profile of one image on one board: load, verify, known answer, run, compare, count.
-
-Layers are counted by the board where it can; elsewhere the image may have marks of the core's own cycle counter.
+"""The conversation with an image on a board: load, verify, run, compare.
 
 Nothing is believed: the device must report the identity of the image that was programmed, a first inference with a
 known answer must be right bit for bit, and so must every one after it.
@@ -20,18 +18,14 @@ import numpy.typing as npt
 
 from mcu_agent import mailbox, marks
 from mcu_agent.boards.protocol import Board, Counts, Region
-from mcu_agent.errors import BitMismatch, CyclesUnknown, FirmwareError, ImageRejected, TransferCorrupt, WrongImage
+from mcu_agent.errors import BitMismatch, FirmwareError, ImageRejected, TransferCorrupt, WrongImage
 from mcu_agent.image import Image, read_image
-from mcu_agent.latency import Statistics, median_index, summarise
 from mcu_agent.mailbox import Mailbox, Status
-from mcu_agent.meters.model import ModelMeter
-from mcu_agent.meters.protocol import Meter
 
 Bytes = npt.NDArray[np.int8]
 
-_GLUE = "run"  # code of the run that belongs to no layer
 _MARKS = "edgefront_marks"
-_OUTSIDE = ("edgefront_after_run", "edgefront_ready")
+OUTSIDE = ("edgefront_after_run", "edgefront_ready")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,20 +54,6 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LayerCounts:
-    """What one layer costs in the median run. ``instructions`` is None where only the core's own counter was read;
-    ``source`` is ``measured`` or ``emulated``."""
-
-    index: int
-    name: str
-    op: str
-    macs: int
-    instructions: int | None
-    cycles: int
-    source: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """What to profile. ``expected`` are the outputs of the reference for ``inputs``; ``layer_outputs`` those of every
     layer for the first input, by layer index, used to name the first differing layer.
@@ -94,56 +74,6 @@ class Job:
             raise ValueError(f"inputs {self.inputs.shape} and expected {self.expected.shape} must be (n, bytes) each")
         if not len(self.inputs):
             raise ValueError("a profile needs at least one input")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Profile:
-    """What was found. ``*_source`` are ``measured``, ``emulated`` or ``estimated``.
-
-    ``instructions`` and ``layers`` are those of the run with the median cycles and cover everything between the entry
-    of ``edgefront_run`` and that of ``edgefront_after_run``; None and empty on boards that cannot count. ``glue`` is
-    the part of it that belongs to no layer. On boards that cannot count, ``layers`` are there nevertheless if the image
-    has marks and the core a cycle counter that moves.
-    """
-
-    board_id: str
-    kind: str
-    emulator: str
-    image_id: str
-    clock_hz: int
-    supply_v: float
-    meter: str
-    n_runs: int
-    outputs: Bytes
-    stack_reserved_bytes: int
-    stack_used_bytes: int
-    instructions: int | None
-    cycles: Statistics
-    cycles_source: str
-    latency_s: float
-    energy_j: float
-    energy_source: str
-    energy_basis: str
-    layers: Sequence[LayerCounts]
-    glue: Counts | None
-    seconds: float
-
-
-def profile(job: Job, board: Board, meter: Meter | None = None) -> Profile:
-    """Profile ``job`` on ``board``, which is closed afterwards whatever happens.
-
-    Raises:
-        ImageRejected, WrongImage, BitMismatch, FirmwareHang, FirmwareFault: the image is at fault.
-        BoardLost, TransferCorrupt: the rig is at fault; another attempt may succeed.
-        CyclesUnknown: the outputs are right, but the board cannot say how many cycles they took.
-    """
-    started = time.monotonic()
-    image = read_image(job.elf, board.kind)
-    with opened(job, image, board) as link:
-        link.check_identity()
-        link.check_shapes()
-        runs = link.run_all()
-        return _summarise(job, board, link, runs, meter or ModelMeter(board.kind), time.monotonic() - started)
 
 
 def run_outputs(elf: bytes, board: Board, inputs: Bytes, *, output_bytes: int, timeout_s: float = 60.0) -> Bytes:
@@ -195,7 +125,7 @@ class Link:
         """Run to where the firmware waits for commands, then start counting."""
         regions = [self._region("edgefront_run")]
         regions += [self._region(layer.symbol) for layer in self._code_layers]
-        regions += [self._region(name) for name in _OUTSIDE]
+        regions += [self._region(name) for name in OUTSIDE]
         self._run_to("edgefront_ready")
         if self.board.counter is not None:
             self.board.counter.start(regions)
@@ -274,12 +204,18 @@ class Link:
         Raises:
             BitMismatch: an output is not the expected one; names the first differing layer.
         """
-        runs = []
-        for index, (one, expected) in enumerate(zip(self.job.inputs, self.job.expected, strict=True)):
-            runs.append(self.run(one))
-            if not np.array_equal(runs[-1].output, expected):
-                raise self._mismatch(index, runs[-1].output, expected)
-        return runs
+        return [self.run_known(index) for index in range(len(self.job.inputs))]
+
+    def run_known(self, index: int) -> Run:
+        """One inference of the job's input ``index``, held against the reference.
+
+        Raises:
+            BitMismatch: as :meth:`run_all`.
+        """
+        found, expected = self.run(self.job.inputs[index]), self.job.expected[index]
+        if not np.array_equal(found.output, expected):
+            raise self._mismatch(index, found.output, expected)
+        return found
 
     def first_differing_layer(self) -> str | None:
         """Run the first input, stopping after every layer, and name the first layer whose output is not the
@@ -336,74 +272,3 @@ class Link:
     def _region(self, name: str) -> Region:
         start = self.image.address(name)
         return Region(name=name, start=start, end=start + max(self.image.symbols[name].size, 2))
-
-
-def _summarise(job: Job, board: Board, link: Link, runs: list[Run], meter: Meter, seconds: float) -> Profile:
-    cycles, counts = _cycles(board, runs)
-    statistics = summarise(cycles)
-    median_run = median_index(cycles)
-    median = counts[median_run] if counts else ()
-    source = "emulated" if board.is_emulated else "measured"
-    energy = meter.read(statistics.median)
-    last = runs[-1].report
-    names = [layer for layer in job.layers if layer.symbol]
-    inside = median[: len(names) + 1]
-    return Profile(
-        board_id=board.board_id,
-        kind=board.kind.name,
-        emulator=board.emulator,
-        image_id=link.image.image_id.hex(),
-        clock_hz=board.kind.clock_hz,
-        supply_v=board.kind.supply_v,
-        meter=meter.name,
-        n_runs=len(runs),
-        outputs=np.stack([run.output for run in runs]),
-        stack_reserved_bytes=last.stack_reserved_bytes,
-        stack_used_bytes=last.stack_used_bytes,
-        instructions=sum(item.instructions for item in inside) if inside else None,
-        cycles=statistics,
-        cycles_source=source,
-        latency_s=statistics.median / board.kind.clock_hz,
-        energy_j=energy.energy_j,
-        energy_source="measured" if energy.is_measured else "estimated",
-        energy_basis=energy.basis,
-        layers=_counted(names, inside[1:], source) if inside else _marked(job.layers, runs[median_run].marked, source),
-        glue=inside[0] if inside else None,
-        seconds=seconds,
-    )
-
-
-def _counted(layers: Sequence[Layer], counts: Sequence[Counts], source: str) -> list[LayerCounts]:
-    pairs = zip(layers, counts, strict=True)
-    return [_layer_counts(layer, item.instructions, item.cycles, source) for layer, item in pairs]
-
-
-def _marked(layers: Sequence[Layer], marked: Sequence[int], source: str) -> list[LayerCounts]:
-    pairs = zip(layers, marked, strict=True) if marked else ()
-    return [_layer_counts(layer, None, cycles, source) for layer, cycles in pairs]
-
-
-def _layer_counts(layer: Layer, instructions: int | None, cycles: int, source: str) -> LayerCounts:
-    return LayerCounts(
-        index=layer.index,
-        name=layer.name,
-        op=layer.op,
-        macs=layer.macs,
-        instructions=instructions,
-        cycles=cycles,
-        source=source,
-    )
-
-
-def _cycles(board: Board, runs: list[Run]) -> tuple[list[float], list[Sequence[Counts]]]:
-    """Cycles of each run, and the counts of each run by region where the board counts."""
-    if board.counter is None:
-        if not runs[-1].report.has_cycle_counter:
-            raise CyclesUnknown(
-                f"board {board.board_id}: the outputs are right, but how many cycles a {board.kind.core} takes is not "
-                "known: the device has no live cycle counter, and the emulator's cost table does not cover this core"
-            )
-        return [run.report.cycles for run in runs], []
-    outside = len(_OUTSIDE)
-    counts = [run.counts for run in runs]
-    return [sum(item.cycles for item in one[:-outside]) for one in counts], counts

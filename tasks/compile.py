@@ -21,7 +21,9 @@ from mcu_agent.boards.protocol import Board
 from mcu_agent.boards.virtual import VirtualBoard
 from mcu_agent.image import read_image
 from mcu_agent.kinds import BoardKind
-from mcu_agent.session import Job, Layer, Profile, profile
+from mcu_agent.measure import LAYERS_FILE, VECTORS_FILE, pack_vectors
+from mcu_agent.profiling import Plan, Profile, profile
+from mcu_agent.session import Job, Layer
 from orchestrator.errors import UsageError
 from orchestrator.records import Json, Source, Value
 from tasks.errors import Defect, TransientFault
@@ -44,6 +46,8 @@ _HOW_TO_QUANTISE = (
     "activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, per_channel=True); a trial that `edgefront export` "
     "writes has its network-int8.onnx"
 )
+_ONE_PASS = Plan(readings=0, warm_up=0)
+KNOWN_ANSWERS = 4
 _LAYER_SYMBOL = re.compile(rf"{PREFIX}_layer_(\d+)_")
 
 
@@ -219,9 +223,14 @@ def profile_compiled(
         BitMismatch: an output differs; names the first differing layer.
         AgentError: the firmware faulted or did not come back.
     """
+    return profile(job_of(compiled, n_inputs, seed), board or VirtualBoard("virtual", kind), plan=_ONE_PASS)
+
+
+def job_of(compiled: Compiled, n_inputs: int = N_INPUTS, seed: int = 0) -> Job:
+    """``n_inputs`` random inputs with the integer reference's outputs, and every layer's for the first of them."""
     inputs = random_inputs(compiled, n_inputs, seed)
     layers = reference.run(compiled.graph, inputs[:1])
-    job = Job(
+    return Job(
         elf=compiled.image.elf,
         inputs=inputs.reshape(n_inputs, -1),
         expected=reference.output_of(compiled.graph, inputs),
@@ -229,7 +238,6 @@ def profile_compiled(
         layer_outputs={index: layers[layer.output][0] for index, layer in enumerate(compiled.graph.layers)},
         timeout_s=TIMEOUT_S,
     )
-    return profile(job, board or VirtualBoard("virtual", kind))
 
 
 def random_inputs(compiled: Compiled, n: int, seed: int) -> Int8Array:
@@ -360,7 +368,8 @@ _WRITTEN = (f"{PREFIX}*.[chS]", "kernels/ef_*.[hS]")
 
 
 def write(compiled: Compiled, report: Report, folder: Path) -> None:
-    """C sources, ELF file and report into ``folder``. What a compilation before left there goes, other files stay.
+    """C sources, ELF file, known answers and report into ``folder``. What a compilation before left there goes, other
+    files stay.
 
     Raises:
         UsageError: the folder cannot be made.
@@ -375,7 +384,10 @@ def write(compiled: Compiled, report: Report, folder: Path) -> None:
         for path in folder.glob(pattern):
             path.unlink()
     write_sources(compiled.sources, folder)
-    (folder / ELF_FILE).write_bytes(compiled.image.elf)
+    job = job_of(compiled, KNOWN_ANSWERS, report.seed)
+    (folder / ELF_FILE).write_bytes(job.elf)
+    (folder / VECTORS_FILE).write_bytes(pack_vectors(job))
+    (folder / LAYERS_FILE).write_text(json_text(compiled.layers_json()), encoding="utf-8")
     (folder / REPORT_FILE).write_text(json_text(report.to_json()), encoding="utf-8")
 
 

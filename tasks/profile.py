@@ -27,7 +27,8 @@ from mcu_agent.errors import AgentError, BitMismatch, FirmwareHang
 from mcu_agent.kinds import BoardKind, load_kind
 from mcu_agent.pool import Pool, lock_folder
 from mcu_agent.rack import load_rack, virtual_rack
-from mcu_agent.session import Job, Layer, Profile, profile
+from mcu_agent.profiling import Profile, profile
+from mcu_agent.session import Job, Layer
 from orchestrator.errors import UsageError
 from orchestrator.objectives import Objectives
 from orchestrator.records import Event, Json, Source, StageRequest, Value
@@ -180,7 +181,7 @@ def _values(result: Profile, job: Job, kind: BoardKind) -> dict[str, Value]:
         "cycles": Value(amount=cycles.median, unit="1", source=found, note=f"{runs}, {where}{bound}"),
         "latency": Value(amount=result.latency_s, unit="s", source=found, note=f"{runs}, {where}{bound}"),
         "energy": Value(
-            amount=result.energy_j, unit="J", source=Source(result.energy_source), note=result.energy_basis
+            amount=result.energy.energy_j, unit="J", source=Source(result.energy_source), note=result.energy.basis
         ),
     }
     if result.instructions is not None:

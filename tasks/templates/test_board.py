@@ -9,7 +9,8 @@ import numpy as np
 from mcu_agent.boards.virtual import VirtualBoard
 from mcu_agent.errors import AgentError
 from mcu_agent.kinds import load_kind
-from mcu_agent.session import Job, Layer, profile
+from mcu_agent.profiling import profile
+from mcu_agent.session import Job, Layer
 
 HERE = Path(__file__).resolve().parent
 FIGURES = json.loads((HERE.parent / "figures.json").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ from mcu_agent.errors import (
 )
 from mcu_agent.image import Image, read_image
 from mcu_agent.kinds import load_kind
-from mcu_agent.session import profile
+from mcu_agent.profiling import profile
 from tests.support import boards
 
 KIND = load_kind("nrf52-dk")

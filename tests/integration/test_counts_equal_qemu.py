@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from mcu_agent.boards.virtual import VirtualBoard
 from mcu_agent.kinds import load_kind
-from mcu_agent.session import Job, Layer, profile
+from mcu_agent.profiling import profile
+from mcu_agent.session import Job, Layer
 from tasks.firmware.compiler import compile_graph
 from tasks.firmware.ir import Graph
 from tasks.quant import reference

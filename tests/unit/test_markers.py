@@ -19,7 +19,8 @@ from mcu_agent.boards.virtual import VirtualBoard
 from mcu_agent.errors import CyclesUnknown, ImageRejected
 from mcu_agent.image import Image
 from mcu_agent.kinds import load_kind
-from mcu_agent.session import Job, Layer, profile
+from mcu_agent.profiling import profile
+from mcu_agent.session import Job, Layer
 from orchestrator.records import Source
 from tasks.compile import measure, profile_compiled, random_inputs
 from tasks.firmware.compiler import Compiled, compile_network

@@ -18,7 +18,8 @@ from mcu_agent.errors import (
     TransferCorrupt,
 )
 from mcu_agent.kinds import PLAIN_CORES, load_kind
-from mcu_agent.session import Job, Layer, profile, run_outputs
+from mcu_agent.profiling import profile
+from mcu_agent.session import Job, Layer, run_outputs
 from tasks.firmware.compiler import compile_graph
 from tasks.quant import reference
 from tests.support import boards
@@ -50,7 +51,7 @@ def test_the_parts_add_up_to_the_whole() -> None:
     assert found.instructions == found.glue.instructions + sum(layer.instructions for layer in found.layers)
     assert found.cycles.median == found.glue.cycles + sum(layer.cycles for layer in found.layers)
     assert found.latency_s == found.cycles.median / 64e6
-    assert found.energy_j == pytest.approx(found.cycles.median * 0.173e-9)
+    assert found.energy.energy_j == pytest.approx(found.cycles.median * 0.173e-9)
     assert all(layer.instructions >= 16 for layer in found.layers)  # sixteen values each
 
 
