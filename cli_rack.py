@@ -136,7 +136,9 @@ def agent(rack: Path, name: str, metrics_port: int, metrics_address: str) -> Non
 @rack_option
 @click.option("--vectors", type=click.Path(path_type=Path, dir_okay=False), help="Known answers (npz).")
 @click.option("--samples", type=click.IntRange(1, 10_000), default=32, show_default=True, help="Known answers to run.")
-@click.option("--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True, help="Seconds for all of it.")
+@click.option(
+    "--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True, help="Seconds for all of it."
+)
 @click.option("--wait", type=click.FloatRange(0, 86400), default=60, show_default=True, help="Seconds to wait for it.")
 @json_option
 def measure(

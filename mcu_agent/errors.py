@@ -143,6 +143,12 @@ class UnstableOutput(FirmwareError):
     reason = "unstable_output"
 
 
+class CalibrationError(AgentError):
+    """A board's cycles and those of the emulator cannot be brought together by one factor."""
+
+    reason = "calibration"
+
+
 class MeterError(AgentError):
     """A power meter's readings cannot be believed; the measurement is repeated or refused, never reported."""
 

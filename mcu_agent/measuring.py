@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mcu_agent.boards.protocol import Board
 from mcu_agent.errors import InventoryError
@@ -29,7 +29,7 @@ class Request:
     samples: int = 32
     timeout_s: float = 120.0
     wait_s: float = 60.0
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
 
 
 def measure_on(rack: Rack, board_id: str, request: Request) -> Profile:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -38,7 +38,7 @@ class Plan:
     readings: int = 31
     warm_up: int = 1
     latency_s: float = 10.0
-    windows: WindowPlan = WindowPlan()
+    windows: WindowPlan = field(default_factory=WindowPlan)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,9 +130,7 @@ def profile(job: Job, board: Board, recorder: Recorder | None = None, plan: Plan
         ran = time.monotonic()
         energy = _energy(link, recorder, plan.windows, statistics.median, clock_hz)
         ended = time.monotonic()
-        phases = Phases(
-            flash_s=flashed - started, run_s=ran - flashed, measure_s=ended - ran, total_s=ended - started
-        )
+        phases = Phases(flash_s=flashed - started, run_s=ran - flashed, measure_s=ended - ran, total_s=ended - started)
         last, middle = link.report(), median_index(cycles)
         median = counts[middle] if counts else ()
         source = "emulated" if board.is_emulated else "measured"
@@ -200,9 +198,7 @@ def _clock_hz(link: Link) -> int:
     return found or wanted
 
 
-def _energy(
-    link: Link, recorder: Recorder | None, windows: WindowPlan, cycles: float, clock_hz: int
-) -> EnergyReading:
+def _energy(link: Link, recorder: Recorder | None, windows: WindowPlan, cycles: float, clock_hz: int) -> EnergyReading:
     """Measured over windows where there is a recorder, else the model's."""
     kind = link.board.kind
     if recorder is None:

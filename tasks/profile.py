@@ -26,8 +26,8 @@ import numpy.typing as npt
 from mcu_agent.errors import AgentError, BitMismatch, FirmwareHang
 from mcu_agent.kinds import BoardKind, load_kind
 from mcu_agent.pool import Pool, lock_folder
-from mcu_agent.rack import load_rack, virtual_rack
 from mcu_agent.profiling import Profile, profile
+from mcu_agent.rack import load_rack, virtual_rack
 from mcu_agent.session import Job, Layer
 from orchestrator.errors import UsageError
 from orchestrator.objectives import Objectives

@@ -1,7 +1,7 @@
 """Virtual boards for the bench: some misbehave by chance, some take as long as a real board.
 
-They are named in a rack file as ``driver = "bench.racking.boards:faulty"``. What goes wrong is drawn for each load of an
-image, so that a repeated measurement is another draw.
+A rack file names them: ``driver = "bench.racking.boards:faulty"``. What goes wrong is drawn for each load of an image,
+so that a repeated measurement is another draw.
 """
 
 from __future__ import annotations
