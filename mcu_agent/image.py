@@ -95,11 +95,11 @@ def read_image(elf: bytes, kind: BoardKind) -> Image:
             for segment in file.iter_segments()
             if segment["p_type"] == "PT_LOAD" and segment["p_filesz"] > 0
         ]
-        symbols, built_for = _symbols(file), _built_for(file)
+        symbols, named = _symbols(file), _named_kind(file)
     except (ELFError, ValueError, KeyError, AttributeError) as error:
         raise ImageRejected(f"not a readable ELF file ({len(elf)} bytes): {error}") from error
-    if built_for and built_for != kind.name:
-        raise ImageRejected(f"the image is built for {built_for}, not for {kind.name}; build it for this board kind")
+    if named and named != kind.name:
+        raise ImageRejected(f"the image is built for {named}, not for {kind.name}; build it for this board kind")
     for segment in segments:
         _check_segment(segment, kind)
     missing = [name for name in REQUIRED_SYMBOLS if name not in symbols]
@@ -111,7 +111,7 @@ def read_image(elf: bytes, kind: BoardKind) -> Image:
         segments=segments,
         symbols=symbols,
         image_id=_bytes_at(segments, symbols["edgefront_image_id"].address, IMAGE_ID_BYTES),
-        kind=built_for,
+        kind=named,
     )
 
 
@@ -133,7 +133,19 @@ def _patched(segments: Sequence[Segment], address: int, data: bytes) -> list[Seg
     return [*segments[:index], new, *segments[index + 1 :]]
 
 
-def _built_for(file: ELFFile) -> str:
+def built_for(elf: bytes) -> str:
+    """The board kind that an ELF file says it was built for; empty where it says nothing.
+
+    Raises:
+        ImageRejected: not an ELF file.
+    """
+    try:
+        return _named_kind(ELFFile(io.BytesIO(elf)))
+    except (ELFError, ValueError) as error:
+        raise ImageRejected(f"not a readable ELF file ({len(elf)} bytes): {error}") from error
+
+
+def _named_kind(file: ELFFile) -> str:
     section = file.get_section_by_name(KIND_SECTION)
     return "" if section is None else section.data().rstrip(b"\0").decode("ascii")
 
