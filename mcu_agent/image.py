@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
@@ -15,6 +15,8 @@ from mcu_agent.errors import ImageRejected
 from mcu_agent.kinds import BoardKind
 
 IMAGE_ID_BYTES = 32
+KIND_SECTION = ".edgefront.kind"  # of the ELF file: the board kind's name, ending in a zero byte; loaded nowhere
+_PERIPHERALS = "edgefront_has_peripherals"
 _UNSIZED_REACH = 256  # how far after the start of a function without a size an address is still called its own
 REQUIRED_SYMBOLS = (
     "edgefront_ready",
@@ -45,11 +47,13 @@ class Symbol:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Image:
-    """A firmware image for one board kind. ``image_id`` is what the device must report."""
+    """A firmware image for one board kind. ``image_id`` is what the device must report; ``kind`` the board kind that it
+    says it was built for, empty where it says nothing."""
 
     segments: Sequence[Segment]
     symbols: Mapping[str, Symbol]
     image_id: bytes
+    kind: str = ""
 
     def address(self, name: str) -> int:
         """Where ``name`` lies.
@@ -79,8 +83,8 @@ def read_image(elf: bytes, kind: BoardKind) -> Image:
     """The image in an ELF file, checked against the board it shall run on.
 
     Raises:
-        ImageRejected: not a 32-bit little-endian Arm ELF file, a symbol is missing, or a segment lies outside the flash
-            of the board.
+        ImageRejected: not a 32-bit little-endian Arm ELF file, built for another board kind, a symbol is missing, or a
+            segment lies outside the flash of the board.
     """
     try:
         file = ELFFile(io.BytesIO(elf))
@@ -91,9 +95,11 @@ def read_image(elf: bytes, kind: BoardKind) -> Image:
             for segment in file.iter_segments()
             if segment["p_type"] == "PT_LOAD" and segment["p_filesz"] > 0
         ]
-        symbols = _symbols(file)
+        symbols, named = _symbols(file), _named_kind(file)
     except (ELFError, ValueError, KeyError, AttributeError) as error:
         raise ImageRejected(f"not a readable ELF file ({len(elf)} bytes): {error}") from error
+    if named and named != kind.name:
+        raise ImageRejected(f"the image is built for {named}, not for {kind.name}; build it for this board kind")
     for segment in segments:
         _check_segment(segment, kind)
     missing = [name for name in REQUIRED_SYMBOLS if name not in symbols]
@@ -105,7 +111,43 @@ def read_image(elf: bytes, kind: BoardKind) -> Image:
         segments=segments,
         symbols=symbols,
         image_id=_bytes_at(segments, symbols["edgefront_image_id"].address, IMAGE_ID_BYTES),
+        kind=named,
     )
+
+
+def without_peripherals(image: Image) -> Image:
+    """``image`` for an emulator that has the core and the memory of its board and nothing else: its firmware leaves
+    clocks and pins alone, and says that it does not know its clock. The same image where it never touches any.
+
+    Raises:
+        ImageRejected: the word that says so does not lie in flash.
+    """
+    symbol = image.symbols.get(_PERIPHERALS)
+    return image if symbol is None else replace(image, segments=_patched(image.segments, symbol.address, bytes(4)))
+
+
+def _patched(segments: Sequence[Segment], address: int, data: bytes) -> list[Segment]:
+    index, at = _place(segments, address, len(data), _PERIPHERALS)
+    old = segments[index]
+    new = replace(old, data=old.data[:at] + data + old.data[at + len(data) :])
+    return [*segments[:index], new, *segments[index + 1 :]]
+
+
+def built_for(elf: bytes) -> str:
+    """The board kind that an ELF file says it was built for; empty where it says nothing.
+
+    Raises:
+        ImageRejected: not an ELF file.
+    """
+    try:
+        return _named_kind(ELFFile(io.BytesIO(elf)))
+    except (ELFError, ValueError) as error:
+        raise ImageRejected(f"not a readable ELF file ({len(elf)} bytes): {error}") from error
+
+
+def _named_kind(file: ELFFile) -> str:
+    section = file.get_section_by_name(KIND_SECTION)
+    return "" if section is None else section.data().rstrip(b"\0").decode("ascii")
 
 
 def _symbols(file: ELFFile) -> dict[str, Symbol]:
@@ -137,8 +179,14 @@ def _check_segment(segment: Segment, kind: BoardKind) -> None:
 
 
 def _bytes_at(segments: Sequence[Segment], address: int, size: int) -> bytes:
-    for segment in segments:
+    index, at = _place(segments, address, size, "the image id")
+    return segments[index].data[at : at + size]
+
+
+def _place(segments: Sequence[Segment], address: int, size: int, what: str) -> tuple[int, int]:
+    """Which segment holds the bytes, and where in it."""
+    for index, segment in enumerate(segments):
         offset = address - segment.address
         if offset >= 0 and offset + size <= len(segment.data):
-            return segment.data[offset : offset + size]
-    raise ImageRejected(f"the image id at {address:#010x} does not lie in flash")
+            return index, offset
+    raise ImageRejected(f"{what} at {address:#010x} does not lie in flash")

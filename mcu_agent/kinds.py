@@ -5,6 +5,7 @@ One TOML file a kind lies in ``mcu_agent/catalogue``; the file names the source 
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -15,7 +16,9 @@ from mcu_agent.errors import InventoryError, UnknownKind
 CORES = ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33")
 PLAIN_CORES = ("cortex-m0plus", "cortex-m3")  # without DSP extension and floating-point unit, whatever the part
 FPUS = ("", "fpv4-sp-d16", "fpv5-sp-d16", "fpv5-d16")
+PORTS = ("", "nrf52", "nrf53", "stm32f4", "stm32h7", "stm32l4", "stm32u5")
 _ENERGY_BASES = ("published:", "estimate:")
+_PIN = re.compile(r"P(?:([A-K])([0-9]|1[0-5])|([01])\.([0-2][0-9]|3[01]))")  # PC0 or P0.28
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +29,11 @@ class BoardKind:
     more RAM banks, ``ram_bank`` says which are used. ``nj_per_cycle`` is the energy of one core clock cycle at
     ``supply_v`` and ``clock_hz``; its source starts with ``published:`` (measured by its source on this board) or
     ``estimate:`` (computed from data-sheet currents).
+
+    ``port`` is the family whose clock set-up and trigger pin the firmware has; without one it runs at the clock after
+    reset, and there is no ``trigger_pin`` (``PC0``, ``P0.28``). ``pyocd_target`` is pyOCD's name of the part, and
+    ``pack`` the CMSIS pack that brings it, empty where pyOCD has it. ``qemu_machine`` is the machine of QEMU whose
+    memory lies where this board's does; empty where there is none. The firmware's size is not limited by it.
 
     Units: bytes, hertz, volts, nanojoules.
     """
@@ -46,10 +54,16 @@ class BoardKind:
     nj_per_cycle: float
     nj_per_cycle_source: str
     datasheet: str
+    port: str
+    trigger_pin: str
+    pyocd_target: str
+    pack: str
+    qemu_machine: str
 
     def __post_init__(self) -> None:
         _require(self, "core", self.core, CORES)
         _require(self, "fpu", self.fpu, FPUS)
+        _require(self, "port", self.port, PORTS)
         if self.core in PLAIN_CORES and (self.has_dsp or self.fpu):
             raise InventoryError(
                 f"board kind {self.name}: a {self.core} has neither DSP extension nor floating-point unit, so has_dsp "
@@ -63,6 +77,21 @@ class BoardKind:
                 f"board kind {self.name}: nj_per_cycle_source starts with {self.nj_per_cycle_source[:20]!r}; "
                 f"it must start with one of {', '.join(_ENERGY_BASES)}"
             )
+
+        if bool(self.port) != bool(_PIN.fullmatch(self.trigger_pin)) or (self.trigger_pin and not self.port):
+            raise InventoryError(
+                f"board kind {self.name}: trigger_pin is {self.trigger_pin!r} and port {self.port!r}; with a port it must "
+                "be a pin such as 'PC0' or 'P0.28', and without one it must be empty"
+            )
+
+    @property
+    def trigger(self) -> tuple[int, int]:
+        """The trigger pin as the number of its GPIO port, from 0, and of its pin; (0, 0) where there is none."""
+        found = _PIN.fullmatch(self.trigger_pin)
+        if found is None:
+            return 0, 0
+        letter, pin, number, other_pin = found.groups()
+        return (ord(letter) - ord("A"), int(pin)) if letter else (int(number), int(other_pin))
 
     @property
     def flash_end(self) -> int:

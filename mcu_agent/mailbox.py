@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 MAGIC = 0x45464D42
-VERSION = 1
+VERSION = 2
 COMMAND_RUN = 1
+COMMAND_WINDOW = 2
+LONGEST_IDLE_MS = 60_000
+NO_TEMPERATURE = -(2**31)
 
-_LAYOUT = struct.Struct("<II32s" + "I" * 14)
+_LAYOUT = struct.Struct("<II32s" + "I" * 14 + "IIQIiI")
 SIZE = _LAYOUT.size
 COMMAND_OFFSET = 40
 INPUT_CRC_OFFSET = 68
+REPEATS_OFFSET = 96
+IDLE_MS_OFFSET = 100
 
 
 class Status(IntEnum):
@@ -30,8 +35,9 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mailbox:
-    """The mailbox as it was read; see the field names for units. ``cycles`` is 0 where the device has no live
-    counter.
+    """The mailbox as it was read; see the field names for units. ``cycles`` and ``window_cycles`` are 0 where the
+    device has no live counter, ``clock_hz`` is 0 where it does not know its clock, and ``temperature_mdeg`` (thousandths
+    of a degree Celsius) is ``NO_TEMPERATURE`` where it is not measured.
     """
 
     magic: int
@@ -51,9 +57,15 @@ class Mailbox:
     cycles: int
     stack_reserved_bytes: int
     stack_used_bytes: int
+    repeats: int
+    idle_ms: int
+    window_cycles: int
+    clock_hz: int
+    temperature_mdeg: int
+    keeps_input: int
 
     def pack(self) -> bytes:
-        """The 96 bytes as they lie in the device's RAM."""
+        """The 124 bytes as they lie in the device's RAM."""
         return _LAYOUT.pack(*(getattr(self, name) for name in _NAMES))
 
     @staticmethod

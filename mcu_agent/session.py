@@ -110,6 +110,22 @@ class Run:
     marked: Sequence[int] = ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """Inferences one after another, with the trigger pin high and the probe silent, as an energy meter needs them.
+
+    ``cycles`` are those of all of them, without what lies between: the device's own count or, on an emulator, its
+    model's; 0 where nothing counts. Where ``keeps_input`` is False, there was no room for a copy of the input, only the
+    first inference had it, and ``output`` (bytes,), the last one's, says nothing. ``temperature_c`` is taken after it.
+    """
+
+    repeats: int
+    cycles: int
+    keeps_input: bool
+    temperature_c: float | None
+    output: Bytes
+
+
 class Link:
     """The conversation with a running firmware; :func:`opened` makes one. Every wait ends at the job's deadline."""
 
@@ -120,6 +136,7 @@ class Link:
         self._deadline = time.monotonic() + job.timeout_s
         self._mailbox = image.address("edgefront_mailbox")
         self._code_layers = [layer for layer in job.layers if layer.symbol]
+        self._last = job.inputs[0]
 
     def start(self) -> None:
         """Run to where the firmware waits for commands, then start counting."""
@@ -177,13 +194,38 @@ class Link:
         if self._run_to("edgefront_after_run"):
             counts = counter.read() if counter is not None else ()
             self._run_to("edgefront_ready")
-        after = self.report()
-        self._check_report(before, after)
-        output = self.board.read(after.output_address, after.output_bytes)
-        if zlib.crc32(output) != after.output_crc:
-            raise TransferCorrupt(f"board {self.board.board_id}: the output's checksum is wrong; run it again")
+        after, output = self._finished(before)
         marked = self._marked() if counter is None and after.has_cycle_counter else ()
-        return Run(np.frombuffer(output, dtype=np.int8), after, counts, marked)
+        return Run(output, after, counts, marked)
+
+    def window(self, repeats: int, idle_ms: int, *, quiet_s: float) -> Window:
+        """``repeats`` inferences of the last input (the job's first before any was run) between two sleeps of
+        ``idle_ms`` milliseconds; the probe keeps quiet for ``quiet_s`` seconds.
+
+        Raises:
+            ValueError: ``repeats`` is not 1 to 2**32 - 1, or ``idle_ms`` not 0 to 60,000.
+            TransferCorrupt, FirmwareError: as :meth:`run`.
+        """
+        if not 1 <= repeats < 2**32 or not 0 <= idle_ms <= mailbox.LONGEST_IDLE_MS:
+            raise ValueError(
+                f"a window of {repeats} repeats and {idle_ms} ms of idling: at least 1 repeat, below 2**32, and 0 to "
+                f"{mailbox.LONGEST_IDLE_MS} ms are allowed"
+            )
+        self._write_word(mailbox.REPEATS_OFFSET, repeats)
+        self._write_word(mailbox.IDLE_MS_OFFSET, idle_ms)
+        before, counter = self._command(self._last, mailbox.COMMAND_WINDOW), self.board.counter
+        remaining = self._deadline - time.monotonic()
+        self.board.run_until({self.image.address("edgefront_ready")}, remaining, quiet_s)
+        after, output = self._finished(before)
+        counts = counter.read() if counter is not None else ()
+        is_known = after.temperature_mdeg != mailbox.NO_TEMPERATURE
+        return Window(
+            repeats=repeats,
+            cycles=sum(one.cycles for one in counts[: -len(_OUTSIDE)]) if counts else after.window_cycles,
+            keeps_input=bool(after.keeps_input),
+            temperature_c=after.temperature_mdeg / 1000 if is_known else None,
+            output=output,
+        )
 
     def _marked(self) -> Sequence[int]:
         """Cycles of every layer of the last run by its marks; empty for an image without them.
@@ -236,13 +278,26 @@ class Link:
                 return layer.name
         return None
 
-    def _command(self, one: Bytes) -> Mailbox:
-        """Write an input and the command to run; gives the mailbox before it."""
+    def _command(self, one: Bytes, command: int = mailbox.COMMAND_RUN) -> Mailbox:
+        """Write an input and a command; gives the mailbox before it."""
         before, data = self.report(), one.astype(np.int8).tobytes()
+        self._last = one
         self.board.write(before.input_address, data)
-        self.board.write(self._mailbox + mailbox.INPUT_CRC_OFFSET, zlib.crc32(data).to_bytes(4, "little"))
-        self.board.write(self._mailbox + mailbox.COMMAND_OFFSET, mailbox.COMMAND_RUN.to_bytes(4, "little"))
+        self._write_word(mailbox.INPUT_CRC_OFFSET, zlib.crc32(data))
+        self._write_word(mailbox.COMMAND_OFFSET, command)
         return before
+
+    def _write_word(self, offset: int, value: int) -> None:
+        self.board.write(self._mailbox + offset, value.to_bytes(4, "little"))
+
+    def _finished(self, before: Mailbox) -> tuple[Mailbox, Bytes]:
+        """The mailbox after a command, and the output."""
+        after = self.report()
+        self._check_report(before, after)
+        output = self.board.read(after.output_address, after.output_bytes)
+        if zlib.crc32(output) != after.output_crc:
+            raise TransferCorrupt(f"board {self.board.board_id}: the output's checksum is wrong; run it again")
+        return after, np.frombuffer(output, dtype=np.int8)
 
     def _check_report(self, before: Mailbox, after: Mailbox) -> None:
         if after.status == Status.ERROR:

@@ -7,14 +7,24 @@ function, reports cycles through the mailbox as hardware does, and misbehaves on
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mcu_agent.boards.protocol import Counter
 from mcu_agent.errors import BoardLost, FaultSite, FirmwareFault, FirmwareHang, ImageRejected
 from mcu_agent.image import Image
 from mcu_agent.kinds import BoardKind
-from mcu_agent.mailbox import COMMAND_OFFSET, COMMAND_RUN, MAGIC, SIZE, VERSION, Mailbox, Status
+from mcu_agent.mailbox import (
+    COMMAND_RUN,
+    COMMAND_WINDOW,
+    LONGEST_IDLE_MS,
+    MAGIC,
+    NO_TEMPERATURE,
+    SIZE,
+    VERSION,
+    Mailbox,
+    Status,
+)
 
 LayerFunction = Callable[[bytes], Sequence[bytes]]
 
@@ -22,7 +32,8 @@ LayerFunction = Callable[[bytes], Sequence[bytes]]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FakeNetwork:
     """What the fake firmware computes: ``run`` gives the output of every layer for an input, the last being the
-    network's; ``layers`` are (symbol, offset in the arena) in the same order.
+    network's; ``layers`` are (symbol, offset in the arena) in the same order. ``cycles`` are those of an inference;
+    ``temperature_c`` None: the part has no thermometer.
     """
 
     run: LayerFunction
@@ -31,6 +42,7 @@ class FakeNetwork:
     output_bytes: int
     cycles: int = 1000
     stack_used_bytes: int = 200
+    temperature_c: float | None = 23.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,21 +149,34 @@ class FakeBoard:
         idle = 0
         while idle < 1000:
             yield "edgefront_ready"
-            if int.from_bytes(self._memory[base + COMMAND_OFFSET : base + COMMAND_OFFSET + 4], "little") != COMMAND_RUN:
+            box = Mailbox.unpack(bytes(self._memory[base : base + SIZE]))
+            if not box.command:
                 idle += 1
                 continue
             idle = 0
-            yield from self._infer(image, base)
+            yield from self._obey(image, base, box)
 
-    def _infer(self, image: Image, base: int) -> Iterator[str]:
-        box = Mailbox.unpack(bytes(self._memory[base : base + SIZE]))
+    def _obey(self, image: Image, base: int, box: Mailbox) -> Iterator[str]:
+        """A run, or a window: its inferences are all the same, so the firmware walks through one of them."""
         start = self._offset(box.input_address, box.input_bytes)
         data = bytes(self._memory[start : start + box.input_bytes])
-        if self._script.reports_error or zlib.crc32(data) != box.input_crc:
-            error = self._script.reports_error or 1
+        error = self._script.reports_error or _refusal(box, data)
+        if error:
             box = replace(box, command=0, status=Status.ERROR, error_code=error)
             self._memory[base : base + SIZE] = box.pack()
             return
+        output = yield from self._infer(image, data)
+        at = self._offset(box.output_address, box.output_bytes)
+        self._memory[at : at + box.output_bytes] = output
+        after = replace(box, command=0, status=Status.DONE, sequence=box.sequence + 1)
+        after = replace(after, output_crc=zlib.crc32(output), stack_used_bytes=self._network.stack_used_bytes)
+        if box.command == COMMAND_RUN:
+            after = replace(after, cycles=self._network.cycles)
+        else:
+            after = replace(after, window_cycles=box.repeats * self._network.cycles, keeps_input=1)
+        self._memory[base : base + SIZE] = after.pack()
+
+    def _infer(self, image: Image, data: bytes) -> Generator[str, None, bytes]:
         yield "edgefront_run"
         output = b""
         for index, ((symbol, offset), value) in enumerate(
@@ -163,11 +188,7 @@ class FakeBoard:
             at = self._offset(image.address("edgefront_arena"), 0) + offset
             self._memory[at : at + len(output)] = output
         yield "edgefront_after_run"
-        at = self._offset(box.output_address, box.output_bytes)
-        self._memory[at : at + box.output_bytes] = output
-        after = replace(box, command=0, status=Status.DONE, sequence=box.sequence + 1, cycles=self._network.cycles)
-        after = replace(after, output_crc=zlib.crc32(output), stack_used_bytes=self._network.stack_used_bytes)
-        self._memory[base : base + SIZE] = after.pack()
+        return output
 
     def _first_mailbox(self, image: Image, input_address: int, output_address: int) -> Mailbox:
         return Mailbox(
@@ -188,4 +209,24 @@ class FakeBoard:
             cycles=0,
             stack_reserved_bytes=1024,
             stack_used_bytes=0,
+            repeats=0,
+            idle_ms=0,
+            window_cycles=0,
+            clock_hz=self.kind.clock_hz,
+            temperature_mdeg=_millidegrees(self._network.temperature_c),
+            keeps_input=0,
         )
+
+
+def _refusal(box: Mailbox, data: bytes) -> int:
+    """The error code of a command that the firmware does not obey; 0 when it does."""
+    if box.command not in (COMMAND_RUN, COMMAND_WINDOW):
+        return 1
+    if zlib.crc32(data) != box.input_crc:
+        return 2
+    is_window = box.command == COMMAND_WINDOW
+    return 3 if is_window and (not box.repeats or box.idle_ms > LONGEST_IDLE_MS) else 0
+
+
+def _millidegrees(temperature_c: float | None) -> int:
+    return NO_TEMPERATURE if temperature_c is None else round(1000 * temperature_c)

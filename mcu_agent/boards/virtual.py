@@ -3,11 +3,13 @@
 The firmware runs as it would on the real part: programmed into flash, started through the reset vector, RAM with
 arbitrary content at power-up. Whatever lies outside flash, RAM and the core's own registers faults, so an overflow
 cannot hide. The core's registers (debug, system control) are plain memory here: they can be set and read back, but
-nothing counts, so firmware must notice that the cycle counter is dead.
+nothing counts, so firmware must notice that the cycle counter is dead. Of the peripherals, those that the kind's port
+touches are there (:mod:`mcu_agent.boards.peripherals`); a core that sleeps until an alarm is woken at once.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from importlib import metadata
 
@@ -33,6 +35,7 @@ from unicorn.arm_const import (
 )
 
 from mcu_agent.boards.blockcounter import BlockCounter, Halt, Range, attach_counter
+from mcu_agent.boards.peripherals import Bus, Peripherals, peripherals_of
 from mcu_agent.boards.protocol import Counts, Region
 from mcu_agent.boards.thumb import CORE_FACTORS, TAKEN_PENALTY, block_cost
 from mcu_agent.errors import AgentError, BoardLost, FaultSite, FirmwareFault, FirmwareHang, ImageRejected
@@ -56,15 +59,22 @@ class VirtualBoard:
     """An emulated board; see :class:`mcu_agent.boards.protocol.Board` for the contract.
 
     It counts for the cores of :data:`mcu_agent.boards.thumb.CORE_FACTORS` only; the others run, without a counter.
+
+    ``trigger_edges`` are the changes of the trigger pin since ``load``, each with the instructions executed before it
+    since counting began, its own block included, and whether the pin went high. ``peripherals`` are those of the kind
+    unless others are given.
     """
 
     is_emulated = True
     emulator = f"Unicorn {metadata.version('unicorn')}"
 
-    def __init__(self, board_id: str, kind: BoardKind) -> None:
+    def __init__(self, board_id: str, kind: BoardKind, peripherals: Peripherals | None = None) -> None:
         self.board_id = board_id
         self.kind = kind
         self.counter: EmulatedCounter | None = None
+        self.trigger_edges: list[tuple[int, bool]] = []
+        self.bus: Bus | None = None
+        self._peripherals = peripherals_of(kind) if peripherals is None else peripherals
         self._image: Image | None = None
         self._emulator: Uc | None = None
         self._blocks: BlockCounter | None = None
@@ -93,6 +103,9 @@ class VirtualBoard:
         self._check_vectors(int(stack), int(reset))
         emulator.reg_write(UC_ARM_REG_SP, int(stack))
         emulator.hook_add(UC_HOOK_MEM_INVALID, self._on_invalid)
+        self.trigger_edges = []
+        self.bus = Bus(self._peripherals, self._on_trigger, self._on_stray)
+        self.bus.attach(emulator)
         self._image, self._emulator, self._pc, self._halted_at = image, emulator, int(reset) & ~1, None
         self._blocks = attach_counter(emulator)
         if kind.core in CORE_FACTORS:
@@ -108,9 +121,11 @@ class VirtualBoard:
         blocks.arm(stops, timeout_s, self._halted_at)
         self._invalid = None
         try:
-            emulator.emu_start(self._pc | 1, _NEVER)
+            is_late = self._execute(emulator, blocks, time.monotonic() + timeout_s)
         except UcError as error:
             raise self._fault(emulator, image, str(error)) from error
+        if self._invalid is not None:
+            raise self._fault(emulator, image, "")
         halt, address = blocks.halt()
         self._pc, self._halted_at = (address, address) if halt else (emulator.reg_read(UC_ARM_REG_PC), None)
         if halt is Halt.AT_STOP and fault and address == fault.address and fault.address not in addresses:
@@ -122,10 +137,20 @@ class VirtualBoard:
             raise AgentError(f"board {self.board_id}: no memory left for counting blocks")
         found = (
             f"still running after {timeout_s:.3g} s"
-            if halt is Halt.PAST_DEADLINE
+            if halt is Halt.PAST_DEADLINE or is_late
             else "asleep, with nothing to wake it"
         )
         raise self._hang(image, found)
+
+    def _execute(self, emulator: Uc, blocks: BlockCounter, deadline: float) -> bool:
+        """Run until the counter stops, nothing wakes the core any more, or a register is missing; whether the core is
+        woken again and again until the deadline."""
+        emulator.emu_start(self._pc | 1, _NEVER)
+        while blocks.halt()[0] is Halt.NONE and self._invalid is None and self.bus and self.bus.wake(emulator):
+            if time.monotonic() > deadline:
+                return True
+            emulator.emu_start(emulator.reg_read(UC_ARM_REG_PC) | 1, _NEVER)
+        return False
 
     def read(self, address: int, size: int) -> bytes:
         """``size`` bytes of the device's memory."""
@@ -167,6 +192,18 @@ class VirtualBoard:
     def _on_invalid(self, _uc: Uc, access: int, address: int, size: int, value: int, user: object) -> bool:
         self._invalid = (access, address)
         return False
+
+    def _on_stray(self, address: int) -> None:
+        emulator, _, _ = self._powered()
+        self._invalid = (0, address)
+        emulator.emu_stop()
+
+    def _on_trigger(self, is_high: bool) -> None:  # noqa: FBT001  # the bus calls it
+        emulator, blocks, _ = self._powered()
+        entries = blocks.entries()
+        costs = (block_cost(bytes(emulator.mem_read(int(one["address"]), int(one["size"])))) for one in entries)
+        done = sum(int(one["count"]) * cost.instructions for one, cost in zip(entries, costs, strict=True))
+        self.trigger_edges.append((done, is_high))
 
     def _hang(self, image: Image, found: str) -> FirmwareHang:
         where = image.where(self._pc)

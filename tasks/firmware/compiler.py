@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from mcu_agent.image import KIND_SECTION
 from mcu_agent.kinds import BoardKind
 from tasks.firmware.emit import Optimise, banner, count_flops, count_macs, emit_network
 from tasks.firmware.errors import DoesNotFit, ToolchainError
@@ -26,6 +28,7 @@ from tasks.firmware.toolchain import gcc_version, link_firmware, zig_version
 PREFIX = "edgefront"
 STACK_BYTES = 768  # over twice what the kernels were seen to use, exception frame included; an overflow faults
 _OVERFLOW = "overflowed"
+_HARNESS = ("harness.c", "mailbox.h", "port.h", "startup.c")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +109,7 @@ def compile_graph(
     sources = {**network, **_board_files(graph, kind)}
     name = zig_version() if compiler == "zig" else gcc_version()
     image_id = _image_id(sources, kind, name)
-    sources["board/image_id.c"] = _image_id_file(graph, image_id)
+    sources["board/image_id.c"] = _image_id_file(graph, kind, image_id)
     sources = dict(sorted(sources.items()))
     elf = link_sources(sources, kind, compiler=compiler)
     rom, ram = measure(elf, kind)
@@ -125,9 +128,27 @@ def write_sources(sources: Mapping[str, str], folder: Path) -> list[str]:
 
 def _board_files(graph: Graph, kind: BoardKind) -> dict[str, str]:
     folder = resources.files("tasks.firmware") / "csrc" / "board"
-    files = {f"board/{name}": (folder / name).read_text("utf-8") for name in ("harness.c", "mailbox.h", "startup.c")}
+    files = {f"board/{name}": (folder / name).read_text("utf-8") for name in _HARNESS}
     template = (folder / "link.ld.in").read_text("utf-8")
-    return files | {"link.ld": _linker_script(template, graph, kind, (kind.flash_bytes, kind.ram_bytes))}
+    linked = {"link.ld": _linker_script(template, graph, kind, (kind.flash_bytes, kind.ram_bytes))}
+    return files | _port_files(folder / "ports", graph, kind) | linked
+
+
+def _port_files(folder: Traversable, graph: Graph, kind: BoardKind) -> dict[str, str]:
+    """The port's file, the headers it shares with others, and what it must know of the board."""
+    port = (folder / f"{kind.port or 'none'}.c").read_text("utf-8")
+    headers = [entry for entry in folder.iterdir() if entry.name.endswith(".h") and f'"{entry.name}"' in port]
+    shared = {f"board/{entry.name}": entry.read_text("utf-8") for entry in headers}
+    return {"board/port.c": port, "board/kind.h": _kind_header(graph, kind)} | shared
+
+
+def _kind_header(graph: Graph, kind: BoardKind) -> str:
+    port, pin = kind.trigger
+    return (
+        f"/* {banner(graph)} Board kind {kind.name}. */\n#ifndef EDGEFRONT_KIND_H\n#define EDGEFRONT_KIND_H\n\n"
+        f"/** {kind.trigger_pin or 'No trigger pin'}; ports are numbered from 0. */\n"
+        f"#define EDGEFRONT_TRIGGER_PORT {port}u\n#define EDGEFRONT_TRIGGER_PIN {pin}u\n\n#endif\n"
+    )
 
 
 def _linker_script(template: str, graph: Graph, kind: BoardKind, lengths: tuple[int, int]) -> str:
@@ -146,11 +167,16 @@ def _image_id(sources: Mapping[str, str], kind: BoardKind, compiler: str) -> byt
     return hashlib.sha256(text.encode()).digest()
 
 
-def _image_id_file(graph: Graph, image_id: bytes) -> str:
+def _image_id_file(graph: Graph, kind: BoardKind, image_id: bytes) -> str:
+    """What the image says of itself. The kind's name stands in the ELF file alone, in a section that is not loaded, for
+    which C has no words."""
     rows = [", ".join(f"0x{byte:02X}" for byte in image_id[i : i + 8]) for i in range(0, 32, 8)]
     body = ",\n    ".join(rows)
     return (
-        f'/* {banner(graph)} */\n#include "mailbox.h"\n\nconst uint8_t edgefront_image_id[32] = {{\n    {body},\n}};\n'
+        f'/* {banner(graph)} */\n#include "mailbox.h"\n\n'
+        f"const uint8_t edgefront_image_id[32] = {{\n    {body},\n}};\n\n"
+        "const uint32_t edgefront_has_peripherals = 1;\n\n"
+        f'__asm(".pushsection {KIND_SECTION},\\"\\",%progbits\\n\\t.asciz \\"{kind.name}\\"\\n\\t.popsection");\n'
     )
 
 

@@ -21,7 +21,7 @@ from mcu_agent import mailbox
 from mcu_agent.boards.blockcounter import cache_folder
 from mcu_agent.boards.protocol import Counts
 from mcu_agent.boards.thumb import TAKEN_PENALTY, block_cost
-from mcu_agent.image import Image, read_image
+from mcu_agent.image import Image, built_for, read_image, without_peripherals
 from mcu_agent.kinds import PLAIN_CORES, BoardKind, load_kind
 from mcu_agent.mailbox import Mailbox, Status
 from tests.support.boards import SOURCES
@@ -44,7 +44,8 @@ def _machine(name: str, core: str, fpu: str, flash: tuple[int, int], ram: tuple[
     kind = replace(
         load_kind(KIND), name=f"qemu-{name}", description=f"QEMU's machine {name}", mcu=name, core=core, fpu=fpu,
         has_dsp=core not in PLAIN_CORES, flash_origin=flash[0], flash_bytes=flash[1], ram_origin=ram[0],
-        ram_bytes=ram[1], ram_bank="the block at ram_origin", datasheet="QEMU",
+        ram_bytes=ram[1], ram_bank="the block at ram_origin", datasheet="QEMU", port="", trigger_pin="",
+        pyocd_target="", pack="", qemu_machine=name,
     )  # fmt: skip
     return Machine(name=name, kind=kind)
 
@@ -76,11 +77,12 @@ def run_on_qemu(
     elf: bytes, inputs: np.ndarray, folder: Path, span: Span | None = None, machine: Machine = NETDUINO
 ) -> tuple[np.ndarray, list[Counts]]:
     """Outputs (n, bytes) for int8 inputs (n, bytes), and the counts of every run: by default of the whole network,
-    between the entries of ``edgefront_run`` and ``edgefront_after_run``. The image is linked for ``machine.kind``.
+    between the entries of ``edgefront_run`` and ``edgefront_after_run``. The image is linked for ``machine.kind``, or for
+    the catalogue's kind that it names, whose memory must lie in the machine's.
 
     Instructions are QEMU's; cycles are those of the virtual board's cost table over QEMU's blocks.
     """
-    image = read_image(elf, machine.kind)
+    image = _image(elf, machine)
     path, blocks = folder / "image.elf", folder / "blocks.txt"
     path.write_bytes(elf)
     span = span or Span(image.address("edgefront_run"), image.address("edgefront_after_run"))
@@ -88,6 +90,7 @@ def run_on_qemu(
     base = image.address("edgefront_mailbox")
     outputs = []
     with _qemu(machine, path, plugin, folder) as gdb:
+        _switch_peripherals_off(gdb, image)
         box = _mailbox_when(gdb, base, lambda box: box.magic == mailbox.MAGIC)
         for n_runs, one in enumerate(inputs, 1):
             data = one.astype(np.int8).tobytes()
@@ -99,6 +102,19 @@ def run_on_qemu(
                 raise AssertionError(f"{machine.name}: all {box.stack_reserved_bytes} bytes of the stack were used")
             outputs.append(np.frombuffer(gdb.read(box.output_address, box.output_bytes), dtype=np.int8))
     return np.stack(outputs), _counts(blocks.read_text(), image)
+
+
+def _image(elf: bytes, machine: Machine) -> Image:
+    """The image, checked against the machine's memory whatever board kind it was built for."""
+    with_any_name = replace(machine.kind, name=built_for(elf) or machine.kind.name)
+    return without_peripherals(read_image(elf, with_any_name))
+
+
+def _switch_peripherals_off(gdb: Gdb, image: Image) -> None:
+    """QEMU has loaded the file as it is; what :func:`without_peripherals` changed follows."""
+    symbol = image.symbols.get("edgefront_has_peripherals")
+    if symbol is not None:
+        gdb.write(symbol.address, _code(image, symbol.address, 4))
 
 
 def _mailbox_when(gdb: Gdb, base: int, is_there: Callable[[Mailbox], bool]) -> Mailbox:
@@ -126,7 +142,7 @@ def layer_span(elf: bytes, symbol: str) -> Span:
     Raises:
         ValueError: ``edgefront_run`` does not call it once.
     """
-    image = read_image(elf, NETDUINO.kind)
+    image = _image(elf, NETDUINO)
     run, target = image.symbols["edgefront_run"], image.address(symbol)
     code = _code(image, run.address, run.size)
     places = [at for at in range(0, len(code) - 3, 2) if _call_target(code[at : at + 4], run.address + at) == target]

@@ -82,4 +82,4 @@ edgefront_image_id:
     .type edgefront_mailbox, %object
     .balign 4
 edgefront_mailbox:
-    .space 96
+    .space 124

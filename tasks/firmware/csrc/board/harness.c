@@ -4,6 +4,7 @@
  */
 #include "edgefront.h"
 #include "mailbox.h"
+#include "port.h"
 
 #define DEMCR (*(volatile uint32_t *)0xE000EDFCu)
 #define DWT_CTRL (*(volatile uint32_t *)0xE0001000u)
@@ -78,26 +79,129 @@ static void fail(uint32_t code)
     edgefront_mailbox.status = EDGEFRONT_ERROR;
 }
 
-static void run_once(const edgefront_sizes_t *sizes)
+static uint32_t is_input_right(const edgefront_sizes_t *sizes)
 {
-    if (crc32((const uint8_t *)sizes->input, sizes->input_bytes) != edgefront_mailbox.input_crc) {
-        fail(EDGEFRONT_ERROR_CRC);
-        return;
+    return crc32((const uint8_t *)sizes->input, sizes->input_bytes) == edgefront_mailbox.input_crc ? 1u : 0u;
+}
+
+/** With the cache for data on, which is off whenever a debugger may look. */
+static void cache(uint32_t is_on)
+{
+    if (edgefront_may_use_peripherals()) {
+        edgefront_port_cache(is_on);
     }
+}
+
+static void trigger(uint32_t is_high)
+{
+    if (edgefront_may_use_peripherals()) {
+        edgefront_port_trigger(is_high);
+    }
+}
+
+/** Nothing where the clock is not known: milliseconds cannot be told then. */
+static void idle(void)
+{
+    if (edgefront_mailbox.clock_hz && edgefront_mailbox.idle_ms) {
+        edgefront_port_sleep(edgefront_mailbox.clock_hz, edgefront_mailbox.idle_ms);
+    }
+}
+
+static void take_temperature(void)
+{
+    edgefront_mailbox.temperature_mdeg = edgefront_may_use_peripherals() ? edgefront_port_temperature() : INT32_MIN;
+}
+
+/** Cycles of one inference; 0 without a counter. */
+static uint32_t infer(void)
+{
     const uint32_t has_counter = edgefront_mailbox.has_cycle_counter;
     const uint32_t before = has_counter ? DWT_CYCCNT : 0;
     (void)edgefront_run(0, 0);
     edgefront_after_run();
-    edgefront_mailbox.cycles = has_counter ? DWT_CYCCNT - before : 0;
+    return has_counter ? DWT_CYCCNT - before : 0;
+}
+
+/** The cache is off again: what the network left is in the RAM. */
+static void report(const edgefront_sizes_t *sizes)
+{
     edgefront_mailbox.output_crc = crc32((const uint8_t *)sizes->output, sizes->output_bytes);
     edgefront_mailbox.stack_used_bytes = stack_used();
     edgefront_mailbox.sequence += 1;
     edgefront_mailbox.status = EDGEFRONT_DONE;
 }
 
+static void run_once(const edgefront_sizes_t *sizes)
+{
+    cache(1);
+    edgefront_mailbox.cycles = infer();
+    cache(0);
+    report(sizes);
+}
+
+/** By words, wherever they lie: an input need not be aligned. No compiler makes a call of it. */
+static void copy(int8_t *to, const int8_t *from, uint32_t n_bytes)
+{
+    typedef struct __attribute__((packed, may_alias)) {
+        uint32_t value;
+    } word_t;
+    uint32_t i = 0;
+    for (; i + 4u <= n_bytes; i += 4u) {
+        ((volatile word_t *)(to + i))->value = ((const word_t *)(from + i))->value;
+    }
+    for (; i < n_bytes; ++i) {
+        ((volatile int8_t *)to)[i] = from[i];
+    }
+}
+
+static void run_window(const edgefront_sizes_t *sizes)
+{
+    int8_t *const kept = (int8_t *)__edgefront_bss_end;
+    const uint32_t room = (uint32_t)((uintptr_t)__edgefront_ram_end - (uintptr_t)__edgefront_bss_end);
+    const uint32_t keeps_input = sizes->input_bytes <= room ? 1u : 0u;
+    uint64_t cycles = 0;
+    if (keeps_input) {
+        copy(kept, sizes->input, sizes->input_bytes);
+    }
+    idle();
+    cache(1);
+    trigger(1);
+    for (uint32_t left = edgefront_mailbox.repeats; left; --left) {
+        if (keeps_input) {
+            copy(sizes->input, kept, sizes->input_bytes);
+        }
+        cycles += infer();
+    }
+    trigger(0);
+    cache(0);
+    idle();
+    edgefront_mailbox.window_cycles_low = (uint32_t)cycles;
+    edgefront_mailbox.window_cycles_high = (uint32_t)(cycles >> 32);
+    edgefront_mailbox.keeps_input = keeps_input;
+    take_temperature();
+    report(sizes);
+}
+
+static void obey(uint32_t command, const edgefront_sizes_t *sizes)
+{
+    if (command != EDGEFRONT_COMMAND_RUN && command != EDGEFRONT_COMMAND_WINDOW) {
+        fail(EDGEFRONT_ERROR_COMMAND);
+    } else if (!is_input_right(sizes)) {
+        fail(EDGEFRONT_ERROR_CRC);
+    } else if (command == EDGEFRONT_COMMAND_RUN) {
+        run_once(sizes);
+    } else if (!edgefront_mailbox.repeats || edgefront_mailbox.idle_ms > EDGEFRONT_LONGEST_IDLE_MS) {
+        fail(EDGEFRONT_ERROR_WINDOW);
+    } else {
+        run_window(sizes);
+    }
+}
+
 int edgefront_main(void)
 {
     const edgefront_sizes_t *sizes = edgefront_sizes();
+    edgefront_mailbox.clock_hz = edgefront_may_use_peripherals() ? edgefront_port_init() : 0;
+    take_temperature();
     (void)edgefront_init();
     for (uint32_t i = 0; i < sizeof edgefront_image_id; ++i) {
         edgefront_mailbox.image_id[i] = edgefront_image_id[i];
@@ -117,10 +221,6 @@ int edgefront_main(void)
         edgefront_mailbox.command = 0;
         edgefront_mailbox.error_code = 0;
         edgefront_mailbox.status = EDGEFRONT_RUNNING;
-        if (command == EDGEFRONT_COMMAND_RUN) {
-            run_once(sizes);
-        } else {
-            fail(EDGEFRONT_ERROR_COMMAND);
-        }
+        obey(command, sizes);
     }
 }

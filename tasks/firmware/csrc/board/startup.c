@@ -1,16 +1,16 @@
 /**
  * Vector table and reset for any Cortex-M0+, M3, M4, M7 or M33: copy .data, clear .bss, paint the stack, switch the FPU
- * on. The core runs from the clock it has after reset.
+ * on. Clocks and caches are the port's.
  *
  * The loops store through volatile pointers so that no compiler turns them into calls of memset or memcpy.
  */
 #include "mailbox.h"
+#include "port.h"
 
 extern uint32_t __edgefront_data_load[];
 extern uint32_t __edgefront_data_start[];
 extern uint32_t __edgefront_data_end[];
 extern uint32_t __edgefront_bss_start[];
-extern uint32_t __edgefront_bss_end[];
 
 #define VTOR (*(volatile const void *volatile *)0xE000ED08u)
 #define CPACR (*(volatile uint32_t *)0xE000ED88u)
@@ -59,6 +59,9 @@ __attribute__((noreturn, noinline, used)) void edgefront_fault(void)
     __asm volatile("mrs %0, ipsr" : "=r"(number));
     edgefront_mailbox.error_code = EDGEFRONT_ERROR_FAULT + number;
     edgefront_mailbox.status = EDGEFRONT_ERROR;
+    if (edgefront_may_use_peripherals()) {
+        edgefront_port_cache(0); /* the mailbox may lie in it */
+    }
     for (;;) {
     }
 }
