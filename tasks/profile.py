@@ -15,8 +15,9 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import util
 from pathlib import Path
 from time import monotonic
 
@@ -32,10 +33,8 @@ from orchestrator.errors import UsageError
 from orchestrator.objectives import Objectives
 from orchestrator.records import Event, Json, Source, StageRequest, Value
 from orchestrator.studyfile import StudyFile
-from tasks.deployment import integer_graph
 from tasks.errors import Defect, Infeasible, TransientFault
 from tasks.firmware.image import measure
-from tasks.quant import reference
 from tasks.stage import StageContext, StageOutput
 
 RACK_VARIABLE = "EDGEFRONT_RACK"
@@ -76,19 +75,24 @@ def pool_of(study: StudyFile, study_id: str) -> Pool:
 
 
 def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, job: Job) -> Profile:
-    """The profile; on a mismatch that the first input does not explain, once more with the one that does.
+    """The profile; on a mismatch that the first input does not explain, once more with the one that does, where the
+    integer reference is installed that knows what its layers should give.
 
     Raises:
-        BitMismatch: names the first differing layer.
+        BitMismatch: names the first differing layer, as far as that can be known here.
     """
     try:
         return _on_leased_board(request, context, study, job)
     except BitMismatch as error:
         if error.layer or "onnx" not in request.inputs:
             raise
+        reference_layers = _reference()
+        if reference_layers is None:
+            text = f"{error}; which layer differs first is known only where Edgefront's extra search is installed"
+            raise BitMismatch(text, "", error.index) from error
         one = slice(error.index, error.index + 1)
         onnx = context.artifacts.get_bytes(request.inputs["onnx"])
-        layers = _reference_layers(onnx, job.inputs[one], study.firmware.extra_macs)
+        layers = reference_layers(onnx, job.inputs[one], study.firmware.extra_macs)
         alone = replace(job, inputs=job.inputs[one], expected=job.expected[one], layer_outputs=layers)
         try:
             _on_leased_board(request, context, study, alone)
@@ -98,11 +102,16 @@ def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, j
         raise BitMismatch(f"{error}; run alone, input {error.index} gives what it should", "", error.index) from error
 
 
-def _reference_layers(onnx: bytes, inputs: npt.NDArray[np.int8], extra_macs: float) -> dict[int, npt.NDArray[np.int8]]:
-    """What every layer gives for the one input (1, bytes), by the integer reference."""
-    graph = integer_graph(onnx, extra_macs)
-    outputs = reference.run(graph, inputs.reshape(1, *graph.input_tensor.shape))
-    return {index: outputs[layer.output][0] for index, layer in enumerate(graph.layers)}
+_ReferenceLayers = Callable[[bytes, npt.NDArray[np.int8], float], dict[int, npt.NDArray[np.int8]]]
+
+
+def _reference() -> _ReferenceLayers | None:
+    """:func:`tasks.mismatch.reference_layers`, or None on a host that has boards and no compiler."""
+    if util.find_spec("onnx") is None:
+        return None
+    from tasks.mismatch import reference_layers  # the compiler's front end; only a mismatch needs it
+
+    return reference_layers
 
 
 def _on_leased_board(request: StageRequest, context: StageContext, study: StudyFile, job: Job) -> Profile:
