@@ -1,4 +1,4 @@
-"""What every layer should give for an input: needed only when a board's output is wrong, and only where the compiler is.
+"""What every layer should give for an input: needed when a board's output is wrong, and only where the compiler is.
 
 Apart from :mod:`tasks.profile`, because reading the network takes ONNX, which a host with boards does not have.
 """

@@ -135,7 +135,7 @@ def _job(request: StageRequest, context: StageContext, study: StudyFile) -> Job:
         arrays = _arrays(vectors)
         records = [Layer.from_json(item) for item in json.loads(layers)]
         inputs, outputs = arrays["inputs"], arrays["outputs"]
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (*_UNREADABLE, zipfile.BadZipFile) as error:
         raise Defect("bad_artifact", f"layers or vectors cannot be read: {error!r}") from error
     n = min(len(inputs), study.profiling.samples)
     return Job(
@@ -148,7 +148,16 @@ def _job(request: StageRequest, context: StageContext, study: StudyFile) -> Job:
     )
 
 
+# What reading arrays and JSON of anybody's making ends with; a shape beyond all memory and endless nesting among it.
+_UNREADABLE = (KeyError, TypeError, ValueError, OSError, EOFError, MemoryError, RecursionError, NotImplementedError)
+_MOST_UNPACKED_BYTES = 256_000_000
+
+
 def _arrays(data: bytes) -> dict[str, npt.NDArray[np.int8]]:
+    with zipfile.ZipFile(io.BytesIO(data)) as packed:
+        unpacked = sum(item.file_size for item in packed.infolist())
+    if unpacked > _MOST_UNPACKED_BYTES:
+        raise ValueError(f"{unpacked} bytes unpacked; allowed are {_MOST_UNPACKED_BYTES}")
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         return {name: archive[name].astype(np.int8) for name in archive.files if name != "labels"}
 
