@@ -25,6 +25,7 @@ from tasks.artifacts import ArtifactStore
 from tasks.broker import connect, without_password
 from tasks.messages import Holder, TaskMessage
 from tasks.registry import STAGES, perform
+from tasks.transport import LONGEST_LIMIT_S
 
 T = TypeVar("T")
 
@@ -161,7 +162,7 @@ class CeleryEvaluator:
         self._queues.add(queue)
         soft_s = soft_limit_s(request.stage, _profile_timeout_s(request))
         message = TaskMessage(request=request, artifacts=self._artifacts).to_json()
-        _check_size(message)
+        _check_message(message, soft_s + HARD_LIMIT_MARGIN_S)
         self._app.send_task(
             messages.TASK_PREFIX + request.stage,
             args=[message],
@@ -296,8 +297,12 @@ class CeleryEvaluator:
                 time.sleep(0.2)
 
 
-def _check_size(message: Json) -> None:
+def _check_message(message: Json, limit_s: float) -> None:
     """Say now what every worker would say by dropping the message."""
+    if limit_s > LONGEST_LIMIT_S:
+        raise OrchestratorError(
+            f"a stage would take up to {limit_s:g} s; allowed are {LONGEST_LIMIT_S:g} (profiling.timeout)"
+        )
     size = len(json.dumps(message).encode())
     if size + 200 > messages.MESSAGE_BYTES:  # Celery's list around it
         raise OrchestratorError(
