@@ -147,6 +147,16 @@ def make_app(broker_url: str | None) -> Celery:
     return app
 
 
+def keep_apart(chosen: Celery, group: str) -> None:
+    """Have the workers of ``group`` keep their messages under way in a list of their own.
+
+    Celery's workers share one, in which each puts back what others have left lying. Agents need no access to what the
+    other workers are at, and the broker's access list can then refuse it (docs/security.md).
+    """
+    names = {f"unacked{what}_key": f"unacked.{group}{what}" for what in ("", "_index", "_mutex")}
+    chosen.conf.broker_transport_options = {**chosen.conf.broker_transport_options, **names}
+
+
 def execute(message: Json) -> None:
     """Run one stage and publish its result, once: a task that lives elsewhere is left alone, one whose process died is
     answered as a fault, so that the retry is counted and waits its turn."""

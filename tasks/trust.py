@@ -36,6 +36,11 @@ class Trust:
     artifact_stores: tuple[str, ...] = ()
     artifact_bytes: int | None = None
 
+    @property
+    def is_agent(self) -> bool:
+        """Whether nothing but boards is asked for: no training, no compiler, nobody's code but an image's."""
+        return bool(self.stages) and set(self.stages) <= set(QUEUE_STAGES[BOARD_QUEUE])
+
     def objection(self, task: TaskMessage) -> str:
         """Why the task is refused, in one line; empty when it is not."""
         stage = stage_head(task.request.stage)

@@ -79,9 +79,9 @@ def run_worker(
             f"{BROKER_VARIABLE}=redis://host:6379/0"
         )
     trust = trust_of_queues(queues, artifact_stores)
-    if set(trust.stages) != set(messages.QUEUE_STAGES[messages.BOARD_QUEUE]):
+    if not trust.is_agent:
         require("search")
-    from tasks.app import WARM_VARIABLE, WORKER_VARIABLE, app, worker_url  # Celery only where it is run
+    from tasks.app import WARM_VARIABLE, WORKER_VARIABLE, app, keep_apart, worker_url  # Celery only where it is run
 
     check_reachable(worker_url())
     if danger := exposure(worker_url()):
@@ -96,6 +96,8 @@ def run_worker(
         os.environ[WORKER_VARIABLE] = name
     os.environ[WARM_VARIABLE] = ",".join(trust.stages)
     os.environ[TRUST_VARIABLE] = trust.to_text()
+    if trust.is_agent:
+        keep_apart(app, messages.BOARD_QUEUE)
     # Forking is safe on macOS because this process never loads what objects to it; its children do.
     os.environ.setdefault("OBJC_DISABLE_INITIALIZE_FORK_SAFETY", "YES")
     worker = app.Worker(
