@@ -133,6 +133,9 @@ def _is_loopback(host: str) -> bool:
         return host in ("", "localhost")
 
 
+_CUT_OFF = ("connection closed", "connection reset", "eof occurred")
+
+
 def tls_trouble(url: str, error: str) -> str:
     """What went wrong with TLS and what to do; empty where it was something else."""
     if "Hostname mismatch" in error or "IP address mismatch" in error or "not valid for" in error:
@@ -143,10 +146,15 @@ def tls_trouble(url: str, error: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in error:
         why = error.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "its certificate is not known"
         return f"{why}. Name the CA that signed its certificate: {BROKER_VARIABLE}=rediss://…?ssl_ca_certs=/path/ca.crt"
-    if "CERTIFICATE_REQUIRED" in error.upper() or "certificate required" in error:
+    is_cut = any(text in error.lower() for text in ("certificate required", "certificate_required", *_CUT_OFF))
+    if is_cut and url.startswith("rediss://") and "ssl_certfile=" not in url:
+        # In TLS 1.3 a server may end the connection without a word when it has waited for a certificate in vain.
         return (
-            "it asks for a certificate of yours: add ssl_certfile=/path/my.crt&ssl_keyfile=/path/my.key to the address"
+            f"it ended the connection ({error.rstrip('.')}), as one does that asks for a certificate of yours: add "
+            "ssl_certfile=/path/my.crt&ssl_keyfile=/path/my.key to the address"
         )
+    if is_cut and url.startswith("redis://"):
+        return f"it ended the connection ({error.rstrip('.')}), as a port does that speaks TLS: use rediss://"
     if url.startswith("rediss://") and ("WRONG_VERSION_NUMBER" in error or "record layer failure" in error):
         return f"it does not speak TLS on this port ({error.rstrip('.')}); use its TLS port, or redis://"
     return ""
