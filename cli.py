@@ -27,6 +27,7 @@ import click
 
 from cli_rack import agent, aligned, boards, json_option, measure
 from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.extras import extra_of, missing_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,6 +70,12 @@ class _Edgefront(click.Group):
             return super().invoke(ctx)
         except OrchestratorError as error:
             raise _Failure(str(error), error.exit_code) from error
+        except ModuleNotFoundError as error:
+            module = (error.name or "").partition(".")[0]
+            extra = extra_of(module)
+            if extra is None:
+                raise
+            raise _Failure(missing_text(module, extra), EXIT_USAGE) from error
         except InventoryError as error:
             raise _Failure(str(error), EXIT_USAGE) from error
         except (AgentError, PipelineError) as error:

@@ -92,9 +92,7 @@ class Bench:
             switching_error=SWITCHING_SHARE,
         )
         self._now_s += len(current) / RATE_HZ
-        call = Call(
-            began_s=began, returned_s=self._now_s, idle_s=idle_ms / 1000, length_s=cycles / CLOCK_HZ
-        )
+        call = Call(began_s=began, returned_s=self._now_s, idle_s=idle_ms / 1000, length_s=cycles / CLOCK_HZ)
         self.recorded.append((self._words, call))
         return cycles
 
@@ -185,7 +183,9 @@ def decoder_report(n_readings: int = 100_000, seed: int = 0) -> dict[str, float]
     from ppk2_api.ppk2_api import PPK2_API
 
     rng = np.random.default_rng(seed)
-    current = np.where(np.arange(n_readings) // 50 % 2, HIGH_A, LOW_A) * (1 + NOISE_SHARE * rng.standard_normal(n_readings))
+    current = np.where(np.arange(n_readings) // 50 % 2, HIGH_A, LOW_A) * (
+        1 + NOISE_SHARE * rng.standard_normal(n_readings)
+    )
     data = encode(current, np.zeros(n_readings, dtype=np.uint8), TYPICAL, supply_v=SUPPLY_V).tobytes()
     theirs = PPK2_API(None)  # no port: only its decoder is used
     theirs.current_vdd = SUPPLY_V * 1000

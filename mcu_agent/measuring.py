@@ -72,7 +72,4 @@ def recorder_of(entry: RackBoard) -> Recorder | None:
     Raises:
         InventoryError: the library of the meter is not installed.
     """
-    if entry.meter is None:
-        return None
-    supply_v = entry.meter.supply_v or load_kind(entry.kind).supply_v
-    return make_recorder(replace(entry.meter, supply_v=supply_v))
+    return make_recorder(entry.meter, load_kind(entry.kind).supply_v) if entry.meter is not None else None

@@ -24,7 +24,7 @@ from mcu_agent.image import read_image
 from mcu_agent.latency import Statistics, median_index, summarise
 from mcu_agent.meters.model import ModelMeter
 from mcu_agent.meters.protocol import EnergyReading, Recorder
-from mcu_agent.session import OUTSIDE, Bytes, Job, Layer, Link, Run, opened
+from mcu_agent.session import OUTSIDE, Bytes, Job, Layer, Link, Run, opened, temperature_c
 
 CLOCK_TOLERANCE = 0.005
 _QUIET_SHARE = 0.9  # of a window's expected time, in which the debugger leaves the core alone
@@ -151,7 +151,7 @@ def profile(job: Job, board: Board, recorder: Recorder | None = None, plan: Plan
             cycles_source=source,
             latency_s=statistics.median / clock_hz,
             energy=energy,
-            temperature_c=last.temperature_c,
+            temperature_c=temperature_c(last),
             layers=_layers(job, median, readings[middle], source),
             glue=median[0] if median else None,
             phases=phases,
@@ -203,7 +203,8 @@ def _energy(link: Link, recorder: Recorder | None, windows: WindowPlan, cycles: 
     kind = link.board.kind
     if recorder is None:
         return ModelMeter(kind).read(cycles)
-    return measure_energy(recorder, partial(_window, link, cycles / clock_hz), windows, cycles, clock_hz, kind.supply_v)
+    run_window = partial(_window, link, cycles / clock_hz)
+    return measure_energy(recorder, run_window, windows, cycles=cycles, clock_hz=clock_hz, supply_v=kind.supply_v)
 
 
 def _window(link: Link, latency_s: float, repeats: int, idle_ms: int) -> int:

@@ -218,12 +218,11 @@ class Link:
         self.board.run_until({self.image.address("edgefront_ready")}, remaining, quiet_s)
         after, output = self._finished(before)
         counts = counter.read() if counter is not None else ()
-        is_known = after.temperature_mdeg != mailbox.NO_TEMPERATURE
         return Window(
             repeats=repeats,
-            cycles=sum(one.cycles for one in counts[: -len(_OUTSIDE)]) if counts else after.window_cycles,
+            cycles=sum(one.cycles for one in counts[: -len(OUTSIDE)]) if counts else after.window_cycles,
             keeps_input=bool(after.keeps_input),
-            temperature_c=after.temperature_mdeg / 1000 if is_known else None,
+            temperature_c=temperature_c(after),
             output=output,
         )
 
@@ -327,3 +326,8 @@ class Link:
     def _region(self, name: str) -> Region:
         start = self.image.address(name)
         return Region(name=name, start=start, end=start + max(self.image.symbols[name].size, 2))
+
+
+def temperature_c(report: Mailbox) -> float | None:
+    """Degrees Celsius as the device reports them; None where it cannot tell."""
+    return report.temperature_mdeg / 1000 if report.temperature_mdeg != mailbox.NO_TEMPERATURE else None

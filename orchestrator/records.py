@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
+
+from orchestrator import fieldcheck
 
 ParamValue = float | int | str | bool
 Params = Mapping[str, ParamValue]
@@ -174,9 +176,34 @@ class StageRequest:
 
     @staticmethod
     def from_json(data: Json) -> StageRequest:
-        fields = {key: value for key, value in data.items() if key != "version"}
-        check_version(data, "stage request")
-        return StageRequest(**fields)
+        """
+        Raises:
+            ValueError: a field is missing, unknown or not what it must be; whoever wrote the message may be anybody.
+        """
+        given = dict(fieldcheck.a_map("stage request", data))
+        check_version(given, "stage request")
+        given.pop("version")
+        fieldcheck.only_known("stage request", given, frozenset(item.name for item in fields(StageRequest)))
+        for name, check in _REQUEST_CHECKS.items():
+            if name in given:
+                given[name] = check(name, given[name])
+            elif name not in ("sources", "stopping"):
+                raise ValueError(f"stage request lacks the field {name}")
+        return StageRequest(**given)
+
+
+_REQUEST_CHECKS: Mapping[str, Callable[[str, object], Any]] = {
+    "study_id": fieldcheck.an_identifier,
+    "trial": lambda name, value: fieldcheck.a_whole_number(name, value, 0, 2**31),
+    "stage": lambda name, value: fieldcheck.a_match(name, value, fieldcheck.STAGE, "the name of a stage"),
+    "attempt": lambda name, value: fieldcheck.a_whole_number(name, value, 1, 2**31),
+    "params": lambda name, value: fieldcheck.a_map_of(name, value, fieldcheck.a_param),
+    "seed": lambda name, value: fieldcheck.a_whole_number(name, value, 0, 2**64),
+    "inputs": lambda name, value: fieldcheck.a_map_of(name, value, fieldcheck.a_sha256),
+    "study": fieldcheck.a_map,
+    "sources": lambda name, value: fieldcheck.a_map_of(name, value, fieldcheck.a_text),
+    "stopping": lambda name, value: None if value is None else fieldcheck.a_map(name, value),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,14 +24,17 @@ from billiard.process import current_process
 from celery import Celery, Task, bootsteps, signals
 from celery.worker import state
 
+from orchestrator import fieldcheck
 from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult
-from tasks import messages
+from tasks import messages, transport
+from tasks.address import split_tls
 from tasks.artifacts import ArtifactStore
 from tasks.broker import BROKER_VARIABLE, connect
 from tasks.errors import PipelineError, TransientFault
 from tasks.messages import Holder, TaskMessage
 from tasks.registry import FINAL_STAGE, STAGES, perform, stage_function
 from tasks.stage import StageContext, StageFunction, StageOutput
+from tasks.trust import Trust
 
 WORKER_VARIABLE = "EDGEFRONT_WORKER"
 WARM_VARIABLE = "EDGEFRONT_WARM_STAGES"
@@ -94,18 +97,24 @@ class StageTask(Task):  # type: ignore[misc]  # Celery ships no types
 
     def on_failure(self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         if isinstance(exc, TimeLimitExceeded):
-            request = TaskMessage.from_json(args[0]).request
+            try:
+                request = TaskMessage.from_json(args[0]).request
+            except (ValueError, IndexError, TypeError):  # nobody to answer
+                return
             fault = _transient("time_limit", f"stage {request.stage} was killed after {exc.args[0]} s")
             publish(connect(worker_url()), _fault_result(request, fault, worker_name()))
 
 
 def make_app(broker_url: str | None) -> Celery:
     """The application on ``broker_url``. The settings and why they are so: docs/pipeline.md."""
-    app = Celery("edgefront", broker=broker_url, task_cls=StageTask, set_as_current=False)
+    transport.install()
+    bare_url, tls = split_tls(broker_url) if broker_url else (None, None)
+    app = Celery("edgefront", broker=bare_url, task_cls=StageTask, set_as_current=False)
     app.conf.update(
-        task_serializer="json",
-        result_serializer="json",
-        accept_content=["json"],
+        broker_use_ssl=tls,
+        task_serializer=transport.SERIALIZER,
+        result_serializer=transport.SERIALIZER,
+        accept_content=[transport.SERIALIZER],
         task_ignore_result=True,
         result_expires=messages.RESULT_KEPT_S,
         task_acks_late=True,
@@ -134,7 +143,18 @@ def make_app(broker_url: str | None) -> Celery:
     app.steps["consumer"].add(_Upkeep)
     for stage in (*STAGES, FINAL_STAGE):
         app.task(execute, name=messages.TASK_PREFIX + stage)
+    app.task(execute, name=messages.REFUSED_TASK)
     return app
+
+
+def keep_apart(chosen: Celery, group: str) -> None:
+    """Have the workers of ``group`` keep their messages under way in a list of their own.
+
+    Celery's workers share one, in which each puts back what others have left lying. Agents need no access to what the
+    other workers are at, and the broker's access list can then refuse it (docs/security.md).
+    """
+    names = {f"unacked{what}_key": f"unacked.{group}{what}" for what in ("", "_index", "_mutex")}
+    chosen.conf.broker_transport_options = {**chosen.conf.broker_transport_options, **names}
 
 
 def execute(message: Json) -> None:
@@ -143,10 +163,14 @@ def execute(message: Json) -> None:
     client = process_client()
     try:
         task = TaskMessage.from_json(message)
-    except (ValueError, KeyError, TypeError) as error:
-        publish(client, _refusal(message, error))
+    except ValueError as error:
+        _answer_bad_message(client, message, error)
         return
     request = task.request
+    if objection := Trust.from_environment().objection(task):
+        fault = Fault(kind=FaultKind.DEFECT, reason="not_allowed", detail=f"{worker_name()}: {objection}")
+        publish(client, _fault_result(request, fault, worker_name()))
+        return
     holder = this_process()
     claim = _claim(client, request.task_id, holder)
     if claim == "elsewhere":
@@ -163,15 +187,36 @@ def execute(message: Json) -> None:
     publish(client, result)
 
 
-def _refusal(message: Json, error: Exception) -> StageResult:
-    """The answer to a message of another version of this program, as far as it can be read at all."""
-    request = message["request"]
+def _answer_bad_message(client: redis.Redis, message: object, error: ValueError) -> None:
+    """Answer what can be answered; the rest is dropped with a line in the log."""
+    refusal = _refusal(message, error)
+    if refusal is None:
+        _log.error("dropped a message that names no trial of a study: %s", error)
+    else:
+        publish(client, refusal)
+
+
+def _refusal(message: object, error: ValueError) -> StageResult | None:
+    """The answer to a message of another version of this program, or of somebody else, as far as it says whose it is.
+
+    None where it does not; ``message`` may be anything.
+    """
+    request = message.get("request") if isinstance(message, dict) else None
+    if not isinstance(request, dict):
+        return None
+    try:
+        study_id = fieldcheck.an_identifier("study_id", request.get("study_id"))
+        trial = fieldcheck.a_whole_number("trial", request.get("trial"), 0, 2**31)
+        stage = fieldcheck.a_text("stage", request.get("stage"), 100)
+        attempt = fieldcheck.a_whole_number("attempt", request.get("attempt"), 1, 2**31)
+    except ValueError:
+        return None
     detail = f"this worker cannot read the message ({error}); install the same version everywhere"
     return StageResult(
-        study_id=request["study_id"],
-        trial=request["trial"],
-        stage=request["stage"],
-        attempt=request["attempt"],
+        study_id=study_id,
+        trial=trial,
+        stage=stage,
+        attempt=attempt,
         ending=Ending.FAULT,
         seconds=0.0,
         fault=Fault(kind=FaultKind.DEFECT, reason="bad_message", detail=detail),
@@ -181,7 +226,7 @@ def _refusal(message: Json, error: Exception) -> StageResult:
 
 def _perform(task: TaskMessage, progress: Any, worker: str) -> StageResult:
     try:
-        store = ArtifactStore(task.artifacts)
+        store = ArtifactStore(task.artifacts, most_bytes=Trust.from_environment().artifact_bytes)
     except (ValueError, OSError, ImportError) as error:
         fault = _transient("artifact_store", f"artifact store {task.artifacts!r} cannot be used: {error}")
         return _fault_result(task.request, fault, worker)
@@ -209,7 +254,11 @@ def _claim(client: redis.Redis, task_id: str, holder: Holder) -> str:
     text = client.get(key)
     if text is None or text in messages.TOMBSTONES:
         return "elsewhere"
-    return "died" if is_gone(Holder.from_text(text)) else "elsewhere"
+    try:
+        return "died" if is_gone(Holder.from_text(text)) else "elsewhere"
+    except ValueError as error:  # somebody wrote there who is none of us; the beat ends by itself
+        _log.error("task %s is held by something that is no worker: %s", task_id, error)
+        return "elsewhere"
 
 
 def is_gone(holder: Holder) -> bool:

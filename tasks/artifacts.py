@@ -20,6 +20,7 @@ from pathlib import Path
 import fsspec
 
 from orchestrator.errors import UsageError
+from orchestrator.fieldcheck import a_sha256
 from tasks.errors import Defect, TransientFault
 
 _NO_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -39,6 +40,16 @@ class ArtifactAltered(TransientFault):
     def __init__(self, sha256: str, location: str, found: str) -> None:
         super().__init__("artifact_altered", f"artifact {sha256} was altered: {location} now hashes to {found}")
         self.sha256 = sha256
+
+
+class ArtifactTooLarge(Defect):
+    """What is stored is larger than whoever reads it takes; no more than that was read."""
+
+    def __init__(self, location: str, most_bytes: int) -> None:
+        super().__init__(
+            "artifact_too_large", f"{location} holds more than the {most_bytes} bytes that are read here at most"
+        )
+        self.most_bytes = most_bytes
 
 
 class DiskFull(Defect):
@@ -71,13 +82,16 @@ def check_writable(url: str) -> None:
 class ArtifactStore:
     """Artifacts below ``url``: a folder, or any address fsspec knows (``s3://bucket/studies`` with s3fs installed).
 
+    ``most_bytes`` bounds what is read of a single file: for a host that runs images from a queue.
+
     Raises:
         TransientFault: the address cannot be reached (``OSError`` passes as it is and counts as one).
         ValueError: fsspec does not know the address.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, *, most_bytes: int | None = None) -> None:
         self.url = str(url)
+        self._most_bytes = most_bytes
         filesystem, root = fsspec.core.url_to_fs(self.url)
         self._fs = filesystem
         self._root = root.rstrip("/")
@@ -101,6 +115,8 @@ class ArtifactStore:
         Raises:
             ArtifactMissing: there are none.
             ArtifactAltered: they are not what was kept.
+            ArtifactTooLarge: they are more than ``most_bytes``.
+            ValueError: ``sha256`` is none; it would be part of a path.
         """
         path = self._path(sha256)
         data = self._read(path)
@@ -113,7 +129,10 @@ class ArtifactStore:
 
     def has(self, sha256: str) -> bool:
         """Whether ``get_bytes`` would succeed."""
-        data = self._read(self._path(sha256))
+        try:
+            data = self._read(self._path(sha256))
+        except ArtifactTooLarge:
+            return False
         return data is not None and hashlib.sha256(data).hexdigest() == sha256
 
     def path_of(self, sha256: str) -> str:
@@ -125,20 +144,29 @@ class ArtifactStore:
         self._write(self._memo_path(key), data)
 
     def recall(self, key: str) -> bytes | None:
-        """What was remembered under ``key``, or None."""
-        return self._read(self._memo_path(key))
+        """What was remembered under ``key``, or None; None too when it is larger than ``most_bytes``."""
+        try:
+            return self._read(self._memo_path(key))
+        except ArtifactTooLarge:
+            return None
 
     def _path(self, sha256: str) -> str:
+        a_sha256("artifact", sha256)
         return f"{self._root}/sha256/{sha256[:2]}/{sha256[2:]}"
 
     def _memo_path(self, key: str) -> str:
         return f"{self._root}/memo/{key[:2]}/{key[2:]}.json"
 
     def _read(self, path: str) -> bytes | None:
+        most = self._most_bytes
+        bounds = {} if most is None else {"start": 0, "end": most + 1}
         try:
-            return bytes(self._fs.cat_file(path))
+            data = bytes(self._fs.cat_file(path, **bounds))
         except FileNotFoundError:
             return None
+        if most is not None and len(data) > most:
+            raise ArtifactTooLarge(path, most)
+        return data
 
     def _write(self, path: str, data: bytes) -> None:
         try:

@@ -1,8 +1,7 @@
 """Redis: reaching one that exists, and running one of our own where there is none.
 
-Addresses are written ``redis://host:port/db``, ``rediss://…`` or ``redis+socket:///path``; the last is how Celery's
-transport spells a unix socket. ``EDGEFRONT_BROKER_URL`` names a Redis of the user's; without it a server is started for
-the time of a run, reachable only with a random password over a unix socket.
+``EDGEFRONT_BROKER_URL`` names a Redis of the user's (:mod:`tasks.address`); without it a server is started for the time
+of a run, reachable only with a random password over a unix socket.
 """
 
 from __future__ import annotations
@@ -15,59 +14,51 @@ import subprocess
 import tempfile
 from pathlib import Path
 from time import monotonic, sleep
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from orchestrator.errors import OrchestratorError
+from tasks.address import (
+    BROKER_VARIABLE,
+    SOCKET_SCHEME,
+    BrokerAddressError,
+    BrokerError,
+    client_url,
+    split_tls,
+    tls_trouble,
+    without_password,
+)
 
-BROKER_VARIABLE = "EDGEFRONT_BROKER_URL"
-_SOCKET_SCHEME = "redis+socket"
+__all__ = [
+    "BROKER_VARIABLE",
+    "BrokerAddressError",
+    "BrokerError",
+    "EmbeddedBroker",
+    "check_reachable",
+    "connect",
+    "server_executable",
+    "tail",
+    "without_password",
+]
+
 # The address of a unix socket holds 104 bytes on macOS and 108 on Linux, and Celery reads it out of an URL.
 _LONGEST_SOCKET_PATH = 100
 _PLAIN_PATH = re.compile(r"^[A-Za-z0-9/._-]+$")
 _START_TIMEOUT_S = 10.0
 
 
-class BrokerError(OrchestratorError):
-    """The broker cannot be reached or started; the text names it without its password."""
-
-
-class BrokerAddressError(BrokerError):
-    """``EDGEFRONT_BROKER_URL`` is not set where it must be, or no address of a Redis."""
-
-    exit_code = 2
-
-
-def without_password(url: str) -> str:
-    """The address as it may be shown: ``redis://user:***@host:6379/0``."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # an address that cannot even be taken apart
-        return re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
-    if "@" not in parts.netloc:
-        return url
-    account, host = parts.netloc.rsplit("@", 1)
-    shown = account.split(":")[0]
-    return urlunsplit(parts._replace(netloc=f"{shown}:***@{host}"))
-
-
-def client_url(url: str) -> str:
-    """The same address as redis-py spells it."""
-    return "unix" + url[len(_SOCKET_SCHEME) :] if url.startswith(_SOCKET_SCHEME + "://") else url
-
-
 def connect(url: str, *, retries: int = 5, timeout_s: float = 5.0) -> redis.Redis:
     """A client of the Redis at ``url``, not connected yet; a lost connection is tried ``retries`` times again.
 
     Raises:
-        BrokerAddressError: the address is none of Redis.
+        BrokerAddressError: the address is none of Redis, or its options of TLS are wrong.
     """
+    bare_url, tls = split_tls(url)
     try:
         return redis.Redis.from_url(
-            client_url(url),
+            client_url(bare_url),
+            **(tls or {}),
             socket_connect_timeout=timeout_s,
             retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
             retry_on_error=[redis.ConnectionError],
@@ -94,6 +85,8 @@ def check_reachable(url: str) -> None:
             f"{BROKER_VARIABLE}: redis://:PASSWORD@host:6379/0"
         ) from error
     except (redis.RedisError, OSError) as error:
+        if trouble := tls_trouble(url, str(error)):
+            raise BrokerError(f"no safe connection to the Redis at {without_password(url)}: {trouble}") from error
         raise BrokerError(
             f"no Redis answers at {without_password(url)}: {str(error).rstrip('.')}. Start it or correct "
             f"{BROKER_VARIABLE}; without that variable a broker is started by itself."
@@ -145,7 +138,7 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        return f"{_SOCKET_SCHEME}://:{self._password}@{self._socket}"
+        return f"{SOCKET_SCHEME}://:{self._password}@{self._socket}"
 
     def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

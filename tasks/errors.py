@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from orchestrator.records import Json, Value, Violation
-from orchestrator.stopping import Stop
+
+if TYPE_CHECKING:
+    from orchestrator.stopping import Stop  # loads SciPy, which an agent does not have
 
 
 class PipelineError(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,13 +18,14 @@ from kombu.exceptions import OperationalError
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.ports import EventSink
-from orchestrator.records import Event, StageRequest, StageResult
+from orchestrator.records import Event, Json, StageRequest, StageResult
 from tasks import messages
 from tasks.app import HARD_LIMIT_MARGIN_S, is_gone, make_app, soft_limit_s
 from tasks.artifacts import ArtifactStore
 from tasks.broker import connect, without_password
 from tasks.messages import Holder, TaskMessage
 from tasks.registry import STAGES, perform
+from tasks.transport import LONGEST_LIMIT_S
 
 T = TypeVar("T")
 
@@ -160,9 +162,11 @@ class CeleryEvaluator:
         queue = messages.queue_of(request.stage, str(request.study.get("board", "")))
         self._queues.add(queue)
         soft_s = soft_limit_s(request.stage, _profile_timeout_s(request))
+        message = TaskMessage(request=request, artifacts=self._artifacts).to_json()
+        _check_message(message, soft_s + HARD_LIMIT_MARGIN_S)
         self._app.send_task(
             messages.TASK_PREFIX + request.stage,
-            args=[TaskMessage(request=request, artifacts=self._artifacts).to_json()],
+            args=[message],
             task_id=request.task_id,
             queue=queue,
             soft_time_limit=soft_s,
@@ -184,7 +188,8 @@ class CeleryEvaluator:
         reply: dict[bytes, Any] = dict(replies)
         for entry_id, entry in reply.get(events_key.encode(), []):
             self._last_event = entry_id
-            self._pass_on(messages.decode_event(entry))
+            with contextlib.suppress(ValueError):  # progress that cannot be read is no fault
+                self._pass_on(messages.decode_event(entry))
         return [self._take(entry_id, entry) for entry_id, entry in reply.get(results_key.encode(), [])]
 
     def _take(self, entry_id: bytes, entry: dict[bytes, bytes]) -> StageResult:
@@ -306,6 +311,20 @@ class CeleryEvaluator:
                         "Nothing is lost; the same command goes on when it is back."
                     ) from error
                 time.sleep(0.2)
+
+
+def _check_message(message: Json, limit_s: float) -> None:
+    """Say now what every worker would say by dropping the message."""
+    if limit_s > LONGEST_LIMIT_S:
+        raise OrchestratorError(
+            f"a stage would take up to {limit_s:g} s; allowed are {LONGEST_LIMIT_S:g} (profiling.timeout)"
+        )
+    size = len(json.dumps(message).encode())
+    if size + 200 > messages.MESSAGE_BYTES:  # Celery's list around it
+        raise OrchestratorError(
+            f"the message for a stage is {size} bytes; allowed are {messages.MESSAGE_BYTES}. "
+            "Make the study file smaller"
+        )
 
 
 def _refusal(error: BaseException | None) -> redis.ResponseError | None:

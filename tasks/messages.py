@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from orchestrator import fieldcheck
 from orchestrator.records import Event, Json, StageRequest, StageResult, check_version
+from tasks import strictjson
 
 BEAT_TTL_S = 10
 BEAT_EVERY_S = 2.0
@@ -24,6 +26,10 @@ DONE = b"done"
 TOMBSTONES = (GIVEN_UP, DONE)
 
 TASK_PREFIX = "edgefront."
+# What a message for a stage that this program does not know becomes, so that it is answered.
+REFUSED_TASK = TASK_PREFIX + "refused"
+# One message. A study file is a few kilobytes; whatever is large travels as an artifact.
+MESSAGE_BYTES = 1_000_000
 BUILD_QUEUE = "build"
 TRAIN_QUEUE = "train"
 BOARD_QUEUE = "board"
@@ -33,6 +39,12 @@ QUEUE_STAGES: dict[str, tuple[str, ...]] = {
     TRAIN_QUEUE: ("train", "compress"),
     BOARD_QUEUE: ("profile",),
 }
+KNOWN_STAGES = tuple(stage for stages in QUEUE_STAGES.values() for stage in stages)
+
+
+def stage_head(stage: str) -> str:
+    """The stage without the kind of board it is for: ``profile@nrf52-dk`` → ``profile``."""
+    return stage.partition("@")[0]
 
 
 def queue_of(stage: str, board_kind: str) -> str:
@@ -101,8 +113,19 @@ class TaskMessage:
 
     @staticmethod
     def from_json(data: Json) -> TaskMessage:
-        check_version(data, "task message")
-        return TaskMessage(request=StageRequest.from_json(data["request"]), artifacts=data["artifacts"])
+        """
+        Raises:
+            ValueError: a field is missing, unknown or not what it must be, or no stage is called so; nothing else,
+                whatever ``data`` is.
+        """
+        given = fieldcheck.a_map("task message", data)
+        check_version(given, "task message")
+        fieldcheck.only_known("task message", given, frozenset({"version", "request", "artifacts"}))
+        request = StageRequest.from_json(given.get("request"))  # type: ignore[arg-type]  # it checks
+        if stage_head(request.stage) not in KNOWN_STAGES:
+            found = fieldcheck.shown(request.stage)
+            raise ValueError(f"stage is {found}; there are {', '.join(KNOWN_STAGES)}")
+        return TaskMessage(request=request, artifacts=fieldcheck.a_text("artifacts", given.get("artifacts")))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +143,20 @@ class Holder:
 
     @staticmethod
     def from_text(text: str | bytes) -> Holder:
-        return Holder(**json.loads(text))
+        """
+        Raises:
+            ValueError: the text is not one of ``to_text``.
+        """
+        data = fieldcheck.a_map("holder", strictjson.loads(text, fieldcheck.LONGEST_TEXT))
+        born = data.get("born")
+        if not isinstance(born, int | float) or isinstance(born, bool):
+            raise ValueError(f"holder has the start {fieldcheck.shown(born)}; expected a number of seconds")
+        return Holder(
+            worker=fieldcheck.a_text("worker", data.get("worker")),
+            host=fieldcheck.a_text("host", data.get("host")),
+            pid=fieldcheck.a_whole_number("pid", data.get("pid"), 1, 2**31),
+            born=float(born),
+        )
 
 
 def task_id_of(result: StageResult) -> str:
@@ -154,4 +190,12 @@ def encode_event(event: Event) -> dict[str, str]:
 
 
 def decode_event(entry: dict[bytes, bytes]) -> Event:
-    return Event(name=entry[b"name"].decode(), fields=json.loads(entry[b"fields"]))
+    """
+    Raises:
+        ValueError: the entry is no event.
+    """
+    name, fields = entry.get(b"name", b""), entry.get(b"fields", b"")
+    return Event(
+        name=fieldcheck.an_identifier("name of an event", name.decode(errors="replace")),
+        fields=fieldcheck.a_map("fields of an event", strictjson.loads(fields, MESSAGE_BYTES)),
+    )

@@ -15,8 +15,9 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import util
 from pathlib import Path
 from time import monotonic
 
@@ -33,10 +34,8 @@ from orchestrator.errors import UsageError
 from orchestrator.objectives import Objectives
 from orchestrator.records import Event, Json, Source, StageRequest, Value
 from orchestrator.studyfile import StudyFile
-from tasks.deployment import integer_graph
 from tasks.errors import Defect, Infeasible, TransientFault
 from tasks.firmware.image import measure
-from tasks.quant import reference
 from tasks.stage import StageContext, StageOutput
 
 RACK_VARIABLE = "EDGEFRONT_RACK"
@@ -77,19 +76,24 @@ def pool_of(study: StudyFile, study_id: str) -> Pool:
 
 
 def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, job: Job) -> Profile:
-    """The profile; on a mismatch that the first input does not explain, once more with the one that does.
+    """The profile; on a mismatch that the first input does not explain, once more with the one that does, where the
+    integer reference is installed that knows what its layers should give.
 
     Raises:
-        BitMismatch: names the first differing layer.
+        BitMismatch: names the first differing layer, as far as that can be known here.
     """
     try:
         return _on_leased_board(request, context, study, job)
     except BitMismatch as error:
         if error.layer or "onnx" not in request.inputs:
             raise
+        reference_layers = _reference()
+        if reference_layers is None:
+            text = f"{error}; which layer differs first is known only where Edgefront's extra search is installed"
+            raise BitMismatch(text, "", error.index) from error
         one = slice(error.index, error.index + 1)
         onnx = context.artifacts.get_bytes(request.inputs["onnx"])
-        layers = _reference_layers(onnx, job.inputs[one], study.firmware.extra_macs)
+        layers = reference_layers(onnx, job.inputs[one], study.firmware.extra_macs)
         alone = replace(job, inputs=job.inputs[one], expected=job.expected[one], layer_outputs=layers)
         try:
             _on_leased_board(request, context, study, alone)
@@ -99,11 +103,16 @@ def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, j
         raise BitMismatch(f"{error}; run alone, input {error.index} gives what it should", "", error.index) from error
 
 
-def _reference_layers(onnx: bytes, inputs: npt.NDArray[np.int8], extra_macs: float) -> dict[int, npt.NDArray[np.int8]]:
-    """What every layer gives for the one input (1, bytes), by the integer reference."""
-    graph = integer_graph(onnx, extra_macs)
-    outputs = reference.run(graph, inputs.reshape(1, *graph.input_tensor.shape))
-    return {index: outputs[layer.output][0] for index, layer in enumerate(graph.layers)}
+_ReferenceLayers = Callable[[bytes, npt.NDArray[np.int8], float], dict[int, npt.NDArray[np.int8]]]
+
+
+def _reference() -> _ReferenceLayers | None:
+    """:func:`tasks.mismatch.reference_layers`, or None on a host that has boards and no compiler."""
+    if util.find_spec("onnx") is None:
+        return None
+    from tasks.mismatch import reference_layers  # the compiler's front end; only a mismatch needs it
+
+    return reference_layers
 
 
 def _on_leased_board(request: StageRequest, context: StageContext, study: StudyFile, job: Job) -> Profile:
@@ -127,7 +136,7 @@ def _job(request: StageRequest, context: StageContext, study: StudyFile) -> Job:
         arrays = _arrays(vectors)
         records = [Layer.from_json(item) for item in json.loads(layers)]
         inputs, outputs = arrays["inputs"], arrays["outputs"]
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (*_UNREADABLE, zipfile.BadZipFile) as error:
         raise Defect("bad_artifact", f"layers or vectors cannot be read: {error!r}") from error
     n = min(len(inputs), study.profiling.samples)
     return Job(
@@ -140,7 +149,16 @@ def _job(request: StageRequest, context: StageContext, study: StudyFile) -> Job:
     )
 
 
+# What reading arrays and JSON of anybody's making ends with; a shape beyond all memory and endless nesting among it.
+_UNREADABLE = (KeyError, TypeError, ValueError, OSError, EOFError, MemoryError, RecursionError, NotImplementedError)
+_MOST_UNPACKED_BYTES = 256_000_000
+
+
 def _arrays(data: bytes) -> dict[str, npt.NDArray[np.int8]]:
+    with zipfile.ZipFile(io.BytesIO(data)) as packed:
+        unpacked = sum(item.file_size for item in packed.infolist())
+    if unpacked > _MOST_UNPACKED_BYTES:
+        raise ValueError(f"{unpacked} bytes unpacked; allowed are {_MOST_UNPACKED_BYTES}")
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         return {name: archive[name].astype(np.int8) for name in archive.files if name != "labels"}
 

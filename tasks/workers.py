@@ -26,7 +26,9 @@ import psutil
 import redis
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.extras import require
 from tasks import messages
+from tasks.address import exposure
 from tasks.broker import (
     BROKER_VARIABLE,
     BrokerAddressError,
@@ -37,7 +39,7 @@ from tasks.broker import (
     without_password,
 )
 from tasks.guardian import Guardian, kill_group
-from tasks.registry import stages_of_queues
+from tasks.trust import TRUST_VARIABLE, trust_of_queues
 
 STOP_GRACE_S = 3.0
 _CHECK_EVERY_S = 0.5
@@ -72,20 +74,29 @@ def run_worker(
     name: str = "",
     log_level: str = "WARNING",
     announce: Callable[[str], None] = lambda line: None,
+    artifact_stores: Sequence[str] = (),
 ) -> int:
     """Serve ``queues`` with ``concurrency`` processes until told to stop; returns the exit status.
 
     ``announce`` is told once what is served, when the broker has answered. SIGTERM finishes the tasks under way; a
-    second signal, or SIGQUIT, hands them back after at most a minute.
+    second signal, or SIGQUIT, hands them back after at most a minute. Whatever messages say, only the stages of
+    ``queues`` are run, only on boards of the kinds among them, and only with artifacts at or below ``artifact_stores``
+    (empty: anywhere).
 
     Raises:
         BrokerAddressError: ``EDGEFRONT_BROKER_URL`` is not set.
+        MissingExtra: the stages need what is not installed.
         BrokerError: no Redis answers there.
     """
     worker_broker()
-    from tasks.app import WARM_VARIABLE, WORKER_VARIABLE, app, worker_url  # Celery only where it is run
+    trust = trust_of_queues(queues, artifact_stores)
+    if not trust.is_agent:
+        require("search")
+    from tasks.app import WARM_VARIABLE, WORKER_VARIABLE, app, keep_apart, worker_url  # Celery only where it is run
 
     check_reachable(worker_url())
+    if danger := exposure(worker_url()):
+        announce(danger)
     announce(
         f"serving {', '.join(queues)} of {without_password(worker_url())}, {concurrency} at once; "
         "Ctrl-C finishes what is under way and stops"
@@ -94,7 +105,10 @@ def run_worker(
     warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     if name:
         os.environ[WORKER_VARIABLE] = name
-    os.environ[WARM_VARIABLE] = ",".join(stages_of_queues(messages.QUEUE_STAGES, tuple(queues)))
+    os.environ[WARM_VARIABLE] = ",".join(trust.stages)
+    os.environ[TRUST_VARIABLE] = trust.to_text()
+    if trust.is_agent:
+        keep_apart(app, messages.BOARD_QUEUE)
     # Forking is safe on macOS because this process never loads what objects to it; its children do.
     os.environ.setdefault("OBJC_DISABLE_INITIALIZE_FORK_SAFETY", "YES")
     worker = app.Worker(

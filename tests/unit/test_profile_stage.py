@@ -14,6 +14,7 @@ import pytest
 from mcu_agent.kinds import load_kind
 from orchestrator.records import Ending, Event, FaultKind, Source, StageRequest, StageResult
 from orchestrator.studyfile import StudyFile
+from tasks import mismatch
 from tasks import profile as profile_stage
 from tasks.firmware.image import measure
 from tasks.profile import run
@@ -146,7 +147,7 @@ def test_a_mismatch_that_the_first_input_does_not_show_is_looked_into_with_the_o
         assert (onnx, extra_macs) == (b"the network", 0.0)
         return {index: output[0] for index, output in enumerate(boards.layer_outputs(inputs))}
 
-    monkeypatch.setattr(profile_stage, "_reference_layers", reference_layers)
+    monkeypatch.setattr(mismatch, "reference_layers", reference_layers)
     store = MemoryArtifacts()
     request = ask(store, vector_file=file.getvalue())
     named = replace(request, inputs={**request.inputs, "onnx": store.put_bytes(b"the network")})
@@ -155,6 +156,20 @@ def test_a_mismatch_that_the_first_input_does_not_show_is_looked_into_with_the_o
     assert fault.kind is FaultKind.DEFECT
     assert "input 3 gives" in fault.detail
     assert fault.detail.endswith("of input 3 the first differing layer: add")
+
+
+def test_a_host_without_the_integer_reference_reports_the_mismatch_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(profile_stage.util, "find_spec", lambda name: None)
+    store = MemoryArtifacts()
+    request = ask(store, vector_file=vectors(wrong=True))
+    named = replace(request, inputs={**request.inputs, "onnx": store.put_bytes(b"the network")})
+    fault = answer(named, store).fault
+    assert fault is not None
+    assert (fault.kind, fault.reason) == (FaultKind.DEFECT, "bit_mismatch")
+    assert "input 3 gives 1 of 16" in fault.detail
+    assert "extra search" in fault.detail
 
 
 def test_a_wrong_reference_is_told_by_the_input_it_is_of() -> None:
