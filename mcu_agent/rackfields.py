@@ -169,8 +169,8 @@ POWER: Mapping[str, Field] = {
     "port": Field(is_allowed=_whole(1, 64), allowed="a whole number from 1 to 64", meaning="the port of the hub"),
     "command": Field(
         is_allowed=_are_texts, allowed="a list of texts: a program and its arguments",
-        meaning="a program of your own, run without a shell; `off`, then `on` is its last argument, or takes the place of "
-        "`{state}`",
+        meaning="a program of your own, run without a shell; `off`, then `on` is its last argument, or stands in the "
+        "place of `{state}`",
     ),
     "off": Field(
         is_allowed=_between(0.1, 60.0, seconds), allowed="0.1 s to 60 s: a number of seconds or a text like '2 s'",
