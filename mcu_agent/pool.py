@@ -1,37 +1,74 @@
-"""The boards of a rack as something to borrow: one owner each, given back whatever happens."""
+"""The boards of a rack as something to borrow: one owner each, given back whatever happens, in order of arrival."""
 
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mcu_agent.boards.protocol import Board, Counter
+from mcu_agent.boards.protocol import Board
 from mcu_agent.drivers import make_board
 from mcu_agent.errors import AgentError, FirmwareError, InventoryError, LeaseLost, NoBoardFree
-from mcu_agent.image import Image
-from mcu_agent.leases import BoardLock, BoardRecord, Lease, State, check, clear, give_back, grant, state
+from mcu_agent.holding import Holding, LeasedBoard
+from mcu_agent.leases import (
+    BoardRecord,
+    State,
+    Timing,
+    clear,
+    grant,
+    is_due,
+    is_offered,
+    is_stuck,
+    quarantine,
+    state,
+    suspect,
+    tested,
+)
+from mcu_agent.locks import BoardLock
+from mcu_agent.processes import end, this_process
 from mcu_agent.rack import Rack, RackBoard
+from mcu_agent.waiting import Place, Queue
 
-_POLL_S = 0.05
+if TYPE_CHECKING:
+    from mcu_agent.sharedlease import SharedLease, SharedLeases
+
+_BUSY_POLL_S = 0.1  # while somebody ahead in the queue has yet to take a free board
+_BACK_POLL_S = 2.0  # of those who are not next: they are woken when they are
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoardStatus:
-    """A board and what it is doing; ``detail`` names the owner or the reason of the quarantine."""
+    """A board and what it is doing; ``detail`` names the owner, the stuck process or the reason it is out of use, and
+    ``since`` when that began (seconds since the epoch, 0 for idle boards)."""
 
     board: RackBoard
     state: State
     detail: str
+    record: BoardRecord
+    since: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Wish:
+    """What somebody asks for: one of ``entries``, whose health does not matter if ``is_test``."""
+
+    entries: tuple[RackBoard, ...]
+    owner: str
+    duration_s: float
+    is_test: bool
+    seen: dict[str, tuple[tuple[int, float], float]] = field(default_factory=dict)  # rig: (token, beat), seen first at
 
 
 class Pool:
-    """Leases boards of ``rack``, with lock files in ``folder``. Everybody who shares the boards shares the folder."""
+    """Leases boards of ``rack``, with lock files in ``folder``. Everybody on a host who shares the boards shares the
+    folder; hosts that share probes share the Redis that the rack file names. Thread-safe."""
 
     def __init__(
         self,
@@ -40,17 +77,29 @@ class Pool:
         *,
         make: Callable[[RackBoard], Board] = make_board,
         now: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
+        timing: Timing | None = None,
     ) -> None:
         self.rack = rack
         self._folder = folder
         self._make = make
         self._now = now
-        self._sleep = sleep
+        self._timing = timing or Timing()
+        self._queue = Queue(folder / "queue")
+        self._shared = _shared_leases(rack, self._timing)
 
     @contextmanager
-    def lease(self, kind: str, owner: str, *, duration_s: float, wait_s: float = 0.0) -> Iterator[Board]:
-        """A board of ``kind`` for at most ``duration_s``, waiting up to ``wait_s`` for one.
+    def lease(
+        self,
+        kind: str,
+        owner: str,
+        *,
+        duration_s: float,
+        wait_s: float = 0.0,
+        board_id: str | None = None,
+        avoid: Collection[str] = (),
+    ) -> Iterator[Board]:
+        """A board of ``kind`` for at most ``duration_s``, waiting up to ``wait_s`` for one: the one called
+        ``board_id``, or any but those in ``avoid`` (names or rigs). Whoever came first is served first.
 
         A fault of the rig inside the block counts against the board; three in a row quarantine it.
 
@@ -59,20 +108,43 @@ class Pool:
             NoBoardFree: none became free in time, or all are quarantined (transient).
             LeaseLost: from any use of the board after ``duration_s`` (transient).
         """
-        lock, lease = self._take(kind, owner, duration_s, wait_s)
+        with (
+            self.hold(kind, owner, duration_s=duration_s, wait_s=wait_s, board_id=board_id, avoid=avoid) as holding,
+            self.opened(holding) as board,
+        ):
+            yield board
+
+    @contextmanager
+    def hold(
+        self,
+        kind: str,
+        owner: str,
+        *,
+        duration_s: float,
+        wait_s: float = 0.0,
+        board_id: str | None = None,
+        avoid: Collection[str] = (),
+        is_test: bool = False,
+    ) -> Iterator[Holding]:
+        """As :meth:`lease`, without a driver: :meth:`opened` gives one, as often as it is needed. ``is_test`` asks for
+        boards that are out of use, too."""
+        wish = _Wish(entries=self._wanted(kind, board_id, avoid), owner=owner, duration_s=duration_s, is_test=is_test)
+        holding = self._take(wish, kind, wait_s)
         fault = ""
         try:
-            with closing(self._make(self._entry(lease.board_id))) as board:
-                yield LeasedBoard(board, lease, lock.read, self._now)
+            yield holding
         except AgentError as error:
-            if error.is_transient and not isinstance(error, FirmwareError):
-                fault = str(error)
+            fault = str(error) if is_rig_fault(error) and not is_test else ""
             raise
         finally:
-            try:
-                lock.write(give_back(lock.read(), fault=fault))
-            finally:
-                lock.release()
+            holding.give_back(fault)
+            self._queue.wake([holding.entry.rig])
+
+    @contextmanager
+    def opened(self, holding: Holding) -> Iterator[Board]:
+        """The driver of a board that is held; found anew each time, so that one that was away and came back is seen."""
+        with closing(self._make(holding.entry)) as board:
+            yield LeasedBoard(board, holding)
 
     def statuses(self) -> list[BoardStatus]:
         """Every board of the rack and what it is doing."""
@@ -83,6 +155,18 @@ class Pool:
         found = Tally(status.state for status in self.statuses())
         return {item.value: found[item] for item in State}
 
+    def n_waiting(self) -> int:
+        """How many wait for a board, in this process and others."""
+        return len(self._queue.waiting())
+
+    def record(self, board_id: str) -> BoardRecord:
+        """What is remembered of a board.
+
+        Raises:
+            InventoryError: the rack has no such board.
+        """
+        return self._lock(self.rack.board(board_id)).read()
+
     def put_back(self, board_id: str) -> None:
         """End the quarantine of a board.
 
@@ -90,108 +174,212 @@ class Pool:
             InventoryError: the rack has no such board.
             NoBoardFree: somebody is using it.
         """
-        if board_id not in {entry.board_id for entry in self.rack.boards}:
-            known = ", ".join(entry.board_id for entry in self.rack.boards)
-            raise InventoryError(f"no board is called {board_id!r}; there are {known}")
-        lock = BoardLock(self._folder, board_id)
-        if not lock.acquire():
+        entry = self.rack.board(board_id)
+        lock = self._lock(entry)
+        if lock.is_held_by_anyone():
             raise NoBoardFree(f"board {board_id} is in use")
-        try:
-            lock.write(clear(lock.read()))
-        finally:
-            lock.release()
+        lock.update(clear)
+        self._queue.wake([entry.rig])
 
-    def _entry(self, board_id: str) -> RackBoard:
-        return next(entry for entry in self.rack.boards if entry.board_id == board_id)
+    def quarantine(self, board_id: str, reason: str, *, by: str) -> None:
+        """Take a board out of use. A lease that holds it is not disturbed; it is the last one.
 
-    def _take(self, kind: str, owner: str, duration_s: float, wait_s: float) -> tuple[BoardLock, Lease]:
+        Raises:
+            InventoryError: the rack has no such board.
+        """
+        self._change(board_id, lambda record: quarantine(record, reason, now=self._now(), by=by))
+
+    def suspect(self, board_id: str, reason: str) -> None:
+        """Offer a board to nobody before it has been looked into.
+
+        Raises:
+            InventoryError: the rack has no such board.
+        """
+        self._change(board_id, lambda record: suspect(record, reason, now=self._now()))
+
+    def note_test(self, board_id: str, fault: str) -> BoardRecord:
+        """Remember a self-test: one that passed (``fault`` is empty) heals the board, one that failed quarantines it.
+
+        Raises:
+            InventoryError: the rack has no such board.
+        """
+        after = self._change(board_id, lambda record: tested(record, fault, now=self._now()))
+        self._queue.wake([self.rack.board(board_id).rig])
+        return after
+
+    def due_for_self_test(self, now: float, every_s: float | None = None) -> list[RackBoard]:
+        """Boards that are out of use and whose time to try again has come, the longest waiting first; with ``every_s``
+        idle boards, too, that were last tested so long ago."""
+        found = [(record.tested_at, entry) for entry, record in self._records() if is_due(record, now)]
+        if every_s is not None:
+            found += [
+                (record.tested_at, entry)
+                for entry, record in self._records()
+                if is_offered(record, now) and not record.owner and now >= record.tested_at + every_s
+            ]
+        return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
+
+    def overdue(self) -> list[BoardStatus]:
+        """Boards that this very process holds beyond their deadline: a thread of it does not come back from a driver,
+        and only the end of the process frees them."""
+        me = this_process()
+        return [status for status in self.statuses() if status.state is State.STUCK and status.record.holder == me]
+
+    def _records(self) -> list[tuple[RackBoard, BoardRecord]]:
+        return [(entry, self._lock(entry).read()) for entry in self.rack.boards]
+
+    def _change(self, board_id: str, change: Callable[[BoardRecord], BoardRecord]) -> BoardRecord:
+        return self._lock(self.rack.board(board_id)).update(change)
+
+    def _lock(self, entry: RackBoard) -> BoardLock:
+        return BoardLock(self._folder, entry.rig, entry.board_id)
+
+    def _wanted(self, kind: str, board_id: str | None, avoid: Collection[str]) -> tuple[RackBoard, ...]:
         entries = self.rack.of_kind(kind)
         if not entries:
             known = ", ".join(self.rack.board_kinds())
             raise InventoryError(f"the rack has no board of kind {kind!r}; it has {known}")
-        waited = 0.0
-        while True:
-            for entry in entries:
-                lock = BoardLock(self._folder, entry.board_id)
-                lease = self._try(lock, owner, duration_s)
-                if lease is not None:
-                    return lock, lease
-            if waited >= wait_s:
-                states = "; ".join(f"{s.board.board_id} {s.state.value} {s.detail}".rstrip() for s in self.statuses())
-                raise NoBoardFree(f"no board of kind {kind} became free in {wait_s:g} s: {states}")
-            self._sleep(_POLL_S)
-            waited += _POLL_S
+        if board_id is not None:
+            entry = self.rack.board(board_id)
+            if entry.kind != kind:
+                raise InventoryError(f"board {board_id} is of kind {entry.kind}, not {kind}")
+            return (entry,)
+        left = tuple(entry for entry in entries if entry.board_id not in avoid and entry.rig not in avoid)
+        if not left:
+            raise NoBoardFree(f"no board of kind {kind} is left: {', '.join(sorted(avoid))} were tried")
+        return left
 
-    def _try(self, lock: BoardLock, owner: str, duration_s: float) -> Lease | None:
+    def _take(self, wish: _Wish, kind: str, wait_s: float) -> Holding:
+        until = time.monotonic() + wait_s
+        with self._queue.join([entry.rig for entry in wish.entries]) as place:
+            while True:
+                holding, pause_s = self._attempt(wish, place)
+                if holding is not None:
+                    break
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    break
+                place.wait(min(left_s, pause_s))
+        self._queue.wake(place.ticket.rigs)  # several boards may have become free at once, by the death of a process
+        if holding is not None:
+            return holding
+        states = "; ".join(f"{s.board.board_id} {s.state.value} {s.detail}".rstrip() for s in self.statuses())
+        raise NoBoardFree(f"no board of kind {kind} became free in {wait_s:g} s: {states}")
+
+    def _attempt(self, wish: _Wish, place: Place) -> tuple[Holding | None, float]:
+        """A holding, if it is this one's turn and a board is free; else how long to wait before looking again."""
+        ahead = place.ahead()
+        free = [entry for entry in wish.entries if self._is_free(entry, wish)]
+        rig, is_claimed = place.turn(ahead, [entry.rig for entry in free], self._timing.skip_s)
+        mine = [entry for entry in free if entry.rig == rig] if ahead else free
+        for entry in mine:
+            holding = self._try(entry, wish)
+            if holding is not None:
+                return holding, 0.0
+        if is_claimed:
+            return None, min(_BUSY_POLL_S, self._timing.poll_s)
+        is_next = len(ahead) <= 1  # two of them, in case one sleeps
+        return None, self._timing.poll_s if is_next else max(_BACK_POLL_S, self._timing.poll_s)
+
+    def _is_free(self, entry: RackBoard, wish: _Wish) -> bool:
+        lock = self._lock(entry)
+        if not wish.is_test and not is_offered(lock.read(), self._now()):
+            return False
+        if not lock.is_held_by_anyone():
+            wish.seen.pop(entry.rig, None)
+            return True
+        self._end_stale(entry.rig, lock, wish)
+        return False
+
+    def _end_stale(self, rig: str, lock: BoardLock, wish: _Wish) -> None:
+        """End a holder that has not beaten for as long as this one has watched, and is past its deadline. Watching is
+        by a clock of our own, because the time of day jumps, on hosts that have just found a time server."""
+        record, beat, clock = lock.read(), lock.last_beat(), time.monotonic()
+        seen, since = wish.seen.get(rig, (None, clock))
+        if seen != (record.token, beat):
+            wish.seen[rig] = ((record.token, beat), clock)
+            return
+        is_past = bool(record.owner) and self._now() >= record.deadline + self._timing.grace_s
+        if is_past and clock - since >= self._timing.stale_s:
+            end(record.holder)
+
+    def _try(self, entry: RackBoard, wish: _Wish) -> Holding | None:
+        lock = self._lock(entry)
         if not lock.acquire():
             return None
-        lease = None
         try:
-            record = lock.read()
-            if not record.quarantine:
-                record, granted = grant(record, owner, self._now(), duration_s)
-                lock.write(record)
-                lease = granted
-        finally:
-            if lease is None:  # quarantined, or the record could not be written
-                lock.release()
-        return lease
+            holding = self._granted(entry, lock, wish)
+        except BaseException:
+            lock.release()
+            raise
+        if holding is None:  # out of use, or another host's
+            lock.release()
+        return holding
+
+    def _granted(self, entry: RackBoard, lock: BoardLock, wish: _Wish) -> Holding | None:
+        now = self._now()
+        if not wish.is_test and not is_offered(lock.read(), now):
+            return None
+        shared = self._take_shared(entry, wish.owner)
+        if shared is None and self._is_shared(entry):
+            return None
+        token = shared[1].token if shared else 0
+        lock.beat(now)  # before the owner's name: else the beat of the one before would be taken for his
+        named = replace(lock.read(), board_id=entry.board_id)
+        granted, lease = grant(named, wish.owner, now, wish.duration_s, token=token, holder=this_process())
+        lock.update(lambda record: _with_lease(record, granted))
+        return Holding(entry, lock, lease, timing=self._timing, now=self._now, shared=shared)
+
+    def _is_shared(self, entry: RackBoard) -> bool:
+        return self._shared is not None and entry.driver != "virtual"
+
+    def _take_shared(self, entry: RackBoard, owner: str) -> tuple[SharedLeases, SharedLease] | None:
+        if self._shared is None or not self._is_shared(entry):
+            return None
+        taken = self._shared.take(entry.rig, owner, socket.gethostname())
+        return None if taken is None else (self._shared, taken)
 
     def _status(self, entry: RackBoard) -> BoardStatus:
-        lock = BoardLock(self._folder, entry.board_id)
-        record = lock.read()
-        now = state(record, is_locked=lock.is_held_by_anyone())
-        detail = {State.IDLE: "", State.LEASED: record.owner, State.QUARANTINED: record.quarantine}[now]
-        return BoardStatus(board=entry, state=now, detail=detail)
+        lock, now = self._lock(entry), self._now()
+        record, is_locked = lock.read(), lock.is_held_by_anyone()
+        stuck = is_locked and is_stuck(record, lock.last_beat(), now, self._timing)
+        found = state(record, is_locked=is_locked, is_stuck=stuck, now=now)
+        detail, since = _described(record, found)
+        if found is State.IDLE and self._is_shared(entry) and self._shared is not None:
+            elsewhere = self._shared.holder(entry.rig)
+            found, detail = (State.LEASED, elsewhere) if elsewhere else (found, detail)
+        return BoardStatus(board=entry, state=found, detail=detail, record=record, since=since)
 
 
-class LeasedBoard:
-    """A board that refuses every operation once its lease has ended, so that a late holder cannot disturb the next
-    one.
-    """
+def _with_lease(record: BoardRecord, granted: BoardRecord) -> BoardRecord:
+    """Only what belongs to the lease: health may have been changed by others in the meantime."""
+    names = ("board_id", "token", "owner", "since", "deadline", "host", "pid", "born")
+    return replace(record, **{name: getattr(granted, name) for name in names})
 
-    def __init__(self, board: Board, lease: Lease, record: Callable[[], BoardRecord], now: Callable[[], float]) -> None:
-        self._board = board
-        self._lease = lease
-        self._record = record
-        self._now = now
-        self.board_id = board.board_id
-        self.kind = board.kind
-        self.is_emulated = board.is_emulated
-        self.emulator = board.emulator
 
-    @property
-    def counter(self) -> Counter | None:
-        """The board's counter, if it has one."""
-        return self._board.counter
+def _described(record: BoardRecord, found: State) -> tuple[str, float]:
+    if found is State.LEASED:
+        return record.owner, record.since
+    if found is State.STUCK:
+        return f"process {record.pid} of {record.owner or 'nobody'} does not come back", record.since
+    if found is State.QUARANTINED:
+        return record.quarantine, record.quarantined_at
+    return (record.suspect, record.suspected_at) if found is State.SUSPECT else ("", 0.0)
 
-    def load(self, image: Image) -> None:
-        """As the board's, within the lease."""
-        check(self._lease, self._record(), self._now())  # the record is read once a load: a file read before each
-        self._board.load(image)  # of the thousands of small operations would cost more than they do
 
-    def run_until(self, addresses: Collection[int], timeout_s: float, quiet_s: float = 0.0) -> int:
-        """As the board's, within the lease: it ends at the lease's deadline at the latest."""
-        self._check_deadline()
-        return self._board.run_until(addresses, min(timeout_s, self._lease.deadline - self._now()), quiet_s)
+def is_rig_fault(error: AgentError) -> bool:
+    """Whether an error speaks against the board it happened on."""
+    return error.is_transient and not isinstance(error, (FirmwareError, LeaseLost, NoBoardFree))
 
-    def read(self, address: int, size: int) -> bytes:
-        """As the board's, within the lease."""
-        self._check_deadline()
-        return self._board.read(address, size)
 
-    def write(self, address: int, data: bytes) -> None:
-        """As the board's, within the lease."""
-        self._check_deadline()
-        self._board.write(address, data)
-
-    def close(self) -> None:
-        """Switch the board off; allowed to a late holder only while nobody else has the board."""
-        self._board.close()
-
-    def _check_deadline(self) -> None:
-        if self._now() >= self._lease.deadline:
-            raise LeaseLost(f"board {self.board_id}: lease {self._lease.token} has ended; ask for a new one")
+def _shared_leases(rack: Rack, timing: Timing) -> SharedLeases | None:
+    if not rack.leases_url:
+        return None
+    try:
+        from mcu_agent.sharedlease import SharedLeases  # only hosts that share probes need a Redis client
+    except ImportError as error:
+        raise InventoryError(f"[leases] url: needs the Redis client; pip install redis ({error})") from error
+    return SharedLeases(rack.leases_url, lapse_s=timing.shared_s)
 
 
 def lock_folder(namespace: str = "") -> Path:

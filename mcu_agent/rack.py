@@ -7,25 +7,33 @@
     kind = "nrf52840-dk"    # an entry of the catalogue
     driver = "virtual"      # an emulated board
     count = 2
+
+    [[board]]
+    id = "desk"
+    kind = "nucleo-l4r5zi"
+    driver = "pyocd"        # behind a debug probe
+    probe = "066AFF3031"    # its serial number
+    power = {hub = "1-1.4", port = 2}
+    meter = {driver = "ppk2", trigger = 0, supply = "1800 mV"}
+
+``docs/rack.md`` lists every field.
 """
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mcu_agent.errors import InventoryError
-from mcu_agent.kinds import kinds, load_kind
+from mcu_agent.kinds import load_kind
+from mcu_agent.rackfields import MAX_COUNT, hertz, seconds, volts
+from mcu_agent.rackfile import Mistake, read_tables, report
 
-DRIVERS = ("virtual",)
-MAX_COUNT = 1000
-_FIELDS = ("id", "kind", "driver", "count")
-_REQUIRED = ("id", "kind", "driver")
-_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+_METER_FIELDS = ("driver", "serial", "port", "mode", "trigger", "supply")
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,10 +88,33 @@ class RackBoard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Hub:
+    """A USB hub that boards hang on, so that its outage is told from many bad boards."""
+
+    hub_id: str
+    location: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentSettings:
+    """How the agent of this host runs. ``metrics_port`` is 0 where no metrics are wanted."""
+
+    name: str = "agent"
+    metrics_port: int = 0
+    metrics_address: str = "127.0.0.1"
+    self_test_every_s: float = 6 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Rack:
-    """All boards of a host."""
+    """All boards of a host. ``leases_url`` is the Redis through which hosts that share probes exclude each other, empty
+    where none do; ``artifact_stores`` are the places that images may come from, empty where any may."""
 
     boards: tuple[RackBoard, ...]
+    hubs: tuple[Hub, ...] = ()
+    agent: AgentSettings = field(default_factory=AgentSettings)
+    leases_url: str = field(default="", repr=False)  # may hold a password
+    artifact_stores: tuple[str, ...] = ()
 
     def of_kind(self, kind: str) -> tuple[RackBoard, ...]:
         """The boards of one kind, in the order of the file."""
@@ -105,6 +136,27 @@ class Rack:
         """The kinds there are boards of, in alphabetical order."""
         return tuple(sorted({board.kind for board in self.boards}))
 
+    def board(self, board_id: str) -> RackBoard:
+        """The board of that name.
+
+        Raises:
+            InventoryError: the rack has none.
+        """
+        for board in self.boards:
+            if board.board_id == board_id:
+                return board
+        known = ", ".join(board.board_id for board in self.boards)
+        raise InventoryError(f"no board is called {board_id!r}; there are {known}")
+
+    def hub_of(self, board: RackBoard) -> Hub | None:
+        """The hub that the board's power switch is on; None where the file does not say."""
+        location = board.power.hub if board.power else ""
+        return next((hub for hub in self.hubs if hub.location == location), None)
+
+    def on_hub(self, hub: Hub) -> tuple[RackBoard, ...]:
+        """The boards on a hub, in the order of the file."""
+        return tuple(board for board in self.boards if self.hub_of(board) == hub)
+
 
 def virtual_rack(kind: str, count: int) -> Rack:
     """A rack of ``count`` virtual boards of one kind, for hosts without a rack file.
@@ -116,7 +168,8 @@ def virtual_rack(kind: str, count: int) -> Rack:
     load_kind(kind)
     if not 1 <= count <= MAX_COUNT:
         raise InventoryError(f"{count} virtual boards: allowed are 1 to {MAX_COUNT}")
-    return Rack(boards=tuple(_expand(f"virtual-{kind}", kind, "virtual", count)))
+    name = f"virtual-{kind}"
+    return Rack(boards=tuple(RackBoard(board_id=one, kind=kind, driver="virtual") for one in _names(name, count)))
 
 
 def load_rack(path: Path) -> Rack:
@@ -138,86 +191,121 @@ def parse_rack(text: str, file: str) -> Rack:
     Raises:
         InventoryError: as :func:`load_rack`.
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InventoryError(f"{file}: not valid TOML: {error}") from error
-    tables = data.get("board", [])
-    unknown = sorted(set(data) - {"board"})
-    if unknown:
-        raise InventoryError(f"{file}: unknown entry {', '.join(unknown)}; allowed: [[board]] tables")
-    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise InventoryError(f"{file}: no boards; add a table [[board]] with {', '.join(_REQUIRED)}")
-    lines = _Lines(text)
-    mistakes = [
-        f"{file}:{lines.of(index, field)}: board {index + 1}: {message}"
-        for index, table in enumerate(tables)
-        for field, message in _mistakes(table)
-    ]
-    if mistakes:
-        raise InventoryError("\n".join(mistakes))
-    boards = [b for t in tables for b in _expand(t["id"], t["kind"], t["driver"], t.get("count", 1))]
-    _check_unique(boards, file)
-    return Rack(boards=tuple(boards))
+    data = read_tables(text, file)
+    hubs = tuple(Hub(hub_id=table["id"], location=table["location"]) for table in data.get("hub", []))
+    places = {hub.hub_id: hub.location for hub in hubs}
+    boards = [(index, board) for index, table in enumerate(data["board"]) for board in _boards(table, places)]
+    report([*_doubled_hubs(hubs), *_unknown_hubs(data["board"], places), *_shared(boards)], text, file)
+    return Rack(
+        boards=tuple(board for _, board in boards),
+        hubs=hubs,
+        agent=_agent(data.get("agent", {})),
+        leases_url=data.get("leases", {}).get("url", ""),
+        artifact_stores=tuple(data.get("trust", {}).get("artifacts", ())),
+    )
 
 
-def _expand(board_id: str, kind: str, driver: str, count: int) -> Iterator[RackBoard]:
-    for number in range(1, count + 1):
-        name = board_id if count == 1 else f"{board_id}-{number}"
-        yield RackBoard(board_id=name, kind=kind, driver=driver)
+def _names(board_id: str, count: int) -> Iterator[str]:
+    yield from [board_id] if count == 1 else (f"{board_id}-{number}" for number in range(1, count + 1))
 
 
-def _mistakes(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(field, what is wrong with it), in the order of the allowed fields."""
-    for name in table:
-        if name not in _FIELDS:
-            yield name, f"{name}: unknown field; allowed: {', '.join(_FIELDS)}"
-    for name in _REQUIRED:
-        if name not in table:
-            yield "", f"{name}: missing; every board needs {', '.join(_REQUIRED)}"
-    for name, (is_allowed, allowed) in _checks().items():
-        if name in table and not is_allowed(table[name]):
-            yield name, f"{name}: found {table[name]!r}; allowed: {allowed}"
+def _boards(table: Mapping[str, Any], hubs: Mapping[str, str]) -> Iterator[RackBoard]:
+    plain = {name: table[name] for name in _PLAIN if name in table}
+    if "frequency" in table:
+        plain["frequency_hz"] = round(hertz(table["frequency"]) or 0)
+    for name in _names(table["id"], table.get("count", 1)):
+        yield RackBoard(
+            board_id=name,
+            power=_power(table["power"], hubs) if "power" in table else None,
+            meter=_meter(table["meter"]) if "meter" in table else None,
+            tags=tuple(table.get("tags", ())),
+            **plain,
+        )
 
 
-def _checks() -> dict[str, tuple[Callable[[Any], bool], str]]:
-    """For every field: whether a value is allowed, and what is, in words."""
-    return {
-        "id": (
-            lambda value: isinstance(value, str) and _ID.match(value) is not None,
-            "letters, digits, '.', '_', '-', at most 63 of them",
-        ),
-        "kind": (lambda value: isinstance(value, str) and value in kinds(), ", ".join(kinds())),
-        "driver": (lambda value: value in DRIVERS, ", ".join(DRIVERS)),
-        "count": (
-            lambda value: type(value) is int and 1 <= value <= MAX_COUNT,
-            f"a whole number from 1 to {MAX_COUNT}",
-        ),
-    }
+_PLAIN = ("kind", "driver", "emulator", "probe", "connection", "server", "connect", "uart")
 
 
-def _check_unique(boards: list[RackBoard], file: str) -> None:
-    names = [board.board_id for board in boards]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise InventoryError(f"{file}: two boards are called {', '.join(doubled)}; give every board its own id")
+def _power(table: Mapping[str, Any], hubs: Mapping[str, str]) -> PowerSwitch:
+    hub = table.get("hub", "")
+    return PowerSwitch(
+        hub=hubs.get(hub, hub),
+        port=table.get("port", 0),
+        command=tuple(table.get("command", ())),
+        off_s=seconds(table.get("off", PowerSwitch().off_s)) or 0.0,
+    )
 
 
-class _Lines:
-    """Line numbers of fields, which the TOML reader does not keep: found by the n-th ``[[board]]`` header."""
+def _meter(table: Mapping[str, Any]) -> MeterEntry:
+    given = {name: table[name] for name in _METER_FIELDS[:-1] if name in table}
+    options = {name: value for name, value in table.items() if name not in _METER_FIELDS}
+    return MeterEntry(supply_v=volts(table["supply"]) if "supply" in table else None, options=options, **given)
 
-    def __init__(self, text: str) -> None:
-        self._lines = text.splitlines()
-        self._headers = [i for i, line in enumerate(self._lines) if re.match(r"^\s*\[\[\s*board\s*\]\]", line)]
 
-    def of(self, index: int, field: str) -> int:
-        """The line of ``field`` in the ``index``-th table, or that of its header; 1 where neither is found."""
-        if index >= len(self._headers):
-            return 1
-        start = self._headers[index]
-        end = self._headers[index + 1] if index + 1 < len(self._headers) else len(self._lines)
-        key = re.compile(rf"^\s*[\"']?{re.escape(field)}[\"']?\s*=") if field else None
-        for number in range(start + 1, end):
-            if key and key.match(self._lines[number]):
-                return number + 1
-        return start + 1
+def _agent(table: Mapping[str, Any]) -> AgentSettings:
+    given = {name: value for name, value in table.items() if name != "self_test_every"}
+    if "self_test_every" in table:
+        given["self_test_every_s"] = seconds(table["self_test_every"])
+    return AgentSettings(**given)
+
+
+def _doubled_hubs(hubs: Sequence[Hub]) -> Iterator[Mistake]:
+    for name in ("hub_id", "location"):
+        seen: dict[str, str] = {}
+        for index, hub in enumerate(hubs):
+            value = getattr(hub, name)
+            if value in seen:
+                path = (name.removeprefix("hub_"),)
+                text = f"{value!r} is hub {seen[value]} already; give every hub its own"
+                yield Mistake(table="hub", index=index, path=path, text=text)
+            seen[value] = hub.hub_id
+
+
+def _unknown_hubs(tables: Sequence[Mapping[str, Any]], hubs: Mapping[str, str]) -> Iterator[Mistake]:
+    for index, table in enumerate(tables):
+        hub = table.get("power", {}).get("hub", "")
+        if hub and hub not in hubs and not hub[0].isdigit():
+            known = ", ".join(hubs) or "none"
+            text = (
+                f"found {hub!r}; allowed: a location as uhubctl shows it, like '1-1.4', or the id of a [[hub]]: {known}"
+            )
+            yield Mistake(table="board", index=index, path=("power", "hub"), text=text)
+
+
+def _shared(boards: Sequence[tuple[int, RackBoard]]) -> Iterator[Mistake]:
+    """What two boards claim that only one can have."""
+    owners: defaultdict[tuple[str, object], list[str]] = defaultdict(list)
+    for index, board in boards:
+        for path, what, key in _claims(board):
+            others = owners[what, key]
+            if others and board.board_id not in others:
+                text = f"{what} {_text(key)} is that of board {others[0]} already; give every board its own"
+                yield Mistake(table="board", index=index, path=path, text=text)
+            elif others and what == "name":
+                text = f"two boards are called {board.board_id}; give every board its own id"
+                yield Mistake(table="board", index=index, path=path, text=text)
+            others.append(board.board_id)
+
+
+def _text(key: object) -> str:
+    return " ".join(str(part) for part in key if part != "") if isinstance(key, tuple) else str(key)
+
+
+def _claims(board: RackBoard) -> Iterator[tuple[tuple[str, ...], str, object]]:
+    """(field, what it is, which one). A meter that is not named is the one that is plugged in; several sensors may
+    hang on one I²C bus."""
+    yield ("id",), "name", board.board_id
+    if board.probe:
+        yield ("probe",), "probe", board.probe
+    if board.connection:
+        host, port = board.connection.lower().rsplit(":", 1)
+        yield ("connection",), "connection", f"{'localhost' if host in _LOCAL_HOSTS else host}:{int(port)}"
+    if board.uart:
+        yield ("uart",), "serial port", board.uart
+    if board.power:
+        switch = board.power
+        yield ("power",), "power switch", switch.command or (switch.hub, "port", switch.port)
+    if board.meter and board.meter.driver != "model":
+        meter = board.meter
+        address = meter.options.get("address", "") if meter.driver == "ina226" else ""
+        yield ("meter",), "meter", (meter.driver, meter.serial or meter.port, address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from mcu_agent.boards.fake import FakeBoard, Script
 from mcu_agent.errors import BitMismatch, BoardLost, InventoryError, LeaseLost, NoBoardFree
 from mcu_agent.image import read_image
 from mcu_agent.kinds import load_kind
-from mcu_agent.leases import BoardLock, BoardRecord, State, check, clear, give_back, grant, state
+from mcu_agent.leases import BoardRecord, State, check, clear, give_back, grant, state
+from mcu_agent.locks import BoardLock
 from mcu_agent.pool import Pool
 from mcu_agent.rack import RackBoard, virtual_rack
 from tests.support import boards
@@ -22,16 +24,13 @@ KIND = "nrf52-dk"
 
 
 class Clock:
-    """A clock that moves when somebody sleeps, or when told to."""
+    """A clock that moves when told to."""
 
     def __init__(self) -> None:
         self.time = 1000.0
 
     def __call__(self) -> float:
         return self.time
-
-    def sleep(self, seconds: float) -> None:
-        self.time += seconds
 
 
 def make_pool(folder: Path, count: int = 1, clock: Clock | None = None, script: Script | None = None) -> Pool:
@@ -40,7 +39,7 @@ def make_pool(folder: Path, count: int = 1, clock: Clock | None = None, script: 
     def make(entry: RackBoard) -> FakeBoard:
         return FakeBoard(entry.board_id, load_kind(entry.kind), boards.fake_network(), script)
 
-    return Pool(virtual_rack(KIND, count), folder, make=make, now=clock, sleep=clock.sleep)
+    return Pool(virtual_rack(KIND, count), folder, make=make, now=clock)
 
 
 def test_every_lease_has_a_higher_token_and_a_deadline() -> None:
@@ -61,11 +60,15 @@ def test_a_lease_holds_until_its_deadline_or_its_successor() -> None:
         check(lease, later, now=11.0)
 
 
-def test_a_lease_needs_a_duration_and_a_board_in_use() -> None:
+def test_a_lease_needs_a_duration() -> None:
     with pytest.raises(ValueError, match="lease of 0 s"):
         grant(BoardRecord(board_id="b"), "me", now=0.0, duration_s=0.0)
-    with pytest.raises(ValueError, match="quarantined: broken"):
-        grant(BoardRecord(board_id="b", quarantine="broken"), "me", now=0.0, duration_s=1.0)
+
+
+def test_a_token_is_never_below_that_of_other_hosts() -> None:
+    record, lease = grant(BoardRecord(board_id="b", token=3), "me", now=0.0, duration_s=1.0, token=9)
+    assert (lease.token, record.token) == (9, 9)
+    assert grant(record, "you", now=0.0, duration_s=1.0, token=2)[1].token == 10
 
 
 def test_three_faults_in_a_row_quarantine_a_board_and_a_good_run_forgives() -> None:
@@ -99,22 +102,18 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     yours.release()
 
 
-def test_a_record_is_written_by_the_holder_only_and_a_torn_one_is_a_fresh_one(tmp_path: Path) -> None:
+def test_a_record_is_changed_as_a_whole_and_a_torn_one_is_a_fresh_one(tmp_path: Path) -> None:
     lock = BoardLock(tmp_path, "b")
-    with pytest.raises(LeaseLost):
-        lock.write(BoardRecord(board_id="b"))
-    lock.acquire()
-    lock.write(BoardRecord(board_id="b", token=12345))
-    lock.write(BoardRecord(board_id="b", token=6))
-    assert BoardLock(tmp_path, "b").read().token == 6
-    lock.release()
-    (tmp_path / "b.lock").write_text('{"version": 1, "boa')
+    lock.update(lambda record: replace(record, token=12345))
+    lock.update(lambda record: replace(record, faults=2))
+    assert BoardLock(tmp_path, "b").read() == BoardRecord(board_id="b", token=12345, faults=2)
+    (tmp_path / "b.json").write_text('{"version": 2, "boa')
     assert lock.read() == BoardRecord(board_id="b")
 
 
 def test_the_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
     code = (
-        "import sys, os; from pathlib import Path; from mcu_agent.leases import BoardLock;"
+        "import sys, os; from pathlib import Path; from mcu_agent.locks import BoardLock;"
         "lock = BoardLock(Path(sys.argv[1]), 'b'); assert lock.acquire(); print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
@@ -132,11 +131,11 @@ def test_a_leased_board_is_nobody_elses(tmp_path: Path) -> None:
     pool = make_pool(tmp_path, count=2)
     with pool.lease(KIND, "me", duration_s=10.0) as first, pool.lease(KIND, "you", duration_s=10.0) as second:
         assert {first.board_id, second.board_id} == {"virtual-nrf52-dk-1", "virtual-nrf52-dk-2"}
-        assert pool.counts() == {"idle": 0, "leased": 2, "quarantined": 0}
+        assert pool.counts() == {"idle": 0, "leased": 2, "stuck": 0, "suspect": 0, "quarantined": 0}
         assert [status.detail for status in pool.statuses()] == ["me", "you"]
         with pytest.raises(NoBoardFree, match=r"no board of kind nrf52-dk became free in 0\.2 s: .*leased me"):
             next(iter_lease(pool, wait_s=0.2))
-    assert pool.counts() == {"idle": 2, "leased": 0, "quarantined": 0}
+    assert pool.counts() == {"idle": 2, "leased": 0, "stuck": 0, "suspect": 0, "quarantined": 0}
 
 
 def iter_lease(pool: Pool, wait_s: float):  # type: ignore[no-untyped-def]
@@ -167,7 +166,7 @@ def test_faults_of_the_rig_quarantine_a_board_until_a_person_puts_it_back(tmp_pa
     pool = make_pool(tmp_path)
     for _ in range(3):
         lose(pool, lambda: BoardLost("virtual-nrf52-dk", "probe gone"))
-    assert pool.counts() == {"idle": 0, "leased": 0, "quarantined": 1}
+    assert pool.counts() == {"idle": 0, "leased": 0, "stuck": 0, "suspect": 0, "quarantined": 1}
     with pytest.raises(NoBoardFree, match=r"quarantined 3 faults in a row, the last: .*probe gone"):
         next(iter_lease(pool, wait_s=0.0))
     pool.put_back("virtual-nrf52-dk")
