@@ -54,6 +54,42 @@ class BoardLost(AgentError):
         self.board_id = board_id
 
 
+class WrongBoard(AgentError):
+    """The part on the board is not the one of its kind: the rack file or the cabling is wrong.
+
+    Transient, because the image is not at fault and may run on another board; on this one trying again cannot help.
+    """
+
+    is_transient = True
+    reason = "wrong_board"
+
+    def __init__(self, board_id: str, detail: str) -> None:
+        super().__init__(f"board {board_id}: {detail}")
+        self.board_id = board_id
+
+
+class ProgrammingFailed(AgentError):
+    """The flash could not be erased or programmed."""
+
+    is_transient = True
+    reason = "programming_failed"
+
+    def __init__(self, board_id: str, detail: str) -> None:
+        super().__init__(f"board {board_id}: {detail}")
+        self.board_id = board_id
+
+
+class VerifyFailed(ProgrammingFailed):
+    """Memory does not hold what was programmed; ``address`` is the first that differs, or the start of the range whose
+    checksum is wrong."""
+
+    reason = "verify_failed"
+
+    def __init__(self, board_id: str, detail: str, address: int) -> None:
+        super().__init__(board_id, detail)
+        self.address = address
+
+
 class FirmwareError(AgentError):
     """The firmware did something it must not do."""
 
