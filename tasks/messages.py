@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from orchestrator.boards import base, kind_of
 from orchestrator.records import Event, Json, StageRequest, StageResult, check_version
 
 BEAT_TTL_S = 10
@@ -33,16 +34,22 @@ QUEUE_STAGES: dict[str, tuple[str, ...]] = {
 }
 
 
-def queue_of(stage: str, board_kind: str) -> str:
-    """The queue a stage's tasks go to: ``build``, ``train`` or ``board.<kind>``.
+def queue_of(stage: str, board_kind: str = "") -> str:
+    """The queue a stage's tasks go to: ``build``, ``train`` or ``board.<kind>``, of the kind that the stage names where
+    it names one.
 
     Raises:
         ValueError: there is no such stage.
     """
     for queue, stages in QUEUE_STAGES.items():
-        if stage in stages:
-            return f"{queue}.{board_kind}" if queue == BOARD_QUEUE else queue
+        if base(stage) in stages:
+            return f"{queue}.{kind_of(stage) or board_kind}" if queue == BOARD_QUEUE else queue
     raise ValueError(f"no queue for stage {stage!r}")
+
+
+def task_name(stage: str) -> str:
+    """What Celery calls the stage: one task serves the stages that differ in the board alone."""
+    return TASK_PREFIX + base(stage)
 
 
 def results_key(study_id: str) -> str:
