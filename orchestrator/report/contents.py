@@ -112,7 +112,11 @@ def headline(source: ReportInput) -> list[Json]:
     hypervolume = source.history[-1][1] if source.history else 0.0
     figures = [
         {"title": "hypervolume", "figure": f"{hypervolume:.3f}", "about": "share of the box under the limits, 0 to 1"},
-        {"title": "on the front", "figure": str(len(front)), "about": f"of {told} trials ({counts})"},
+        {
+            "title": "on the joint front" if source.boards else "on the front",
+            "figure": str(len(front)),
+            "about": f"of {told} trials ({counts})",
+        },
     ]
     for name in source.limits:
         best = min(front, key=lambda trial: _amount(trial, name), default=None)
@@ -146,7 +150,7 @@ def _board(board: BoardFront, source: ReportInput) -> Json:
         known = {number: value for number, value in values.items() if value is not None}
         if known:
             number = min(known, key=lambda number: known[number].amount)
-            best.append({"title": _best_title(name), "trial": number, **_value(name, known[number])} | {"name": name})
+            best.append({**_value(name, known[number]), "name": name, "title": _best_title(name), "trial": number})
     return {
         "kind": board.kind,
         "text": board.text,
