@@ -109,6 +109,14 @@ def test_a_lab_leaves_no_process_and_no_broker_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "lab.json").exists()
 
 
+def test_a_lab_for_several_boards_serves_the_queue_of_each(tmp_path: Path) -> None:
+    kinds = (BOARD, "nucleo-h743zi")
+    with EmbeddedLab(tmp_path, board_kinds=kinds, boards=2) as lab:
+        assert lab.boards == 4
+        assert set(lab.worker_pids()) == {"build", "train", *(f"board-{kind}" for kind in kinds)}
+        wait_for(lambda: lab.unserved_queues() == ())
+
+
 def test_leftovers_of_a_killed_lab_are_ended_by_the_next(tmp_path: Path) -> None:
     first = EmbeddedLab(tmp_path, board_kinds=(BOARD,))
     first.__enter__()

@@ -164,7 +164,7 @@ def front_of(trials: list[MadeUpTrial]) -> list[int]:
 
 def report_input(trials: list[MadeUpTrial] | None = None, **changes: Any) -> ReportInput:
     trials = made_up_trials() if trials is None else trials
-    front = front_of(trials)
+    front = changes["front"] if "front" in changes else front_of(trials)
     history = [(n + 1, 0.75 * (1 - math.exp(-(n + 1) / 14)) + (0.02 if n > 8 else 0)) for n in range(len(trials))]
     fields: dict[str, Any] = {
         "study": study_file(),

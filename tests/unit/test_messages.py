@@ -48,6 +48,7 @@ def test_a_result_knows_the_id_of_its_task() -> None:
         ("train", "train"),
         ("compress", "train"),
         ("profile", "board.nrf52-dk"),
+        ("profile@nucleo-h743zi", "board.nucleo-h743zi"),
     ],
 )
 def test_each_stage_has_its_queue(stage: str, queue: str) -> None:
@@ -57,3 +58,7 @@ def test_each_stage_has_its_queue(stage: str, queue: str) -> None:
 def test_an_unknown_stage_has_none() -> None:
     with pytest.raises(ValueError, match="polish"):
         messages.queue_of("polish", "nrf52-dk")
+
+
+def test_stages_that_differ_in_the_board_alone_are_one_task_for_celery() -> None:
+    assert messages.task_name("profile@nrf52-dk") == messages.task_name("profile") == "edgefront.profile"
