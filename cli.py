@@ -43,7 +43,7 @@ EXIT_RUN, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _STUDIES = "studies"
 _LAB_HINT = """broker at {broker}: stages wait there until somebody serves them
   edgefront worker --queues build,train
-  edgefront agent --rack FILE     with a {board}"""
+  edgefront agent --rack FILE     with {boards}"""
 
 
 class _Failure(click.ClickException):
@@ -215,8 +215,7 @@ def run_file(options: RunOptions) -> StudyEnd:
     if address := os.environ.get(ARTIFACTS_VARIABLE):
         check_writable(address)
     file = _overridden(_load_file(options.file), options)
-    kind = load_kind(file.board)
-    objectives = Objectives.from_study(file, kind.flash_bytes, kind.ram_bytes)
+    objectives = Objectives.on_boards(file, {kind: load_kind(kind) for kind in file.kinds})
     study = Study.open_or_create(options.studies / file.name, file, objectives, source=options.file)
     console = Console(stderr=options.is_json, highlight=False)
     # Locked before the lab starts: it would take the workers of whoever else runs this study for leftovers.
@@ -260,7 +259,8 @@ def _run_study(study: Study, options: RunOptions, console: Console, stop: thread
             console.print(f"metrics at {server.url}", style="dim")
         lab = _start_lab(study, options, stack)
         if lab is not None and not lab.is_embedded and not options.is_json:
-            console.print(_LAB_HINT.format(broker=without_password(lab.url), board=study.file.board), style="dim")
+            boards = " and ".join(f"a {kind}" for kind in study.file.kinds)
+            console.print(_LAB_HINT.format(broker=without_password(lab.url), boards=boards), style="dim")
         view = _open_view(study, options, console, stack)
         sink = study.recording(FanOut(view, PrometheusSink(registry, study.file.name)), clock.now_iso)
         evaluator = _make_evaluator(study, lab, sink)
@@ -280,7 +280,7 @@ def _start_lab(study: Study, options: RunOptions, stack: ExitStack) -> Any:
     parallelism = study.file.parallelism
     lab = EmbeddedLab(
         study.folder,
-        board_kind=study.file.board,
+        board_kinds=study.file.kinds,
         train_workers=parallelism.train_workers,
         build_workers=parallelism.build_workers,
         boards=parallelism.boards,
@@ -290,9 +290,11 @@ def _start_lab(study: Study, options: RunOptions, stack: ExitStack) -> Any:
 
 def _make_evaluator(study: Study, lab: Any, sink: EventSink) -> Evaluator:
     from tasks.evaluator import CeleryEvaluator, InlineEvaluator
+    from tasks.registry import stages_for
 
+    stages = stages_for(study.file.kinds)
     if lab is None:
-        return InlineEvaluator(study.artifacts, sink)
+        return InlineEvaluator(study.artifacts, sink, stages=stages)
     return CeleryEvaluator(
         url=lab.url,
         study_id=study.study_id,
@@ -300,6 +302,7 @@ def _make_evaluator(study: Study, lab: Any, sink: EventSink) -> Evaluator:
         sink=sink,
         check=lab.check,
         boards=lab.boards if lab.is_embedded else 0,
+        stages=stages,
     )
 
 
@@ -366,7 +369,8 @@ def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -
     lines = [f"\n{end.text}", f"report   {report_path}"]
     if summary["front"] and end.reason != "interrupted":
         best = summary["front"][0]["trial"]
-        lines.append(f"export   {_program()} export {name}{where} --trial {best} --to {name}-{best}")
+        board = f" --board {study.file.boards[0]}" if study.file.boards else ""
+        lines.append(f"export   {_program()} export {name}{where} --trial {best}{board} --to {name}-{best}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
@@ -414,7 +418,7 @@ def status(study: str, studies: Path, as_json: bool) -> None:
 def _summary(study: Study) -> dict[str, Any]:
     from orchestrator.summary import summarise
 
-    return summarise(study.file, study.trials(), study.front(), study.hypervolume_history(), study.test_results())
+    return summarise(study.file, study.objectives, study.trials(), study.hypervolume_history(), study.test_results())
 
 
 def _summary_view(study: Study) -> Any:
@@ -460,12 +464,13 @@ def _write_report(study: Study, studies: Path) -> Path:
 
     name = study.file.name
     where = "" if studies == Path(_STUDIES) else f" --studies {shlex.quote(str(studies))}"
+    board = " --board {board}" if study.file.boards else ""
     return write_report(
         study,
         read,
         written_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        board_text=load_kind(study.file.board).description,
-        export_command=f"{_program()} export {name}{where} --trial {{trial}} --to {name}-{{trial}}",
+        board_texts={kind: load_kind(kind).description for kind in study.file.kinds},
+        export_command=f"{_program()} export {name}{where} --trial {{trial}}{board} --to {name}-{{trial}}",
     )
 
 
@@ -474,7 +479,8 @@ def _write_report(study: Study, studies: Path) -> Path:
 @_studies_option
 @click.option("--trial", type=click.IntRange(min=0), required=True, help="Number of a complete trial.")
 @click.option("--to", "folder", type=click.Path(path_type=Path), required=True, help="New or empty folder.")
-def export(study: str, studies: Path, trial: int, folder: Path) -> None:
+@click.option("--board", metavar="KIND", help="Which board's firmware and figures, where the study has several.")
+def export(study: str, studies: Path, trial: int, folder: Path, board: str | None) -> None:
     """Write a trial of STUDY as a project: C sources, ONNX networks, test vectors, Makefile and measured figures.
 
     \b
@@ -483,9 +489,10 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
     """
     from mcu_agent.kinds import load_kind
     from tasks.artifacts import ArtifactStore
-    from tasks.export import Exported, export_trial
+    from tasks.export import Exported, board_to_export, export_trial
 
     opened = open_study(study, studies)
+    kind = board_to_export(opened.file, board)
     record = next((one for one in opened.trials() if one.number == trial), None)
     if record is None or record.outcome is None or record.state != "complete":
         numbers = ", ".join(str(one.number) for one in opened.front()) or "none yet"
@@ -497,7 +504,7 @@ def export(study: str, studies: Path, trial: int, folder: Path) -> None:
         params=record.params,
         outcome=record.outcome,
         test_error=opened.test_results().get(trial),
-        kind=load_kind(opened.file.board),
+        kind=load_kind(kind),
         inputs=record.notes.get("compress", {}).get("inputs", {}),
     )
     export_trial(exported, ArtifactStore(opened.artifacts), folder)

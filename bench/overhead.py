@@ -84,7 +84,7 @@ def shortened(file: StudyFile, trials: int) -> StudyFile:
 
 
 def objectives_of(file: StudyFile) -> Objectives:
-    kind = load_kind(file.board)
+    kind = load_kind(file.kinds[0])
     return Objectives.from_study(file, kind.flash_bytes, kind.ram_bytes)
 
 
@@ -94,7 +94,7 @@ def run_trials(file: StudyFile, folder: Path) -> Stopwatch:
     study = Study.create(folder / file.name, file, objectives_of(file))
     with ExitStack() as stack:
         stack.callback(study.close)
-        lab = stack.enter_context(EmbeddedLab(study.folder, board_kind=file.board))
+        lab = stack.enter_context(EmbeddedLab(study.folder, board_kinds=file.kinds))
         sink = study.recording(watch, SystemClock().now_iso)
         evaluator = CeleryEvaluator(
             url=lab.url, study_id=study.study_id, artifacts=study.artifacts, sink=sink, check=lab.check

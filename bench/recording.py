@@ -72,7 +72,7 @@ class _Lines:
 def record(path: Path, *, study: Path, trials: int, seed: int, command: str) -> None:
     """Run a shortened form of the study file to its end, in this process, and write its curves to ``path``."""
     file = shortened(load_study(study, cli.vocabulary()), trials, seed)
-    kind = load_kind(file.board)
+    kind = load_kind(file.kinds[0])
     with tempfile.TemporaryDirectory() as folder:
         opened = Study.create(Path(folder), file, Objectives.from_study(file, kind.flash_bytes, kind.ram_bytes))
         evaluator = InlineEvaluator(opened.artifacts)

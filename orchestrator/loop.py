@@ -29,11 +29,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from orchestrator.arrays import FloatArray
+from orchestrator.boards import side_by_side, with_worst
 from orchestrator.errors import EvaluationDefect
 from orchestrator.ledger import TOLD_ENDINGS, CandidateRow
 from orchestrator.pareto import hypervolume, non_dominated
 from orchestrator.ports import Clock, Evaluator, EventSink
-from orchestrator.records import Candidate, Ending, Event, Fault, Outcome, Violation
+from orchestrator.records import Candidate, Ending, Event, Fault, Outcome, StageResult, Value, Violation
 from orchestrator.space import SearchSpace
 from orchestrator.stageflow import StageEnded, StageFlow
 from orchestrator.stopping import has_plateaued
@@ -152,7 +153,10 @@ class _Loop:
     def go_on(self, ended: StageEnded) -> None:
         if ended.stage == FINAL_STAGE:
             return  # the trial was told long ago
+        if ended.trial not in self.candidates:
+            return  # another board's stage, taken in the same turn, has ended it
         if ended.fault is not None:
+            self.flow.abandon(ended.trial, f"stage {ended.stage} of the same trial was given up")
             self.finish(ended.trial, Ending.FAULT, fault=ended.fault)
         else:
             self.proceed(ended.trial)
@@ -241,23 +245,34 @@ class _Loop:
         self.proceed(candidate.trial)
 
     def proceed(self, trial: int) -> None:
-        """Do what comes next for an open candidate: its next stage, or its end."""
+        """Do what comes next for an open candidate: its next stages, or its end.
+
+        Of stages that run side by side all are waited for, even when one of them has found the candidate infeasible:
+        what is told must not depend on which board was faster.
+        """
         results = self.flow.results.get(trial, {})
-        for stage in self.evaluator.stages:
-            if stage not in results:
-                self.flow.queue(self.candidates[trial], stage)
+        for group in side_by_side(self.evaluator.stages):
+            ended = [results[stage] for stage in group if stage in results]
+            stopped = [result for result in ended if result.ending is Ending.STOPPED]
+            if stopped:
+                self.finish(trial, Ending.STOPPED, reason=stopped[0].notes["stopped"]["message"])
                 return
-            if results[stage].ending is Ending.STOPPED:
-                self.finish(trial, Ending.STOPPED, reason=results[stage].notes["stopped"]["message"])
+            if len(ended) < len(group):
+                self.begin_stages(trial, [stage for stage in group if stage not in results])
                 return
-            if results[stage].ending is Ending.INFEASIBLE:
+            if any(result.ending is Ending.INFEASIBLE for result in ended):
                 break
         self.conclude(trial)
+
+    def begin_stages(self, trial: int, stages: Sequence[str]) -> None:
+        for stage in stages:
+            if not self.flow.is_open(trial, stage):
+                self.flow.queue(self.candidates[trial], stage)
 
     def conclude(self, trial: int) -> None:
         """All stages have answered, or one found the candidate infeasible: close the trial."""
         results = self.flow.results_of(trial)
-        values = {name: value for result in results for name, value in result.values.items()}
+        values = self.values_of(results)
         violations = tuple(item for result in results for item in result.violations)
         violations = violations or self.study.objectives.violations(values)
         if violations:
@@ -272,6 +287,11 @@ class _Loop:
             )
         self.finish(trial, Ending.COMPLETE)
 
+    def values_of(self, results: Sequence[StageResult]) -> dict[str, Value]:
+        """Later stages know better; of several boards' values the worst stands under the plain name."""
+        values = {name: value for result in results for name, value in result.values.items()}
+        return with_worst(values, self.study.file.kinds)
+
     def finish(
         self,
         trial: int,
@@ -285,7 +305,7 @@ class _Loop:
         results = self.flow.results_of(trial)
         outcome = Outcome(
             ending=ending,
-            values={name: value for result in results for name, value in result.values.items()},
+            values=self.values_of(results),
             artifacts={name: sha256 for result in results for name, sha256 in result.artifacts.items()},
             violations=violations,
             fault=fault,
@@ -318,8 +338,8 @@ class _Loop:
     # -- the test split ------------------------------------------------------------------------------------------
 
     def measure_front(self) -> None:
-        """Once the search is over: the error on the test split, for the trials of the front only, once each."""
-        for trial in self.study.front():
+        """Once the search is over: the error on the test split, for the trials of a front only, once each."""
+        for trial in self.study.on_any_front():
             if FINAL_STAGE not in self.flow.results.get(trial.number, {}):
                 self.flow.queue(self.study.ledger.candidate(trial.number), FINAL_STAGE)
         while self.flow.open and not self.stop.is_set():
@@ -411,7 +431,8 @@ def _all_infeasible(loop: _Loop) -> str:
     """Which limits nobody met, and who came closest."""
     outcomes = [(row.trial, row.outcome) for row in loop.study.ledger.candidates() if row.outcome is not None]
     broken = [(trial, item) for trial, outcome in outcomes for item in outcome.violations]
-    counts = Counter(item.quantity for _, item in broken)
+    once = dict.fromkeys((item.quantity, trial) for trial, item in broken)  # however many boards it is too much for
+    counts = Counter(quantity for quantity, _ in once)
     parts = []
     for quantity, count in counts.most_common():
         trial, closest = min(((t, v) for t, v in broken if v.quantity == quantity), key=lambda pair: pair[1].excess)

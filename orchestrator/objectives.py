@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from orchestrator.arrays import FloatArray, check_shape
+from orchestrator.boards import MARK, base, kind_of
 from orchestrator.errors import UsageError
 from orchestrator.quantities import exact, rounded
 from orchestrator.records import Value, Violation
@@ -20,6 +22,16 @@ from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile
 
 # A violation without a meaningful size (training diverged: infinite loss) still needs a finite one.
 LARGEST_EXCESS = 1e6
+
+
+class HasMemory(Protocol):
+    """What the limits need to know of a board kind."""
+
+    @property
+    def flash_bytes(self) -> float: ...
+
+    @property
+    def ram_bytes(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +81,20 @@ class Objectives:
         names = tuple(study.objectives)
         return Objectives(names=names, units=tuple(OBJECTIVE_UNITS[name] for name in names), limits=tuple(limits))
 
+    @staticmethod
+    def on_boards(study: StudyFile, kinds: Mapping[str, HasMemory]) -> Objectives:
+        """The study's objectives on all of its boards: the limits are those of the smallest.
+
+        The worst board's value must keep each limit, so every limit holds on every board. ``kinds`` maps the kinds'
+        names to what they have.
+
+        Raises:
+            UsageError: as :meth:`from_study`.
+        """
+        boards = [kinds[kind] for kind in study.kinds]
+        flash_bytes, ram_bytes = min(b.flash_bytes for b in boards), min(b.ram_bytes for b in boards)
+        return Objectives.from_study(study, flash_bytes, ram_bytes)
+
     @property
     def reference(self) -> FloatArray:
         """The reference point (m,) in normalised space: ones, for every study, for ever."""
@@ -103,12 +129,16 @@ class Objectives:
         return {name: amounts[name] / limit - 1.0 for name, limit in known if math.isfinite(limit)}
 
     def violations(self, values: Mapping[str, Value] | Mapping[str, float]) -> tuple[Violation, ...]:
-        """The limits that the known values break; a value equal to its limit keeps it."""
+        """The limits that the known values break; a value equal to its limit keeps it.
+
+        Where boards have values of their own, each of them must keep the limit, and the message names the board.
+        """
         amounts = _amounts(values)
         return tuple(
-            _violation(name, amounts[name], limit, unit)
+            _violation(place, amounts[place], limit, unit)
             for name, unit, limit in zip(self.names, self.units, self.limits, strict=True)
-            if name in amounts and amounts[name] > limit
+            for place in _places(name, amounts)
+            if amounts[place] > limit
         )
 
 
@@ -118,12 +148,19 @@ def relative_excess(violation: Violation) -> float:
     return float(min(max(violation.excess / scale, 1e-9), LARGEST_EXCESS))
 
 
-def _violation(name: str, amount: float, limit: float, unit: str) -> Violation:
+def _places(name: str, amounts: Mapping[str, float]) -> list[str]:
+    """Under which names an objective is known: those of the boards, else its own, else none."""
+    return [place for place in amounts if base(place) == name and MARK in place] or [name] * (name in amounts)
+
+
+def _violation(place: str, amount: float, limit: float, unit: str) -> Violation:
+    name, kind = base(place), kind_of(place)
     over, of = exact(amount - limit, unit, name), exact(limit, unit, name)
     if over.endswith("%"):
         # 30 % is 5 points over 25 %, but 20 per cent more; limits are round numbers.
         over, of = over.replace("%", "points"), rounded(limit, unit, name)
-    message = f"{name} is {exact(amount, unit, name)}, {over} over the limit of {of}"
+    what = f"{name} on {kind}" if kind else name
+    message = f"{what} is {exact(amount, unit, name)}, {over} over the limit of {of}"
     return Violation(quantity=name, amount=amount, limit=limit, unit=unit, message=message)
 
 

@@ -71,6 +71,17 @@ class StageFlow:
         results = self.results.get(trial, {})
         return [results[stage] for stage in self.stages if stage in results]
 
+    def is_open(self, trial: int, stage: str) -> bool:
+        """Whether an attempt at the stage is planned or under way."""
+        return (trial, stage) in self.open
+
+    def abandon(self, trial: int, why: str) -> None:
+        """Nobody waits for the trial's open attempts any more: results that they still give are passed over."""
+        fault = Fault(kind=FaultKind.TRANSIENT, reason="abandoned", detail=why)
+        for key in [key for key in self.open if key[0] == trial]:
+            request = self.open.pop(key).request
+            self.study.ledger.record_fault(trial, request.stage, request.attempt, fault, self.clock.now_iso())
+
     def queue(self, candidate: CandidateRow, stage: str, delay_s: float = 0.0) -> None:
         """Plan the next attempt at a stage, or take up the one that an earlier run left open."""
         again = self._open_before.pop((candidate.trial, stage), None)
@@ -240,6 +251,7 @@ class StageFlow:
         self.study.ledger.take_back(request.trial, [name for name in later if name != request.stage])
         for name in later:
             results.pop(name, None)
+            self.open.pop((request.trial, name), None)  # of another board, beside this one
         return writer
 
     def _emit_finished(self, item: OpenAttempt, result: StageResult) -> None:

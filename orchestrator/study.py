@@ -24,11 +24,13 @@ import yaml
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
+from orchestrator.arrays import FloatArray
 from orchestrator.database import check_database, explained, is_complete, open_storage
 from orchestrator.errors import StudyError
+from orchestrator.fronts import front, vector
 from orchestrator.ledger import CandidateRow, Ledger, StageAttempt, StudyRow
 from orchestrator.objectives import Objectives
-from orchestrator.pareto import hypervolume, non_dominated
+from orchestrator.pareto import hypervolume
 from orchestrator.ports import EventSink
 from orchestrator.records import Ending, Event, Json, Outcome, Params, StageResult, Value
 from orchestrator.studychange import check_data, check_update
@@ -268,17 +270,22 @@ class Study:
             return self.ledger.events()
 
     def front(self) -> list[TrialRecord]:
-        """The complete trials that no other dominates, by number."""
-        complete = [trial for trial in self.trials() if trial.state == Ending.COMPLETE.value]
-        if not complete:
-            return []
-        mask = non_dominated(np.array([self.vector(trial) for trial in complete]))
-        return [trial for trial, is_best in zip(complete, mask, strict=True) if is_best]
+        """The complete trials that no other dominates, by number; with several boards, by their worst values."""
+        return front(self.trials(), self.objectives)
 
-    def vector(self, trial: TrialRecord) -> Any:
+    def fronts(self) -> dict[str, list[TrialRecord]]:
+        """With several boards: by kind, the complete trials that no other dominates by that board's own values."""
+        trials = self.trials() if self.file.boards else []
+        return {kind: front(trials, self.objectives, kind) for kind in self.file.boards or ()}
+
+    def on_any_front(self) -> list[TrialRecord]:
+        """The trials of the joint front and of each board's, by number."""
+        found = {trial.number: trial for members in (self.front(), *self.fronts().values()) for trial in members}
+        return [found[number] for number in sorted(found)]
+
+    def vector(self, trial: TrialRecord) -> FloatArray:
         """The objectives (m,) of a complete trial in natural units."""
-        assert trial.outcome is not None
-        return self.objectives.vector(trial.outcome.values)
+        return vector(trial, self.objectives)
 
     def hypervolume_history(self) -> list[tuple[int, float]]:
         """After each told trial: how many were told, and the normalised hypervolume of all so far."""

@@ -15,6 +15,7 @@ from orchestrator.errors import UsageError
 from orchestrator.quantities import rounded
 from orchestrator.space import SearchSpace
 from orchestrator.studyfile import (
+    MOST_BOARDS,
     OBJECTIVE_UNITS,
     SPACE_SECTIONS,
     CategoricalParameter,
@@ -26,6 +27,7 @@ from orchestrator.studyfile import (
     Plateau,
     SpaceEntry,
     StudyFile,
+    wrong_boards,
 )
 from orchestrator.studyschema import SECTIONS, json_schema
 from orchestrator.studyvalues import (
@@ -93,7 +95,8 @@ def load_study(path: Path, vocabulary: Vocabulary) -> StudyFile:
     try:
         study = StudyFile.model_validate(data)
     except ValidationError as error:
-        mistakes += _once_a_value(_mistake(dict(item), data, lines) for item in error.errors())
+        complaints = [dict(item) for item in error.errors() if item["type"] != "boards"]  # found in _wrong_names, too
+        mistakes += _once_a_value(_mistake(item, data, lines) for item in complaints)
     mistakes += wrong_parameters(readable(data, "space", TypeAdapter(SpaceEntry)))
     mistakes += wrong_objectives(readable(data, "objectives", TypeAdapter(Objective)), data.get("objectives"))
     mistakes += wrong_space(study) if study is not None else []
@@ -131,7 +134,7 @@ def _listed(path: Path, lines: Lines, mistakes: Iterable[Mistake]) -> str:
 
 def _wrong_names(data: Mapping[str, Any], vocabulary: Vocabulary) -> list[Mistake]:
     """Unknown boards, data sets, families, samplers and parameters, as far as the file's shape lets them be found."""
-    mistakes = _unknown(data, ("board",), vocabulary.boards)
+    mistakes = _unknown(data, ("board",), vocabulary.boards) + _wrong_boards(data, vocabulary)
     mistakes += _unknown(data, ("sampler", "name"), vocabulary.samplers)
     mistakes += _unknown(data, ("dataset", "source"), vocabulary.datasets, is_open=True)
     mistakes += _unknown(data, ("network", "family"), vocabulary.families, is_open=True)
@@ -147,6 +150,21 @@ def _wrong_names(data: Mapping[str, Any], vocabulary: Vocabulary) -> list[Mistak
     return mistakes
 
 
+def _wrong_boards(data: Mapping[str, Any], vocabulary: Vocabulary) -> list[Mistake]:
+    """None or both of ``board`` and ``boards``, and kinds in the list that are doubled or unknown."""
+    given = data.get("boards")
+    mistakes = [Mistake(field=name, text=text) for name, text in wrong_boards(data.get("board"), given)]
+    for index, kind in enumerate(given if isinstance(given, list) else ()):
+        mistakes += _unknown_name(f"boards.{index}", kind, vocabulary.boards)
+    return mistakes
+
+
+def _unknown_name(where: str, name: Any, known: Iterable[str], more: str = "") -> list[Mistake]:
+    if not isinstance(name, str) or name in known:
+        return []
+    return [Mistake(field=where, text=f"found {name!r}{_meant(name, known)}; allowed: {_names(known)}{more}")]
+
+
 def _at(data: Mapping[str, Any], path: Sequence[str]) -> Any:
     value: Any = data
     for key in path:
@@ -159,13 +177,12 @@ def _unknown(
 ) -> list[Mistake]:
     """A name that is not in the list; where ``is_open``, a ``.npz`` file or ``module:function`` will do as well."""
     name = _at(data, path)
-    if not isinstance(name, str) or name in known:
-        return []
-    if is_open and (_REFERENCE.match(name) or (path[0] == "dataset" and name.endswith(".npz"))):
+    is_reference = isinstance(name, str) and bool(_REFERENCE.match(name))
+    if is_open and (is_reference or (path[0] == "dataset" and str(name).endswith(".npz"))):
         return []
     more = ", or module:function" if is_open else ""
     more = ", a .npz file" + more if path[0] == "dataset" else more
-    return [Mistake(field=".".join(path), text=f"found {name!r}{_meant(name, known)}; allowed: {_names(known)}{more}")]
+    return _unknown_name(".".join(path), name, known, more)
 
 
 def _wrong_parameter_name(name: str, family: str, options: Mapping[str, str] | None) -> list[Mistake]:
@@ -215,6 +232,11 @@ def _mistake(item: dict[str, Any], data: Mapping[str, Any], lines: Lines) -> Mis
         tag = found.get("type") if isinstance(found, dict) else found
         text = f"found type {tag!r}{_meant(str(tag), _PARAMETERS)}; allowed: {_names(_PARAMETERS)}, or a plain value"
         return Mistake(field=path, text=text)
+    if path == "boards":
+        count = f"found {len(found)}; " if isinstance(found, (list, tuple)) else f"found {short(found)}; "
+        return Mistake(
+            field=path, text=f"{count}allowed: a list of 2 to {MOST_BOARDS} board kinds; for one, give board: KIND"
+        )
     if last == "[key]" and "objectives" in item["loc"]:
         text = (
             f"no objective is called {found!r}{_meant(str(found), OBJECTIVE_UNITS)}; allowed: {_names(OBJECTIVE_UNITS)}"
@@ -245,13 +267,13 @@ def _fields_at(path: str, data: Mapping[str, Any], loc: Sequence[Any]) -> Iterab
 def notes(study: StudyFile, vocabulary: Vocabulary) -> list[str]:
     """What is allowed but may surprise."""
     found = []
-    board = vocabulary.boards.get(study.board)
-    memory = {"rom": board.flash_bytes, "ram": board.ram_bytes} if board else {}
+    memory = _memory(study, vocabulary)
     for name, objective in study.objectives.items():
-        if objective.limit is not None and objective.limit > memory.get(name, float("inf")):
+        has, kind = memory.get(name, (float("inf"), ""))
+        if objective.limit is not None and objective.limit > has:
             found.append(
-                f"the limit of {name} ({rounded(objective.limit, 'byte')}) is above what {study.board} has "
-                f"({rounded(memory[name], 'byte')}) and is lowered to that"
+                f"the limit of {name} ({rounded(objective.limit, 'byte')}) is above what {kind} has "
+                f"({rounded(has, 'byte')}) and is lowered to that"
             )
     size = SearchSpace.from_parameters(study.space).size()
     if size < study.budget.trials:
@@ -271,20 +293,20 @@ def notes(study: StudyFile, vocabulary: Vocabulary) -> list[str]:
 def explain(study: StudyFile, vocabulary: Vocabulary) -> str:
     """The study in words: what is searched, within which limits, and what will run where."""
     space = SearchSpace.from_parameters(study.space)
-    board = vocabulary.boards.get(study.board)
+    memory = _memory(study, vocabulary)
     size = "infinitely many candidates" if space.size() == float("inf") else f"{space.size():,.0f} different candidates"
     lines = [
         f"Study {study.name}, seed {study.seed}",
         f"  data      {study.dataset.source}: {_share(study.dataset.validation)} for validation, "
         f"{_share(study.dataset.test)} kept for the final test",
         f"  network   family {study.network.family}" + _settings(study.network.options),
-        f"  board     {study.board}" + (f": {board.description}" if board and board.description else ""),
+        *_boards(study, vocabulary),
         "",
         f"Searched: {len(study.space) - len(space.fixed)} parameters, {size}",
         *(f"  {name:<32} {_range(parameter)}" for name, parameter in study.space.items()),
         "",
         "Minimised, all at once; more than the limit is infeasible",
-        *(f"  {name:<10} {_limit(study, name, board)}" for name in study.objectives),
+        *(f"  {name:<10} {_limit(study, name, memory)}" for name in study.objectives),
         "",
         f"Budget: {study.budget.trials} trials"
         + (f", at most {rounded(study.budget.wall_clock, 's')}" if study.budget.wall_clock else ""),
@@ -293,16 +315,45 @@ def explain(study: StudyFile, vocabulary: Vocabulary) -> str:
         f"{study.sampler.name}" + _settings(study.sampler.options),
         f"  {study.parallelism.trials_in_flight} trials under way at once; worker processes: "
         f"{study.parallelism.train_workers} training, {study.parallelism.build_workers} building, "
-        f"{study.parallelism.boards} with a board",
+        f"{study.parallelism.boards} with a board" + (" of each kind" if study.boards else ""),
         "",
         "Each trial: does the untrained network fit? → training → pruning and int8 → C and firmware → run on the",
         f"board; {study.profiling.samples} samples must match the host bit for bit. What does not fit ends at once.",
+        *_on_each(study),
         _firmware(study),
         *_early_stopping(study),
         "At the end the test split is used once, for the trials of the front.",
     ]
     lines += [f"Note: {note}" for note in notes(study, vocabulary)]
     return "\n".join(lines)
+
+
+def _memory(study: StudyFile, vocabulary: Vocabulary) -> dict[str, tuple[float, str]]:
+    """The least flash and RAM of the study's boards, by objective, and the kind that has so little."""
+    known = [(kind, vocabulary.boards[kind]) for kind in study.kinds if kind in vocabulary.boards]
+    if not known:
+        return {}
+    flash = min((facts.flash_bytes, kind) for kind, facts in known)
+    return {"rom": flash, "ram": min((facts.ram_bytes, kind) for kind, facts in known)}
+
+
+def _boards(study: StudyFile, vocabulary: Vocabulary) -> list[str]:
+    lines = []
+    for kind in study.kinds:
+        facts = vocabulary.boards.get(kind)
+        lines.append(kind + (f": {facts.description}" if facts and facts.description else ""))
+    head = "boards" if study.boards else "board"
+    return [f"  {head:<9} {lines[0]}", *(f"{'':12}{line}" for line in lines[1:])]
+
+
+def _on_each(study: StudyFile) -> list[str]:
+    if not study.boards:
+        return []
+    return [
+        f"It is trained once; firmware is built for each of the {len(study.boards)} boards and run there. The search",
+        "counts the worst board's values, and every limit holds on every board. The report has a front of each board",
+        "beside the joint one.",
+    ]
 
 
 def _plateau(study: StudyFile) -> list[str]:
@@ -347,12 +398,12 @@ def _range(parameter: Parameter) -> str:
     return f"{kind} from {parameter.low:g} to {parameter.high:g}{step}" + (", on a log scale" if parameter.log else "")
 
 
-def _limit(study: StudyFile, name: str, board: BoardFacts | None) -> str:
+def _limit(study: StudyFile, name: str, memory: Mapping[str, tuple[float, str]]) -> str:
     limit = study.objectives[name].limit  # type: ignore[index]
     unit = OBJECTIVE_UNITS[name]
-    memory = {"rom": board.flash_bytes, "ram": board.ram_bytes} if board else {}
-    if name in memory and (limit is None or limit > memory[name]):
-        return f"up to {rounded(memory[name], unit, name)} (all the board has)"
+    if name in memory and (limit is None or limit > memory[name][0]):
+        has, kind = memory[name]
+        return f"up to {rounded(has, unit, name)} (all {kind if study.boards else 'the board'} has)"
     if limit is None:
         limit = {"error": 1.0, "flops": 1e9}[name]
     return f"up to {rounded(limit, unit, name)}"

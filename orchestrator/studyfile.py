@@ -20,6 +20,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from orchestrator.records import Json, ParamValue
 
@@ -38,6 +39,7 @@ _UNITS: dict[str, dict[str, float]] = {
 # Beyond this a whole number is no longer exact as a float, which the encoding to the unit cube needs.
 _LARGEST_INT = 2**53
 MOST_WORKERS = 256  # of a kind, started by one run
+MOST_BOARDS = 8  # kinds in one study: each has its own values, columns and metrics
 
 
 def parse_quantity(value: Any, unit: str | None = None) -> Any:
@@ -238,8 +240,8 @@ class Compression(_Model):
 
 
 class Parallelism(_Model):
-    """Worker processes started by ``edgefront run`` in embedded mode. ``in_flight`` trials are under way at once
-    (default: the number of train and build workers)."""
+    """Worker processes started by ``edgefront run`` in embedded mode, ``boards`` for each board kind. ``in_flight``
+    trials are under way at once (default: the number of train and build workers)."""
 
     train_workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
     build_workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
@@ -269,14 +271,16 @@ class Profiling(_Model):
 
 
 class StudyFile(_Model):
-    """A whole study: dataset, network family with its space, board, objectives, budget, how to search and evaluate."""
+    """A whole study: dataset, network family with its space, board or boards, objectives, budget, how to search and
+    evaluate."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     dataset: Dataset
     network: Network
     space: Annotated[dict[str, SpaceEntry], Field(min_length=1)]
-    board: str
+    board: str | None = None
+    boards: Annotated[tuple[str, ...], Field(min_length=2, max_length=MOST_BOARDS)] | None = None
     objectives: Annotated[
         dict[Literal["error", "rom", "ram", "flops", "latency", "energy"], Objective], Field(min_length=1)
     ]
@@ -289,12 +293,41 @@ class StudyFile(_Model):
     parallelism: Parallelism = Parallelism()
     profiling: Profiling = Profiling()
 
+    @model_validator(mode="after")
+    def _check(self) -> StudyFile:
+        for field, text in wrong_boards(self.board, self.boards):
+            raise PydanticCustomError("boards", "{field}: {text}", {"field": field, "text": text})
+        return self
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The board kinds the study is for, in the order of the file; mostly one."""
+        return self.boards or (str(self.board),)
+
     def to_json(self) -> Json:
-        return self.model_dump(mode="json")
+        """Whichever of ``board`` and ``boards`` was not given is left out: a study that names one board is the same
+        JSON, and its results have the same names, as before there could be several."""
+        data = self.model_dump(mode="json")
+        del data["board" if self.boards else "boards"]
+        return data
 
     @staticmethod
     def from_json(data: Json) -> StudyFile:
         return StudyFile.model_validate(data)
+
+
+def wrong_boards(board: object, boards: object) -> list[tuple[str, str]]:
+    """What is wrong with the two fields together, or with the list in itself: each as field and text."""
+    if board is not None and boards is not None:
+        return [("boards", "is given beside board; give board for one kind, or boards for several, not both")]
+    if board is None and boards is None:
+        return [("board", "is missing and must be given; for several kinds in one study give boards: [kind, kind]")]
+    kinds = list(boards) if isinstance(boards, (list, tuple)) else []
+    doubled = [i for i, kind in enumerate(kinds) if kind in kinds[:i]]
+    return [
+        (f"boards.{i}", f"found {kinds[i]!r} twice; name each kind once (more boards of one kind: parallelism.boards)")
+        for i in doubled
+    ]
 
 
 def section(params: dict[str, ParamValue], name: str) -> dict[str, ParamValue]:

@@ -51,6 +51,8 @@ def json_schema() -> dict[str, Any]:
     space = schema["properties"]["space"]
     plain = [{"type": "boolean"}, {"type": "number"}, {"type": "string"}]
     space["additionalProperties"] = {"anyOf": [space["additionalProperties"], *plain]}
+    schema["properties"]["boards"]["anyOf"][0]["uniqueItems"] = True
+    schema["oneOf"] = [{"required": ["board"]}, {"required": ["boards"]}]
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Edgefront study file"
     return schema
@@ -66,7 +68,8 @@ FIELD_HELP: Mapping[str, str] = {
     "name": "Name of the study and of its folder.",
     "seed": "Fixes the split of the data, the proposals and each trial's training.",
     "space": "Parameters to search: network.<option>, training.<field>, compression.<field>; a plain value is fixed.",
-    "board": "Board kind; `edgefront boards` lists them.",
+    "board": "Board kind; `edgefront boards` lists them. This or `boards` must be given.",
+    "boards": "Instead of `board`: several kinds. Trained once, built and measured on each; the worst value counts.",
     "objectives": "What is minimised, each with an optional limit.",
     "dataset.source": "A built-in data set, a .npz file with x and y, or module:function.",
     "dataset.validation": "Share of the data the error is measured on during the search.",
@@ -100,7 +103,7 @@ FIELD_HELP: Mapping[str, str] = {
     "firmware.extra_macs": "Share of more multiply-accumulates that may be spent on less RAM.",
     "parallelism.train_workers": "Processes that train.",
     "parallelism.build_workers": "Processes that check, compile and test.",
-    "parallelism.boards": "Boards (emulated ones: processes) that measure.",
+    "parallelism.boards": "Boards (emulated ones: processes) that measure, of each kind.",
     "parallelism.in_flight": "Trials under way at once; default: train and build workers together.",
     "profiling.samples": "Validation samples run on the board and compared with the host.",
     "profiling.timeout": "Longest time of one profile (`120 s`).",

@@ -9,6 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.boards import on_board
+from orchestrator.fronts import front, front_hypervolume
+from orchestrator.objectives import Objectives
 from orchestrator.quantities import show
 from orchestrator.records import Json, Value
 from orchestrator.report.contents import Trial
@@ -21,31 +24,54 @@ STATES = ("complete", "infeasible", "stopped", "fault", "running", "proposed")
 
 def summarise(
     study: StudyFile,
+    objectives: Objectives,
     trials: Sequence[Trial],
-    front: Iterable[Trial],
     history: Sequence[tuple[int, float]],
     test_results: Mapping[int, Value],
 ) -> Json:
-    """The state of a study as JSON; ``front`` holds ``{"trial", "params", "values"}``, the lowest error first."""
+    """The state of a study as JSON; ``front`` holds ``{"trial", "params", "values"}``, the lowest error first.
+
+    With several boards it is the joint front, ``fronts`` holds that of each board with the values it has there, and
+    ``hypervolumes`` what each of them dominates.
+    """
     states = {state: sum(trial.state == state for trial in trials) for state in STATES}
-    first = "error" if "error" in study.objectives else next(iter(study.objectives))
     return {
         "name": study.name,
-        "board": study.board,
+        **({"boards": list(study.boards)} if study.boards else {"board": study.board}),
         "budget": study.budget.trials,
         "told": sum(states[state] for state in TOLD_STATES),
         "states": states,
         "objectives": list(study.objectives),
         "hypervolume": history[-1][1] if history else 0.0,
         "history": [hypervolume for _, hypervolume in history],
-        "front": sorted(
-            (_front_row(trial, test_results) for trial in front), key=lambda row: _amount(row["values"], first)
-        ),
+        "front": _front_rows(front(trials, objectives), study, test_results),
+        **_on_each_board(study, objectives, trials, test_results),
     }
 
 
-def _front_row(trial: Trial, test_results: Mapping[int, Value]) -> Json:
+def _on_each_board(
+    study: StudyFile, objectives: Objectives, trials: Sequence[Trial], test_results: Mapping[int, Value]
+) -> Json:
+    if not study.boards:
+        return {}
+    fronts = {kind: front(trials, objectives, kind) for kind in study.boards}
+    return {
+        "fronts": {kind: _front_rows(members, study, test_results, kind) for kind, members in fronts.items()},
+        "hypervolumes": {kind: front_hypervolume(members, objectives, kind) for kind, members in fronts.items()},
+    }
+
+
+def _front_rows(
+    members: Iterable[Trial], study: StudyFile, test_results: Mapping[int, Value], kind: str = ""
+) -> list[Json]:
+    first = "error" if "error" in study.objectives else next(iter(study.objectives))
+    rows = [_front_row(trial, test_results, kind) for trial in members]
+    return sorted(rows, key=lambda row: _amount(row["values"], first))
+
+
+def _front_row(trial: Trial, test_results: Mapping[int, Value], kind: str) -> Json:
     values = dict(trial.outcome.values) if trial.outcome else {}
+    values = on_board(values, kind) if kind else values
     if trial.number in test_results:
         values["test_error"] = test_results[trial.number]
     return {
@@ -64,15 +90,32 @@ def summary_view(summary: Json) -> Group:
     states = ", ".join(f"{count} {state}" for state, count in summary["states"].items() if count) or "no trial yet"
     head = Text.assemble(
         (summary["name"], "bold"),
-        f" on {summary['board']}: {summary['told']}/{summary['budget']} trials told ({states})",
+        f" on {_boards_text(summary)}: {summary['told']}/{summary['budget']} trials told ({states})",
     )
     line = Text.assemble(
         "hypervolume ",
         (f"{summary['hypervolume']:.4f} ", "bold"),
         (sparkline(summary["history"], 40), "cyan"),
-        f"  front {len(summary['front'])}",
+        f"  {'joint ' if 'fronts' in summary else ''}front {len(summary['front'])}",
     )
-    return Group(head, line, *([_front_table(summary)] if summary["front"] else []))
+    return Group(head, line, *_board_lines(summary), *([_front_table(summary)] if summary["front"] else []))
+
+
+def _boards_text(summary: Json) -> str:
+    return str(summary["board"]) if "board" in summary else " and ".join(summary["boards"])
+
+
+def _board_lines(summary: Json) -> list[Text]:
+    """The fronts of the single boards in a line each; the table below them is the joint front's."""
+    fronts: Mapping[str, Any] = summary.get("fronts", {})
+    if not fronts:
+        return []
+    width = max(map(len, fronts))
+    lines = [
+        Text(f"  {kind:<{width}}  hypervolume {summary['hypervolumes'][kind]:.4f}  front {len(rows)}")
+        for kind, rows in fronts.items()
+    ]
+    return [*lines, *([Text("joint front, the worst of the boards:", style="dim")] if summary["front"] else [])]
 
 
 def _front_table(summary: Json) -> Table:

@@ -55,7 +55,9 @@ def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives:
         return
     if not outcome.violations:
         raise ValueError(f"trial {number} is infeasible without a violation")
-    excesses = {violation.quantity: relative_excess(violation) for violation in outcome.violations}
+    excesses: dict[str, float] = {}
+    for violation in outcome.violations:  # of several boards that break the same limit, the worst
+        excesses[violation.quantity] = max(excesses.get(violation.quantity, 0.0), relative_excess(violation))
     _constrain(study, number, objectives.margins(outcome.values) | excesses)
     _running(study, number).set_user_attr(VIOLATIONS_ATTR, list(excesses.values()))
     study.tell(number, state=TrialState.PRUNED)

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.boards import base
 from orchestrator.ports import EventSink
 from orchestrator.progress import FINAL_STAGE, Progress, TrialProgress
 from orchestrator.quantities import elapsed, show
@@ -203,7 +204,8 @@ class StudyScreen:
         return table
 
     def _way(self, trial: TrialProgress) -> str:
-        at = self._stages.index(trial.stage) if trial.stage in self._stages else -1
+        stage = base(trial.stage)  # boards that measure side by side are one step
+        at = self._stages.index(stage) if stage in self._stages else -1
         if trial.stage == FINAL_STAGE:
             at = len(self._stages)
         marks = []

@@ -5,22 +5,23 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.boards import with_worst
 from orchestrator.records import StageRequest, Value
 from orchestrator.studyfile import StudyFile
 from tasks.deployment import (
-    board_of,
+    BOARD_FILES,
+    by_board,
     classification_error,
     compile_within,
     exact,
     host_network,
     input_artifact,
     integer_graph,
-    limits_of,
     memory_map,
     refuse_beyond,
     size_values,
@@ -33,45 +34,80 @@ from tasks.nn.samples import Samples
 from tasks.nn.sources import data_for
 from tasks.quant import reference
 from tasks.stage import StageContext, StageOutput
+from tasks.studyboards import boards_of, limits_of
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def run(request: StageRequest, context: StageContext) -> StageOutput:
-    """Compile one candidate for its board and measure it on the host.
+    """Compile one candidate for its boards and measure it on the host.
 
     Inputs: ``onnx``. Artifacts: ``sources`` (zip of the C), ``elf``, ``layers`` (JSON), ``vectors`` (npz: ``inputs``,
     ``outputs``, ``labels`` and the layers' outputs for the first sample). Values: ``error`` of the deployed integer
     network over the whole validation split, ``rom`` and its parts, ``ram`` (static), ``arena``, ``flops``, ``macs``;
     all exact. Notes: the memory map, the image id.
 
+    With several boards, all but ``vectors``, ``error``, ``flops`` and ``macs`` are there for each of them; the C of
+    each answers the vectors alike, so one error is that of all.
+
     Raises:
-        Infeasible: it does not fit the board, or breaks a limit on error, ROM, RAM or FLOPs.
+        Infeasible: it does not fit a board, or breaks a limit on error, ROM, RAM or FLOPs.
         Defect: the generated C disagrees with the integer reference; names the first differing layer.
         TransientFault: the compiler was killed or ran out of time.
     """
     study = StudyFile.from_json(request.study)
-    kind = board_of(study)
-    objectives = limits_of(study, kind)
+    kinds = boards_of(study)
+    objectives = limits_of(study, kinds)
     graph = integer_graph(input_artifact(request, context, "onnx"), study.firmware.extra_macs)
-    compiled = compile_within(graph, kind, objectives, study.firmware.optimise)
-    network = host_network(compiled.sources, compiled.graph, compiled.plan)
+    compiled = compile_within(graph, kinds, objectives, study.firmware.optimise)
     validation = data_for(request, study).validation
-    vectors = known_answers(compiled, network, validation, study.profiling.samples)
-    values = {**size_values(compiled), **_parts(compiled)}
+    network, vectors = _on_host(tuple(compiled.values()), validation, study.profiling.samples)
+    values = {**size_values(compiled), **by_board(compiled, _parts)}
     values["error"] = exact(
-        classification_error(network, compiled.graph, validation), "1", "validation, deployed integer network"
+        classification_error(network, graph, validation), "1", "validation, deployed integer network"
     )
-    refuse_beyond(objectives, values)
+    refuse_beyond(objectives, values, study.kinds)
     put = context.artifacts.put_bytes
     artifacts = {
-        "sources": put(pack_sources(compiled.sources)),
-        "elf": put(compiled.image.elf),
-        "layers": put(json.dumps(compiled.layers_json(), indent=1).encode()),
-        "vectors": put(_pack_arrays(vectors)),
+        name: put(data) for name, data in {**by_board(compiled, _files), "vectors": _pack_arrays(vectors)}.items()
     }
-    notes = {"memory": memory_map(compiled), "image_id": compiled.image.image_id.hex()}
-    return StageOutput(values=values, artifacts=artifacts, notes=notes)
+    notes = by_board(compiled, lambda one: {"memory": memory_map(one), "image_id": one.image.image_id.hex()})
+    return StageOutput(values=with_worst(values, study.kinds), artifacts=artifacts, notes=notes)
+
+
+def _files(compiled: Compiled) -> dict[str, bytes]:
+    return {
+        "sources": pack_sources(compiled.sources),
+        "elf": compiled.image.elf,
+        "layers": json.dumps(compiled.layers_json(), indent=1).encode(),
+    }
+
+
+def _on_host(
+    boards: Sequence[Compiled], samples: Samples, n_samples: int
+) -> tuple[HostNetwork, dict[str, NDArray[np.generic]]]:
+    """The network of the first board's C on this machine, and its known answers. Where another board's C differs, that
+    is built and compared with the reference, too.
+
+    Raises:
+        Defect: host and integer reference differ.
+    """
+    first, *others = boards
+    network = host_network(first.sources, first.graph, first.plan)
+    vectors = known_answers(first, network, samples, n_samples)
+    seen = [_portable(first)]
+    for other in others:
+        if _portable(other) not in seen:
+            seen.append(_portable(other))
+            known_answers(other, host_network(other.sources, other.graph, other.plan), samples, n_samples)
+    return network, vectors
+
+
+def _portable(compiled: Compiled) -> dict[str, str]:
+    """What of the sources is compiled for this machine: all but assembly and the board's start-up and harness."""
+    return {
+        path: text for path, text in compiled.sources.items() if not path.startswith(BOARD_FILES) and path[-2:] != ".S"
+    }
 
 
 def known_answers(

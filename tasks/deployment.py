@@ -1,17 +1,16 @@
-"""What the stages gate, build and final share: compiling a candidate, and its limits on the board it is meant for."""
+"""What the stages gate, build and final share: compiling a candidate for its boards, and its limits there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from mcu_agent.errors import AgentError
-from mcu_agent.kinds import BoardKind, load_kind
-from orchestrator.errors import UsageError
+from mcu_agent.kinds import BoardKind
+from orchestrator.boards import base, named, with_worst
 from orchestrator.objectives import Objectives
 from orchestrator.records import Source, StageRequest, Value, Violation
-from orchestrator.studyfile import StudyFile
 from tasks.errors import Defect, Infeasible, TransientFault
 from tasks.firmware.compiler import Compiled, compile_graph
 from tasks.firmware.emit import Optimise, count_flops
@@ -26,31 +25,11 @@ from tasks.nn.samples import Samples
 from tasks.quant import reference
 from tasks.stage import StageContext
 
+T = TypeVar("T")
+
+# Of the sources of an image, what is the board's and not the network's.
+BOARD_FILES = ("board/", "link.ld")
 _QUANTITY_OF = {"FLASH": "rom", "RAM": "ram"}
-
-
-def board_of(study: StudyFile) -> BoardKind:
-    """The board kind the study is for.
-
-    Raises:
-        Defect: the catalogue does not have it.
-    """
-    try:
-        return load_kind(study.board)
-    except AgentError as error:
-        raise Defect("unknown_board", str(error)) from error
-
-
-def limits_of(study: StudyFile, kind: BoardKind) -> Objectives:
-    """The study's objectives with the board's memory as their bounds.
-
-    Raises:
-        Defect: the study's objectives are unusable.
-    """
-    try:
-        return Objectives.from_study(study, kind.flash_bytes, kind.ram_bytes)
-    except UsageError as error:
-        raise Defect("bad_study", str(error)) from error
 
 
 def input_artifact(request: StageRequest, context: StageContext, name: str) -> bytes:
@@ -83,50 +62,101 @@ def integer_graph(onnx_qdq: bytes, extra_macs: float = 0.0) -> Graph:
         raise Defect("unsupported_network", str(error)) from error
 
 
-def compile_within(graph: Graph, kind: BoardKind, objectives: Objectives, optimise: Optimise) -> Compiled:
-    """The candidate's firmware, for speed or for size.
+def compile_within(
+    graph: Graph, kinds: Mapping[str, BoardKind], objectives: Objectives, optimise: Optimise
+) -> dict[str, Compiled]:
+    """The candidate's firmware for each of the boards, for speed or for size.
 
     Raises:
-        Infeasible: it does not fit the board, or breaks a limit on ROM, RAM or FLOPs; every broken limit is listed.
+        Infeasible: it does not fit a board, or breaks a limit on ROM, RAM or FLOPs; every broken limit is listed, with
+            the board where there are several. The values are those of all boards.
         TransientFault: the compiler was killed or ran out of time.
         Defect: the compiler is missing, or refused our C.
     """
+    fits: dict[str, Compiled] = {}
+    misfits: dict[str, DoesNotFit] = {}
+    for name, kind in kinds.items():
+        try:
+            fits[name] = _compiled(graph, kind, optimise)
+        except DoesNotFit as error:
+            misfits[name] = error
+    if misfits:
+        raise _too_large(graph, kinds, objectives, fits, misfits)
+    refuse_beyond(objectives, size_values(fits), tuple(kinds))
+    return fits
+
+
+def _too_large(
+    graph: Graph,
+    kinds: Mapping[str, BoardKind],
+    objectives: Objectives,
+    fits: Mapping[str, Compiled],
+    misfits: Mapping[str, DoesNotFit],
+) -> Infeasible:
+    """What the linker says of the boards that are too small; where a lower limit is broken as well, that counts."""
+    names = tuple(kinds)
+    values: dict[str, Value] = {}
+    merged: dict[str, Violation] = {}
+    for name, kind in kinds.items():
+        known = _sizes(fits[name]) if name in fits else _needed(misfits[name])
+        values |= {named(quantity, name, names): value for quantity, value in known.items()}
+        overflows = misfits[name].overflows if name in misfits else {}
+        for region, sizes in overflows.items():
+            quantity = _QUANTITY_OF[region]
+            merged[named(quantity, name, names)] = _over_board(quantity, sizes, kind)
+    values["flops"] = exact(sum(count_flops(graph, layer) for layer in graph.layers))
+    for objective in objectives.names:
+        for place in (place for place in values if base(place) == objective):
+            for violation in objectives.violations({place: values[place]}):
+                merged[place] = violation
+    return Infeasible(*merged.values(), values=with_worst(values, names))
+
+
+def _needed(error: DoesNotFit) -> dict[str, Value]:
+    return {_QUANTITY_OF[region]: exact(needed, "byte") for region, (needed, _) in error.sizes.items()}
+
+
+def _compiled(graph: Graph, kind: BoardKind, optimise: Optimise) -> Compiled:
     try:
-        compiled = compile_graph(graph, kind, optimise=optimise)
-    except DoesNotFit as error:
-        known = {_QUANTITY_OF[region]: exact(needed, "byte") for region, (needed, _) in error.sizes.items()}
-        known["flops"] = exact(sum(count_flops(graph, layer) for layer in graph.layers))
-        broken = {violation.quantity: violation for violation in objectives.violations(known)}
-        over_board = {_QUANTITY_OF[region]: sizes for region, sizes in error.overflows.items()}
-        merged = {name: _over_board(name, sizes, kind) for name, sizes in over_board.items()} | broken
-        raise Infeasible(*merged.values(), values=known) from error
+        return compile_graph(graph, kind, optimise=optimise)
     except ToolchainInterrupted as error:
         raise TransientFault("compiler_interrupted", str(error)) from error
     except ToolchainError as error:
         raise Defect("compiler", str(error)) from error
-    refuse_beyond(objectives, size_values(compiled))
-    return compiled
 
 
-def refuse_beyond(objectives: Objectives, values: dict[str, Value]) -> None:
+def refuse_beyond(objectives: Objectives, values: Mapping[str, Value], kinds: Sequence[str]) -> None:
     """Raise Infeasible with every limit that ``values`` break."""
     violations = objectives.violations(values)
     if violations:
-        raise Infeasible(*violations, values=values)
+        raise Infeasible(*violations, values=with_worst(values, kinds))
 
 
-def size_values(compiled: Compiled) -> dict[str, Value]:
-    """``rom``, ``ram``, ``flops`` and ``macs``.
+def size_values(compiled: Mapping[str, Compiled]) -> dict[str, Value]:
+    """``rom`` and ``ram`` of each board, ``flops`` and ``macs``.
 
     ``ram`` is the static part alone: how much stack is used is known only once the image has run, and a candidate
     must not be refused for stack that is reserved but never touched. The linker still places the whole reserved stack
     on the board.
     """
+    one = next(iter(compiled.values()))
+    return {**by_board(compiled, _sizes), "flops": exact(one.flops), "macs": exact(one.macs)}
+
+
+def by_board(compiled: Mapping[str, Compiled], values_of: Callable[[Compiled], Mapping[str, T]]) -> dict[str, T]:
+    """What ``values_of`` says of each board's firmware, under the names that it has in a study of these boards."""
+    names = tuple(compiled)
+    return {
+        named(quantity, name, names): value
+        for name, firmware in compiled.items()
+        for quantity, value in values_of(firmware).items()
+    }
+
+
+def _sizes(compiled: Compiled) -> dict[str, Value]:
     return {
         "rom": exact(compiled.image.rom.total_bytes, "byte"),
         "ram": exact(compiled.image.ram.static_bytes, "byte", "static, without the stack"),
-        "flops": exact(compiled.flops),
-        "macs": exact(compiled.macs),
     }
 
 

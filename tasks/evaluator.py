@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import redis
 from kombu.exceptions import OperationalError
 
+from orchestrator.boards import base
 from orchestrator.errors import OrchestratorError
 from orchestrator.ports import EventSink
 from orchestrator.records import Event, Json, StageRequest, StageResult
@@ -24,7 +25,7 @@ from tasks.app import HARD_LIMIT_MARGIN_S, is_gone, make_app, soft_limit_s
 from tasks.artifacts import ArtifactStore
 from tasks.broker import connect, without_password
 from tasks.messages import Holder, TaskMessage
-from tasks.registry import STAGES, perform
+from tasks.registry import BOARD_STAGES, STAGES, perform
 from tasks.transport import LONGEST_LIMIT_S
 
 T = TypeVar("T")
@@ -44,9 +45,10 @@ class _Silent:
 class InlineEvaluator:
     """Runs each stage in this process, inside ``collect``: for tests, for looking into a stage with a debugger."""
 
-    stages: tuple[str, ...] = STAGES
-
-    def __init__(self, artifacts: str | Path, sink: EventSink | None = None) -> None:
+    def __init__(
+        self, artifacts: str | Path, sink: EventSink | None = None, *, stages: tuple[str, ...] = STAGES
+    ) -> None:
+        self.stages = stages
         self._store = ArtifactStore(artifacts)
         self._sink: EventSink = sink or _Silent()
         self._queue: deque[StageRequest] = deque()
@@ -86,7 +88,8 @@ class CeleryEvaluator:
     """Has stages run by Celery workers over the Redis at ``url``.
 
     ``artifacts`` is where workers find and leave artifacts; ``check`` is called now and then and raises when workers
-    cannot live; ``boards`` is the number of boards where it is known, for the ``boards`` event. Single-threaded.
+    cannot live; ``boards`` is the number of boards of all kinds where it is known, for the ``boards`` event; ``stages``
+    are those of the study (:func:`tasks.registry.stages_for`). Single-threaded.
 
     A result that ``collect`` returned is deleted from the broker by the next ``collect``: by then the caller has
     recorded it. Whoever dies in between is given it again.
@@ -95,8 +98,6 @@ class CeleryEvaluator:
         OrchestratorError: the broker was away for longer than ``patience_s`` or refuses to work (its disk or memory is
             full), or ``check`` says so.
     """
-
-    stages: tuple[str, ...] = STAGES
 
     def __init__(
         self,
@@ -108,7 +109,9 @@ class CeleryEvaluator:
         check: Callable[[], None] = lambda: None,
         boards: int = 0,
         patience_s: float = 60.0,
+        stages: tuple[str, ...] = STAGES,
     ) -> None:
+        self.stages = stages
         self._url = url
         self._study_id = study_id
         self._artifacts = str(artifacts)
@@ -125,7 +128,7 @@ class CeleryEvaluator:
         self._watched = 0.0
         self._depths: dict[str, int] = {}
         self._queues: set[str] = set()
-        self._board_tasks: set[tuple[int, int]] = set()
+        self._board_tasks: set[tuple[int, str, int]] = set()
         self._reported: dict[str, int] = {}
 
     def submit(self, request: StageRequest) -> None:
@@ -165,7 +168,7 @@ class CeleryEvaluator:
         message = TaskMessage(request=request, artifacts=self._artifacts).to_json()
         _check_message(message, soft_s + HARD_LIMIT_MARGIN_S)
         self._app.send_task(
-            messages.TASK_PREFIX + request.stage,
+            messages.task_name(request.stage),
             args=[message],
             task_id=request.task_id,
             queue=queue,
@@ -202,17 +205,18 @@ class CeleryEvaluator:
                 f"a worker answered in a form this program does not read ({error}); install the same version everywhere"
             ) from error
         self._waiting.pop(messages.task_id_of(result), None)
-        if result.stage == "profile":
-            self._board_task(result.trial, result.attempt, is_running=False)
+        if base(result.stage) in BOARD_STAGES:
+            self._board_task((result.trial, result.stage, result.attempt), is_running=False)
         return result
 
     def _pass_on(self, event: Event) -> None:
-        if event.name == "stage_started" and event.fields["stage"] == "profile":
-            self._board_task(event.fields["trial"], event.fields["attempt"], is_running=True)
+        about = event.fields
+        if event.name == "stage_started" and base(about["stage"]) in BOARD_STAGES:
+            self._board_task((about["trial"], about["stage"], about["attempt"]), is_running=True)
         self._sink.emit(event)
 
-    def _board_task(self, trial: int, attempt: int, *, is_running: bool) -> None:
-        (self._board_tasks.add if is_running else self._board_tasks.discard)((trial, attempt))
+    def _board_task(self, task: tuple[int, str, int], *, is_running: bool) -> None:
+        (self._board_tasks.add if is_running else self._board_tasks.discard)(task)
         if self._boards:
             busy = min(len(self._board_tasks), self._boards)
             self._sink.emit(Event(name="boards", fields={"busy": busy, "free": self._boards - busy}))

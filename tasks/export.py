@@ -14,32 +14,36 @@ from dataclasses import dataclass, field
 from importlib import resources
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from mcu_agent.kinds import BoardKind
+from orchestrator.boards import on_board
 from orchestrator.errors import StudyError, UsageError
 from orchestrator.quantities import exact, show, title
 from orchestrator.records import Json, Outcome, Params, ParamValue, Value
 from orchestrator.studyfile import StudyFile
+from tasks.deployment import BOARD_FILES
 from tasks.errors import Defect, TransientFault
 from tasks.firmware.toolchain import gcc_flags
 from tasks.stage import Artifacts
+
+T = TypeVar("T")
 
 # A header of this many input bytes is about 250 KB of C, which every compiler still takes at once.
 _HEADER_INPUT_BYTES = 65_536
 _HEADER_VECTORS = 32
 _VALUES_PER_LINE = 24
 _NEEDED = ("sources", "elf", "layers", "vectors", "onnx")
-_BOARD_FILES = ("board/", "link.ld")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """The trial to export and what it is shown with; ``test_error`` is None where the test split was not used.
+    """The trial to export and what it is shown with; ``test_error`` is None where the test split was not used. ``kind``
+    is the study's board, or one of them: of what each board has of its own, that board's is exported.
 
     ``inputs`` is what the stage ``compress`` noted of the data (``shape``, ``mean``, ``std``, ``class_names``), empty
     where it noted nothing.
@@ -52,6 +56,35 @@ class Exported:
     kind: BoardKind
     test_error: Value | None = None
     inputs: Json = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The outcome's values on this board."""
+        return self._here(self.outcome.values)
+
+    @property
+    def artifacts(self) -> dict[str, str]:
+        """The outcome's artifacts for this board."""
+        return self._here(self.outcome.artifacts)
+
+    def _here(self, entries: Mapping[str, T]) -> dict[str, T]:
+        return on_board(entries, self.kind.name) if self.study.boards else dict(entries)
+
+
+def board_to_export(study: StudyFile, asked: str | None) -> str:
+    """The board kind a trial of the study is exported for.
+
+    Raises:
+        UsageError: the study has several and none was asked for, or it does not have the one that was.
+    """
+    if asked is None and study.boards:
+        raise UsageError(
+            f"--board: study {study.name} is for {len(study.boards)} boards; name the one to export for, one of "
+            f"{', '.join(study.boards)}"
+        )
+    if asked is not None and asked not in study.kinds:
+        raise UsageError(f"--board: study {study.name} is not for {asked!r}; allowed: {', '.join(study.kinds)}")
+    return asked or study.kinds[0]
 
 
 def export_trial(exported: Exported, artifacts: Artifacts, folder: Path) -> list[str]:
@@ -101,7 +134,7 @@ def project_files(exported: Exported, artifacts: Artifacts) -> dict[str, bytes]:
 
 
 def _read_artifacts(exported: Exported, artifacts: Artifacts) -> dict[str, bytes]:
-    names = exported.outcome.artifacts
+    names = exported.artifacts
     missing = [name for name in _NEEDED if name not in names]
     if missing:
         raise Defect("no_firmware", f"trial {exported.trial} has no {', '.join(missing)}; only complete trials have")
@@ -124,7 +157,7 @@ def _unzip(data: bytes) -> dict[str, bytes]:
 
 def _place(path: str) -> str:
     """The network itself goes to ``src``, what only the test firmware needs to ``firmware``."""
-    return f"firmware/{path}" if path.startswith(_BOARD_FILES) else f"src/{path}"
+    return f"firmware/{path}" if path.startswith(BOARD_FILES) else f"src/{path}"
 
 
 def _vectors(data: bytes) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
@@ -137,14 +170,14 @@ def _vectors(data: bytes) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
 def _facts(
     exported: Exported, sources: Mapping[str, bytes], inputs: NDArray[np.int8], outputs: NDArray[np.int8]
 ) -> dict[str, object]:
-    compiled = [path for path in sorted(sources) if path.endswith((".c", ".S")) and not path.startswith(_BOARD_FILES)]
+    compiled = [path for path in sorted(sources) if path.endswith((".c", ".S")) and not path.startswith(BOARD_FILES)]
     return {
         "study": exported.study,
         "trial": exported.trial,
         "kind": exported.kind,
         "params": {name: _short(value) for name, value in exported.params.items()},
         "figures": _figures(exported),
-        "memory": _memory(exported.outcome.values),
+        "memory": _memory(exported.values),
         "io": _io(exported.inputs, inputs.shape[1], outputs.shape[1]),
         "sources": [_place(path) for path in compiled],
         "has_assembly": any(path.endswith(".S") for path in compiled),
@@ -211,7 +244,7 @@ def _c_string(text: str) -> str:
 
 def _all_values(exported: Exported) -> dict[str, Value]:
     """The objectives first, in the study's order."""
-    values = dict(exported.outcome.values)
+    values = dict(exported.values)
     if exported.test_error is not None:
         values["test_error"] = exported.test_error
     order = [*(name for name in exported.study.objectives if name in values), *values]
@@ -238,7 +271,7 @@ def _figures_json(exported: Exported) -> str:
         "params": dict(exported.params),
         "inputs": dict(exported.inputs),
         "values": {name: value.to_json() for name, value in _all_values(exported).items()},
-        "artifacts": dict(exported.outcome.artifacts),
+        "artifacts": exported.artifacts,
     }
     return json.dumps(figures, indent=2) + "\n"
 

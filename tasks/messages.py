@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from orchestrator import fieldcheck
+from orchestrator.boards import base, kind_of
 from orchestrator.records import Event, Json, StageRequest, StageResult, check_version
 from tasks import strictjson
 
@@ -42,21 +43,22 @@ QUEUE_STAGES: dict[str, tuple[str, ...]] = {
 KNOWN_STAGES = tuple(stage for stages in QUEUE_STAGES.values() for stage in stages)
 
 
-def stage_head(stage: str) -> str:
-    """The stage without the kind of board it is for: ``profile@nrf52-dk`` → ``profile``."""
-    return stage.partition("@")[0]
-
-
-def queue_of(stage: str, board_kind: str) -> str:
-    """The queue a stage's tasks go to: ``build``, ``train`` or ``board.<kind>``.
+def queue_of(stage: str, board_kind: str = "") -> str:
+    """The queue a stage's tasks go to: ``build``, ``train`` or ``board.<kind>``, of the kind that the stage names where
+    it names one.
 
     Raises:
         ValueError: there is no such stage.
     """
     for queue, stages in QUEUE_STAGES.items():
-        if stage in stages:
-            return f"{queue}.{board_kind}" if queue == BOARD_QUEUE else queue
+        if base(stage) in stages:
+            return f"{queue}.{kind_of(stage) or board_kind}" if queue == BOARD_QUEUE else queue
     raise ValueError(f"no queue for stage {stage!r}")
+
+
+def task_name(stage: str) -> str:
+    """What Celery calls the stage: one task serves the stages that differ in the board alone."""
+    return TASK_PREFIX + base(stage)
 
 
 def results_key(study_id: str) -> str:
@@ -122,7 +124,7 @@ class TaskMessage:
         check_version(given, "task message")
         fieldcheck.only_known("task message", given, frozenset({"version", "request", "artifacts"}))
         request = StageRequest.from_json(given.get("request"))  # type: ignore[arg-type]  # it checks
-        if stage_head(request.stage) not in KNOWN_STAGES:
+        if base(request.stage) not in KNOWN_STAGES:
             found = fieldcheck.shown(request.stage)
             raise ValueError(f"stage is {found}; there are {', '.join(KNOWN_STAGES)}")
         return TaskMessage(request=request, artifacts=fieldcheck.a_text("artifacts", given.get("artifacts")))

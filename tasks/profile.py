@@ -1,5 +1,7 @@
 """The profile stage: run the firmware on a board of the study's kind and report what it costs there.
 
+With several kinds the stage is there once for each, ``profile@<kind>``, and so are its values and the image it reads.
+
 Values: ``ram`` (static data and the deepest stack), ``stack``, ``instructions``, ``cycles``, ``latency``, ``energy``.
 On a virtual board all but the energy are *emulated*: instructions are counted exactly, but on an emulated core, and
 cycles follow a cost table; energy is *estimated* from cycles.
@@ -30,13 +32,13 @@ from mcu_agent.pool import Pool, lock_folder
 from mcu_agent.profiling import Profile, profile
 from mcu_agent.rack import load_rack, virtual_rack
 from mcu_agent.session import Job, Layer
-from orchestrator.errors import UsageError
-from orchestrator.objectives import Objectives
+from orchestrator.boards import kind_of, named
 from orchestrator.records import Event, Json, Source, StageRequest, Value
 from orchestrator.studyfile import StudyFile
 from tasks.errors import Defect, Infeasible, TransientFault
 from tasks.firmware.image import measure
 from tasks.stage import StageContext, StageOutput
+from tasks.studyboards import boards_of, limits_of
 
 RACK_VARIABLE = "EDGEFRONT_RACK"
 _LEASE_MARGIN_S = 20.0  # for programming the board; the first virtual one of a machine compiles its counter
@@ -51,20 +53,29 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
         Defect: the firmware is wrong; the detail names the first differing layer or where it faulted.
     """
     study = StudyFile.from_json(request.study)
+    kind = _kind(request, study)
     try:
-        kind = load_kind(study.board)
-        job = _job(request, context, study)
-        result = _bit_exact(request, context, study, job)
+        job = _job(request, context, study, kind)
+        result = _bit_exact(request, context, study, job, kind)
+        found = _values(result, job, load_kind(kind))
     except AgentError as error:
         raise _classified(error) from error
-    values = _values(result, job, kind)
-    _check_limits(study, kind, values)
+    values = {named(name, kind, study.kinds): value for name, value in found.items()}
+    _check_limits(study, values)
     return StageOutput(values=values, notes=_notes(result))
 
 
-def pool_of(study: StudyFile, study_id: str) -> Pool:
+def _kind(request: StageRequest, study: StudyFile) -> str:
+    """The board kind this profile is of: the stage names it where the study has several."""
+    kind = kind_of(request.stage) or study.kinds[0]
+    if named("profile", kind, study.kinds) != request.stage or kind not in study.kinds:
+        raise Defect("unknown_stage", f"no stage of this study is called {request.stage!r}; it is for {study.kinds}")
+    return kind
+
+
+def pool_of(study: StudyFile, study_id: str, kind: str) -> Pool:
     """The boards this host offers a study: those of the rack file that ``EDGEFRONT_RACK`` names, shared by all
-    studies, or else as many virtual boards of its kind as it asks for, of its own.
+    studies, or else as many virtual boards of the kind as it asks for, of its own.
 
     Raises:
         InventoryError: the rack file is wrong.
@@ -72,10 +83,10 @@ def pool_of(study: StudyFile, study_id: str) -> Pool:
     path = os.environ.get(RACK_VARIABLE)
     if path:
         return Pool(load_rack(Path(path)), lock_folder())
-    return Pool(virtual_rack(study.board, study.parallelism.boards), lock_folder(study_id))
+    return Pool(virtual_rack(kind, study.parallelism.boards), lock_folder(study_id))
 
 
-def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, job: Job) -> Profile:
+def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, job: Job, kind: str) -> Profile:
     """The profile; on a mismatch that the first input does not explain, once more with the one that does, where the
     integer reference is installed that knows what its layers should give.
 
@@ -83,7 +94,7 @@ def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, j
         BitMismatch: names the first differing layer, as far as that can be known here.
     """
     try:
-        return _on_leased_board(request, context, study, job)
+        return _on_leased_board(request, context, study, job, kind)
     except BitMismatch as error:
         if error.layer or "onnx" not in request.inputs:
             raise
@@ -96,7 +107,7 @@ def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, j
         layers = reference_layers(onnx, job.inputs[one], study.firmware.extra_macs)
         alone = replace(job, inputs=job.inputs[one], expected=job.expected[one], layer_outputs=layers)
         try:
-            _on_leased_board(request, context, study, alone)
+            _on_leased_board(request, context, study, alone, kind)
         except BitMismatch as again:
             text = f"{error}; of input {error.index} the first differing layer: {again.layer or 'unknown'}"
             raise BitMismatch(text, again.layer, error.index) from error
@@ -115,23 +126,24 @@ def _reference() -> _ReferenceLayers | None:
     return reference_layers
 
 
-def _on_leased_board(request: StageRequest, context: StageContext, study: StudyFile, job: Job) -> Profile:
+def _on_leased_board(request: StageRequest, context: StageContext, study: StudyFile, job: Job, kind: str) -> Profile:
     """Waiting for a board may take half of the time, so that whoever gets one has the other half at least."""
     owner = f"{study.name}/{request.trial}/{request.attempt}"
     started, timeout_s = monotonic(), job.timeout_s
-    pool = pool_of(study, request.study_id)
-    with pool.lease(study.board, owner, duration_s=timeout_s + _LEASE_MARGIN_S, wait_s=timeout_s / 2) as board:
-        fields = {"trial": request.trial, "board": board.board_id, "board_kind": study.board}
+    pool = pool_of(study, request.study_id, kind)
+    with pool.lease(kind, owner, duration_s=timeout_s + _LEASE_MARGIN_S, wait_s=timeout_s / 2) as board:
+        fields = {"trial": request.trial, "board": board.board_id, "board_kind": kind}
         context.progress(Event(name="board_leased", fields=fields))
         return profile(replace(job, timeout_s=timeout_s - (monotonic() - started)), board)
 
 
-def _job(request: StageRequest, context: StageContext, study: StudyFile) -> Job:
+def _job(request: StageRequest, context: StageContext, study: StudyFile, kind: str) -> Job:
     """What to run, from the artifacts of the build stage."""
-    missing = [name for name in ("elf", "layers", "vectors") if name not in request.inputs]
+    names = (named("elf", kind, study.kinds), named("layers", kind, study.kinds), "vectors")
+    missing = [name for name in names if name not in request.inputs]
     if missing:
-        raise Defect("missing_artifact", f"profile needs the artifacts elf, layers and vectors; missing: {missing}")
-    elf, layers, vectors = (context.artifacts.get_bytes(request.inputs[name]) for name in ("elf", "layers", "vectors"))
+        raise Defect("missing_artifact", f"profile needs the artifacts {', '.join(names)}; missing: {missing}")
+    elf, layers, vectors = (context.artifacts.get_bytes(request.inputs[name]) for name in names)
     try:
         arrays = _arrays(vectors)
         records = [Layer.from_json(item) for item in json.loads(layers)]
@@ -208,12 +220,8 @@ def _values(result: Profile, job: Job, kind: BoardKind) -> dict[str, Value]:
     return values
 
 
-def _check_limits(study: StudyFile, kind: BoardKind, values: Mapping[str, Value]) -> None:
-    try:
-        objectives = Objectives.from_study(study, kind.flash_bytes, kind.ram_bytes)
-    except UsageError as error:
-        raise Defect("bad_study", str(error)) from error
-    violations = objectives.violations(values)
+def _check_limits(study: StudyFile, values: Mapping[str, Value]) -> None:
+    violations = limits_of(study, boards_of(study)).violations(values)
     if violations:
         raise Infeasible(*violations, values=values)
 

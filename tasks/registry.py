@@ -10,15 +10,18 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from orchestrator.boards import base, named
 from orchestrator.records import Ending, Event, Fault, FaultKind, StageRequest, StageResult
 from tasks.artifacts import ArtifactStore
 from tasks.errors import Defect
 from tasks.stage import StageContext, StageFunction, run_stage
 
 STAGES = ("gate", "train", "compress", "build", "profile")
+# What each board kind of a study has a stage of its own for.
+BOARD_STAGES = ("profile",)
 FINAL_STAGE = "final"
 
 _FUNCTIONS = {
@@ -36,12 +39,22 @@ _IRRELEVANT = {"name", "budget", "sampler", "parallelism", "early_stopping"}
 _MEMO_VERSION = 2
 
 
+def stages_for(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The stages of a study for these board kinds: with several, ``profile@<kind>`` for each of them."""
+    return tuple(
+        name
+        for stage in STAGES
+        for name in ([named(stage, kind, kinds) for kind in kinds] if stage in BOARD_STAGES else [stage])
+    )
+
+
 def stage_function(stage: str) -> StageFunction:
-    """The function that runs ``stage``. Imported on first use: some of them load PyTorch.
+    """The function that runs ``stage``, whatever board it names. Imported on first use: some load PyTorch.
 
     Raises:
         Defect: there is no such function.
     """
+    stage = base(stage)
     override = os.environ.get(OVERRIDE_VARIABLE)
     if override and stage in (replaced := _load(override, OVERRIDE_VARIABLE)):
         function: StageFunction = replaced[stage]

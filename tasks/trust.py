@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from orchestrator.boards import base
 from orchestrator.records import Json
-from tasks.messages import BOARD_QUEUE, QUEUE_STAGES, TaskMessage, stage_head
+from tasks.messages import BOARD_QUEUE, QUEUE_STAGES, TaskMessage
 from tasks.registry import stages_of_queues
 
 TRUST_VARIABLE = "EDGEFRONT_TRUST"
@@ -43,7 +44,7 @@ class Trust:
 
     def objection(self, task: TaskMessage) -> str:
         """Why the task is refused, in one line; empty when it is not."""
-        stage = stage_head(task.request.stage)
+        stage = base(task.request.stage)
         if self.stages and stage not in self.stages:
             return f"stage {stage} is not run here; this worker runs {', '.join(self.stages)}"
         kind = task.request.stage.partition("@")[2] or task.request.study.get("board")

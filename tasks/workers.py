@@ -268,8 +268,9 @@ class EmbeddedLab:
     """Everything a run needs beside itself: a broker (unless ``EDGEFRONT_BROKER_URL`` names one) and worker processes.
 
     With a broker given, no workers are started: they are the lab's. As a context manager it yields itself; ``url`` is
-    the broker's address, ``check()`` raises when the workers cannot live. Leaving it ends every process, and should the
-    run be killed, a guardian process ends them. A set that survived even that is ended by the next start.
+    the broker's address, ``check()`` raises when the workers cannot live. Each of ``board_kinds`` has a worker with
+    ``boards`` processes; the attribute ``boards`` is their number over all kinds. Leaving it ends every process, and
+    should the run be killed, a guardian process ends them. A set that survived even that is ended by the next start.
 
     Raises:
         BrokerError: no broker can be started, or the given one does not answer.
@@ -277,18 +278,31 @@ class EmbeddedLab:
     """
 
     def __init__(
-        self, folder: Path, *, board_kind: str, train_workers: int = 1, build_workers: int = 1, boards: int = 1
+        self,
+        folder: Path,
+        *,
+        board_kinds: Sequence[str],
+        train_workers: int = 1,
+        build_workers: int = 1,
+        boards: int = 1,
     ) -> None:
         self._folder = folder
         self._specs = (
             WorkerSpec(name="build", queue=messages.BUILD_QUEUE, concurrency=build_workers),
             WorkerSpec(name="train", queue=messages.TRAIN_QUEUE, concurrency=train_workers),
-            WorkerSpec(name="board", queue=f"{messages.BOARD_QUEUE}.{board_kind}", concurrency=boards),
+            *(
+                WorkerSpec(
+                    name="board" if len(board_kinds) == 1 else f"board-{kind}",
+                    queue=f"{messages.BOARD_QUEUE}.{kind}",
+                    concurrency=boards,
+                )
+                for kind in board_kinds
+            ),
         )
         self._guardian: Guardian | None = None
         self._broker: EmbeddedBroker | None = None
         self._supervisor: Supervisor | None = None
-        self.boards = boards
+        self.boards = boards * len(board_kinds)
         self.is_embedded = True
         self.url = ""
 

@@ -273,7 +273,7 @@ def erase_ranges(flash: Sequence[FlashRegion], segments: Sequence[Segment]) -> S
         last = min(segment.address + len(segment.data), region.end)
         if first < last:
             start = first - (first - region.start) % region.block
-            blocks |= {at: region.block for at in range(start, last, region.block)}
+            blocks |= dict.fromkeys(range(start, last, region.block), region.block)
     ranges: list[tuple[int, int]] = []
     for at, size in sorted(blocks.items()):
         if ranges and sum(ranges[-1]) == at:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from orchestrator.boards import MARK, base, kind_of, on_board
 from orchestrator.quantities import rounded, show, title
 from orchestrator.records import Json, Outcome, ParamValue, Source, Value
 from orchestrator.report.figures import layer_sources, memory_figure
@@ -47,9 +48,20 @@ class Trial(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BoardFront:
+    """One board of several: what it is, and the numbers of the trials on its own front."""
+
+    kind: str
+    text: str
+    front: Sequence[int]
+    hypervolume: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReportInput:
     """Everything a report is made of. ``limits`` are in base units, in the order of the study's objectives;
-    ``downloads`` maps a trial to (label, relative link) pairs."""
+    ``downloads`` maps a trial to (label, relative link) pairs. ``boards`` is empty where the study has one board; where
+    it has several, ``front`` and ``history`` are joint ones."""
 
     study: StudyFile
     limits: Mapping[str, float]
@@ -62,6 +74,7 @@ class ReportInput:
     study_yaml: str = ""
     export_command: str = ""
     downloads: Mapping[int, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    boards: Sequence[BoardFront] = ()
 
 
 def contents(source: ReportInput) -> Json:
@@ -70,8 +83,9 @@ def contents(source: ReportInput) -> Json:
     trials = [_trial(trial, front, source) for trial in source.trials]
     return {
         "name": source.study.name,
-        "board": source.study.board,
+        "board": " and ".join(source.study.kinds),
         "board_text": source.board_text,
+        "boards": [_board(board, source) for board in source.boards],
         "dataset": source.study.dataset.source,
         "family": source.study.network.family,
         "sampler": source.study.sampler.name,
@@ -98,7 +112,11 @@ def headline(source: ReportInput) -> list[Json]:
     hypervolume = source.history[-1][1] if source.history else 0.0
     figures = [
         {"title": "hypervolume", "figure": f"{hypervolume:.3f}", "about": "share of the box under the limits, 0 to 1"},
-        {"title": "on the front", "figure": str(len(front)), "about": f"of {told} trials ({counts})"},
+        {
+            "title": "on the joint front" if source.boards else "on the front",
+            "figure": str(len(front)),
+            "about": f"of {told} trials ({counts})",
+        },
     ]
     for name in source.limits:
         best = min(front, key=lambda trial: _amount(trial, name), default=None)
@@ -110,14 +128,35 @@ def headline(source: ReportInput) -> list[Json]:
 def _best_figure(name: str, trial: Trial, source: ReportInput) -> Json:
     value = _values(trial)[name]
     about = f"trial {trial.number}, {value.source.value}"
+    if any(base(other) == name for other in _values(trial) if MARK in other):
+        about += f", worst of {len(source.boards)} boards"
     tested = source.test_results.get(trial.number)
     if name == "error" and tested is not None:
         about = f"trial {trial.number}; on the test split {show(tested.amount, '1', 'error')}"
+    return {"title": _best_title(name), "figure": show(value.amount, value.unit, name), "about": about}
+
+
+def _best_title(name: str) -> str:
     words = {"error": "lowest error", "latency": "fastest", "energy": "least energy"}
+    return words.get(name, f"smallest {title(name)}")
+
+
+def _board(board: BoardFront, source: ReportInput) -> Json:
+    """One of several boards: its front and the best points on it."""
+    members = [trial for trial in source.trials if trial.number in set(board.front) and trial.outcome]
+    best = []
+    for name in source.limits:
+        values = {trial.number: on_board(_values(trial), board.kind).get(name) for trial in members}
+        known = {number: value for number, value in values.items() if value is not None}
+        if known:
+            number = min(known, key=lambda number: known[number].amount)
+            best.append({**_value(name, known[number]), "name": name, "title": _best_title(name), "trial": number})
     return {
-        "title": words.get(name, f"smallest {title(name)}"),
-        "figure": show(value.amount, value.unit, name),
-        "about": about,
+        "kind": board.kind,
+        "text": board.text,
+        "front_size": len(members),
+        "hypervolume": board.hypervolume,
+        "best": best,
     }
 
 
@@ -159,25 +198,50 @@ def _searched(study: StudyFile) -> list[str]:
 
 
 def _trial(trial: Trial, front: set[int], source: ReportInput) -> Json:
-    values = dict(_values(trial))
+    kinds = [board.kind for board in source.boards]
+    values = {name: value for name, value in _values(trial).items() if MARK not in name}
     tested = source.test_results.get(trial.number)
-    if tested is not None:
-        values["test_error"] = tested
-    layers = layers_of(trial.notes)
-    counted = values.get("cycles")
+    own = {
+        board.kind: {"front": trial.number in board.front, **_on_one(trial, board.kind, tested)}
+        for board in source.boards
+    }
     return {
         "number": trial.number,
         "state": trial.state,
         "stage": trial.stage,
         "front": trial.number in front,
         "params": dict(trial.params),
-        "values": {name: _value(name, value) for name, value in values.items()},
         "reason": _reason(trial),
         "seconds": dict(trial.outcome.stage_seconds) if trial.outcome else {},
+        "downloads": [[label, link] for label, link in source.downloads.get(trial.number, ())],
+        "boards": own,
+        # Layers of all boards together there are none: those of the first stand for them.
+        **_figures(trial, values, tested, kinds[0] if kinds else ""),
+    }
+
+
+def _on_one(trial: Trial, kind: str, tested: Value | None) -> Json:
+    return _figures(trial, on_board(_values(trial), kind), tested, kind)
+
+
+def _figures(trial: Trial, values: Mapping[str, Value], tested: Value | None, kind: str) -> Json:
+    """Values, layers and memory; the latter two as they are on ``kind`` where there are several boards."""
+    notes = _notes_on(trial.notes, kind) if kind else trial.notes
+    layers = layers_of(notes)
+    counted = on_board(_values(trial), kind).get("cycles") if kind else values.get("cycles")
+    shown = {**values, **({"test_error": tested} if tested is not None else {})}
+    return {
+        "values": {name: _value(name, value) for name, value in shown.items()},
         "layers": layers,
         "layer_sources": layer_sources(layers, counted.source.value if counted else ""),
-        "memory": _memory(trial.notes, layers),
-        "downloads": [[label, link] for label, link in source.downloads.get(trial.number, ())],
+        "memory": _memory(notes, layers),
+    }
+
+
+def _notes_on(notes: Mapping[str, Json], kind: str) -> dict[str, Json]:
+    """The stages' notes as they are on one board."""
+    return {
+        base(stage): on_board(stage_notes, kind) for stage, stage_notes in notes.items() if kind_of(stage) in ("", kind)
     }
 
 
@@ -221,7 +285,12 @@ def _sources(trials: Sequence[Trial]) -> list[Json]:
     """Which quantities come from where, over all trials, with what that word means and one trial's note as example."""
     quantities: dict[Source, dict[str, str]] = {source: {} for source in Source}
     for trial in trials:
-        for name, value in _values(trial).items():
+        values = _values(trial)
+        boards_own = {base(name) for name in values if MARK in name}
+        for place, value in values.items():
+            if place in boards_own:
+                continue  # the worst of what the boards say
+            name = base(place)
             has_number = any(letter.isdigit() for letter in value.note)  # then the note is about this trial alone
             note = f"trial {trial.number}: {value.note}" if has_number else value.note
             quantities[value.source].setdefault(name, note)

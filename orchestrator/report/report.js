@@ -1,15 +1,118 @@
 // Draws the report of a study from the JSON in #data, behind charts.js. Nothing is fetched; plotly stands in the same file.
 
 const report = JSON.parse(document.getElementById("data").textContent);
-const trials = report.trials;
-const byNumber = new Map(trials.map((trial) => [trial.number, trial]));
 const quantities = new Map(report.quantities.map((quantity) => [quantity.name, quantity]));
-const front = trials.filter((trial) => trial.front);
+// Of a study with several boards the page shows either all, where the worst board's values count, or one of them.
+let view = "";
+let trials, byNumber, front;
+lookAt(view);
 const parallelConfig = { ...plotConfig, displayModeBar: false };
 
 let chosen = startTrial();
 let sorting = { key: "number", ascending: true };
 let shownStates = new Set(["front", "complete", "infeasible", "stopped", "fault"]);
+
+// ---------------------------------------------------------------- all boards, or one
+
+function lookAt(kind) {
+  view = kind;
+  trials = report.trials.map((trial) => (kind ? { ...trial, ...trial.boards[kind] } : trial));
+  byNumber = new Map(trials.map((trial) => [trial.number, trial]));
+  front = trials.filter((trial) => trial.front);
+}
+
+function setUpViews() {
+  const tabs = [...document.querySelectorAll(".tabs button")];
+  const mark = () => {
+    for (const tab of tabs) tab.setAttribute("aria-selected", String(tab.dataset.view === view));
+    if (tabs.length) $("view-hint").textContent = viewHint();
+    if (tabs.length) $("front-title").textContent = view ? `Pareto front of ${view}` : "Joint Pareto front";
+  };
+  for (const tab of tabs) {
+    tab.addEventListener("click", () => { lookAt(tab.dataset.view); mark(); fillTrials(); drawAll(); });
+  }
+  mark();
+}
+
+function viewHint() {
+  const board = report.boards.find(({ kind }) => kind === view);
+  if (board) return [board.text, "every value below is this board's own"].filter(Boolean).join("; ");
+  return "Every value below is that of the board where it is worst; a limit holds on every board.";
+}
+
+// What stands in the first table's cell of the joint view: the value on each board, unless they are all alike.
+function onEach(trial, name) {
+  const own = view ? [] : report.boards.map(({ kind }) => [kind, trial.boards[kind]?.values[name]]).filter(([, value]) => value);
+  if (new Set(own.map(([, value]) => value.text)).size < 2) return [];
+  return own.map(([kind, value]) => element("span", { class: "each" }, `${kind} ${value.text}`, sourceMark(value)));
+}
+
+// ---------------------------------------------------------------- the boards' fronts
+
+function setUpBoards() {
+  if (!report.boards.length) return;
+  const entries = report.quantities.map((quantity) => [quantity.name, quantity.title]);
+  const names = entries.map(([name]) => name);
+  const pick = (...wishes) => wishes.find((name) => names.includes(name)) ?? names[0];
+  fillSelect($("boards-x"), entries, pick("latency", "energy", "rom", "ram"));
+  fillSelect($("boards-y"), entries, pick("error", "ram"));
+  for (const id of ["boards-x", "boards-y"]) $(id).addEventListener("change", drawBoards);
+}
+
+function frontOf(kind) {
+  return report.trials.map((trial) => (kind ? { ...trial, ...trial.boards[kind] } : trial)).filter((trial) => trial.front);
+}
+
+function drawBoards() {
+  if (!report.boards.length) return;
+  drawBoardsTable();
+  const x = quantities.get($("boards-x").value), y = quantities.get($("boards-y").value);
+  const traces = [{ kind: "", words: "joint, the worst counts" }, ...report.boards.map(({ kind }) => ({ kind, words: kind }))]
+    .flatMap((one, index) => boardTraces(one, index, x, y));
+  if (!traces.length) { drawEmpty("boards-plot", "No trial is on a front yet."); return; }
+  const amounts = traces.flatMap((trace) => trace.x);
+  const isLog = Math.min(...amounts) > 0 && Math.max(...amounts) > 10 * Math.min(...amounts);
+  Plotly.react("boards-plot", traces, layout({
+    xaxis: { title: title(axisTitle(x)), ...(isLog ? { type: "log", dtick: "D2", tickformat: "~g" } : { type: "linear", rangemode: "tozero" }) },
+    yaxis: { title: title(axisTitle(y)), rangemode: "tozero" },
+  }), plotConfig);
+}
+
+// One front: its points, and the border of what it dominates in these two quantities.
+function boardTraces({ kind, words }, index, x, y) {
+  const members = frontOf(kind).filter((trial) => scaled(trial, x) !== null && scaled(trial, y) !== null);
+  if (!members.length) return [];
+  const colour = kind ? boardColour(index - 1) : css("text");
+  const symbols = ["circle", "square", "triangle-up", "diamond", "cross", "star", "hexagon", "pentagon"];
+  const marker = kind
+    ? { color: colour, size: 9, symbol: symbols[(index - 1) % symbols.length] }
+    : { color: colour, size: 15, symbol: "circle-open", line: { width: 1.5 } };
+  return [
+    { ...pointTrace(words, members, x, y, marker), legendgroup: words },
+    { ...stairs(x, y, members), legendgroup: words, line: { shape: "hv", color: colour, width: 1.5, dash: kind ? "solid" : "dot" } },
+  ];
+}
+
+function boardColour(index) {
+  return [css("front"), css("infeasible"), css("emulated"), css("measured"), css("stopped"), css("estimated"), css("fault"), css("dominated")][index % 8];
+}
+
+function drawBoardsTable() {
+  const names = report.objectives.map(({ name }) => name);
+  const titles = report.boards.flatMap(({ best }) => best).reduce((found, one) => found.set(one.name, one.title), new Map());
+  $("boards-table").tHead.replaceChildren(element("tr", {}, element("th", {}, "board"), element("th", { class: "number" }, "on its front"),
+    element("th", { class: "number" }, "hypervolume"), ...names.map((name) => element("th", { class: "number" }, titles.get(name) ?? name))));
+  $("boards-table").tBodies[0].replaceChildren(...report.boards.map((board) => element("tr", { class: board.kind === view ? "chosen" : "" },
+    element("td", {}, board.kind), element("td", { class: "number" }, String(board.front_size)),
+    element("td", { class: "number" }, board.hypervolume.toFixed(4)),
+    ...names.map((name) => bestCell(board.best.find((one) => one.name === name))))));
+}
+
+function bestCell(best) {
+  if (!best) return element("td", { class: "number quiet" }, "–");
+  const pick = element("button", { type: "button", title: `show trial ${best.trial}`, onclick: () => choose(best.trial) }, `trial ${best.trial}`);
+  return element("td", { class: "number" }, best.text, sourceMark(best), pick);
+}
 
 // ---------------------------------------------------------------- small helpers
 
@@ -153,9 +256,9 @@ function frontMarker(members, colour) {
   };
 }
 
-function stairs(x, y) {
+function stairs(x, y, members = front) {
   // The border of what the front dominates in these two quantities alone.
-  const points = front.map((trial) => [scaled(trial, x), scaled(trial, y)])
+  const points = members.map((trial) => [scaled(trial, x), scaled(trial, y)])
     .filter(([a, b]) => a !== null && b !== null).sort((p, q) => p[0] - q[0] || p[1] - q[1]);
   const steps = [];
   for (const point of points) if (!steps.length || point[1] < steps[steps.length - 1][1]) steps.push(point);
@@ -218,8 +321,8 @@ function drawDetail() {
       ...trial.downloads.map(([label, link]) => element("a", { href: link, download: "" }, label))));
   }
   if (names.length) {
-    parts.push(element("h4", {}, "Outcome"), pairs(names.map((name) =>
-      [trial.values[name].title, trial.values[name].text, sourceMark(trial.values[name])])));
+    parts.push(element("h4", {}, "Outcome", view ? ` on ${view}` : ""), pairs(names.map((name) =>
+      [trial.values[name].title, trial.values[name].text, sourceMark(trial.values[name]), ...onEach(trial, name)])));
   }
   parts.push(element("h4", {}, "Parameters"), pairs(Object.entries(trial.params).map(([name, value]) => [name, paramText(value)])));
   const stages = Object.entries(trial.seconds);
@@ -333,10 +436,24 @@ function drawParallel() {
 
 const layerMeasures = [["cycles", "cycles"], ["instructions", "instructions"], ["macs", "MACs"], ["weights_bytes", "weight bytes"], ["output_bytes", "output bytes"]];
 
+function fillTrialsWith(id, has) {
+  // Trials that have what the card shows, those of the front first.
+  const members = trials.filter(has).sort((a, b) => Number(b.front) - Number(a.front) || a.number - b.number);
+  fillSelect($(id), members.map((trial) => [String(trial.number), `${trial.number}${trial.front ? " (front)" : ""}`]), String(chosen));
+  return members;
+}
+
+function fillLayers() {
+  return fillTrialsWith("layers-trial", (trial) => trial.layers.length);
+}
+
+function fillMemory() {
+  return fillTrialsWith("memory-trial", (trial) => trial.memory);
+}
+
 function setUpLayers() {
-  const members = trials.filter((trial) => trial.layers.length).sort((a, b) => Number(b.front) - Number(a.front) || a.number - b.number);
+  const members = fillLayers();
   if (!members.length) { $("layers-card").hidden = true; return; }
-  fillSelect($("layers-trial"), members.map((trial) => [String(trial.number), `${trial.number}${trial.front ? " (front)" : ""}`]), String(chosen));
   const present = layerMeasures.filter(([key]) => members.some((trial) => trial.layers.some((layer) => typeof layer[key] === "number")));
   fillSelect($("layers-measure"), present, present[0]?.[0]);
   for (const id of ["layers-trial", "layers-measure"]) $(id).addEventListener("change", drawLayers);
@@ -346,13 +463,12 @@ function drawLayers() {
   const trial = byNumber.get(Number($("layers-trial").value)), measure = $("layers-measure").value;
   if (!trial || !measure) return;
   const words = $("layers-measure").selectedOptions[0].text;
-  drawBars("layers-plot", trial.layers, measure, `${words} of trial ${trial.number}`, trial.layer_sources[measure] ?? "");
+  const where = report.boards.length ? ` on ${view || report.boards[0].kind}` : "";
+  drawBars("layers-plot", trial.layers, measure, `${words} of trial ${trial.number}${where}`, trial.layer_sources[measure] ?? "");
 }
 
 function setUpMemory() {
-  const members = trials.filter((trial) => trial.memory).sort((a, b) => Number(b.front) - Number(a.front) || a.number - b.number);
-  if (!members.length) { $("memory-card").hidden = true; return; }
-  fillSelect($("memory-trial"), members.map((trial) => [String(trial.number), `${trial.number}${trial.front ? " (front)" : ""}`]), String(chosen));
+  if (!fillMemory().length) { $("memory-card").hidden = true; return; }
   $("memory-trial").addEventListener("change", drawMemoryOfTrial);
 }
 
@@ -427,15 +543,19 @@ function tableCell(trial, column) {
   if (column.key === "seconds") { const s = column.of(trial); return element("td", { class: "number" }, s ? `${s.toFixed(1)} s` : ""); }
   if (!column.value) return element("td", { class: "number" }, String(column.of(trial)));
   const value = trial.values[column.value];
-  return value ? element("td", { class: "number" }, value.text, sourceMark(value)) : element("td", { class: "number quiet" }, "–");
+  return value ? element("td", { class: "number" }, value.text, sourceMark(value), ...onEach(trial, column.value)) : element("td", { class: "number quiet" }, "–");
 }
 
 // ---------------------------------------------------------------- export
 
-function setUpExport() {
+function fillExport() {
   const members = front.length ? front : trials.filter((trial) => trial.state === "complete");
   const text = (trial) => [trial.number, ...["error", "rom"].filter((name) => trial.values[name]).map((name) => trial.values[name].text)].join(" · ");
   fillSelect($("export-trial"), members.map((trial) => [String(trial.number), text(trial)]), String(chosen));
+}
+
+function setUpExport() {
+  fillExport();
   $("export-trial").addEventListener("change", drawExport);
   $("copy").addEventListener("click", async () => {
     try { await navigator.clipboard.writeText($("export-command").textContent); $("copy").textContent = "copied"; }
@@ -445,16 +565,23 @@ function setUpExport() {
 }
 
 function drawExport() {
-  $("export-command").textContent = report.export_command.replaceAll("{trial}", $("export-trial").value || "N");
+  $("export-command").textContent = report.export_command
+    .replaceAll("{trial}", $("export-trial").value || "N").replaceAll("{board}", view || report.boards[0]?.kind);
 }
 
 // ---------------------------------------------------------------- all of it
 
-function drawAll() {
-  drawFront(); drawDetail(); drawHistory(); drawTest(); drawParallel(); drawLayers(); drawMemoryOfTrial(); drawTable(); drawExport();
+function fillTrials() {
+  fillLayers(); fillMemory(); fillExport();
 }
 
+function drawAll() {
+  drawFront(); drawBoards(); drawDetail(); drawHistory(); drawTest(); drawParallel(); drawLayers(); drawMemoryOfTrial(); drawTable(); drawExport();
+}
+
+setUpViews();
 setUpFront();
+setUpBoards();
 setUpLayers();
 setUpMemory();
 setUpTable();

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.report.contents import ReportInput, Trial, contents
+from orchestrator.boards import base, kind_of
+from orchestrator.fronts import front, front_hypervolume
+from orchestrator.report.contents import BoardFront, ReportInput, Trial, contents
 from orchestrator.report.page import render
 from orchestrator.study import STUDY_COPY, Study
 
@@ -25,46 +27,60 @@ ReadArtifact = Callable[[str], bytes | None]
 
 
 def write_report(
-    study: Study, read: ReadArtifact, *, written_at: str, board_text: str = "", export_command: str = ""
+    study: Study, read: ReadArtifact, *, written_at: str, board_texts: Mapping[str, str], export_command: str = ""
 ) -> Path:
-    """Write ``report.html`` into the study's folder and the files of the front's trials into ``report_files``.
+    """Write ``report.html`` into the study's folder and the files of the fronts' trials into ``report_files``.
 
-    ``read`` gives the bytes of an artifact by its sha256, or None where it is gone: then there is no link to it. The
-    page replaces the last one in one step, so a reader never sees half of it.
+    ``read`` gives the bytes of an artifact by its sha256, or None where it is gone: then there is no link to it.
+    ``board_texts`` describes the study's board kinds. The page replaces the last one in one step, so a reader never
+    sees half of it.
 
     Returns:
         The page.
     """
-    trials, front = study.trials(), study.front()
+    trials = study.trials()
     page = ReportInput(
         study=study.file,
         limits=dict(zip(study.objectives.names, study.objectives.limits, strict=True)),
         trials=trials,
-        front=[trial.number for trial in front],
+        front=[trial.number for trial in front(trials, study.objectives)],
         history=study.hypervolume_history(),
         test_results=study.test_results(),
         written_at=written_at,
-        board_text=board_text,
+        board_text="" if study.file.boards else board_texts.get(study.file.kinds[0], ""),
+        boards=[_board_front(study, trials, kind, board_texts.get(kind, "")) for kind in study.file.boards or ()],
         study_yaml=_text_of(study.folder / STUDY_COPY),
         export_command=export_command,
-        downloads={trial.number: save_downloads(trial, study.folder, read) for trial in front},
+        downloads={trial.number: save_downloads(trial, study.folder, read) for trial in study.on_any_front()},
     )
     path = study.folder / REPORT_FILE
     _replace(path, render(contents(page)).encode("utf-8"))
     return path
 
 
+def _board_front(study: Study, trials: Sequence[Trial], kind: str, text: str) -> BoardFront:
+    members = front(trials, study.objectives, kind)
+    return BoardFront(
+        kind=kind,
+        text=text,
+        front=[trial.number for trial in members],
+        hypervolume=front_hypervolume(members, study.objectives, kind),
+    )
+
+
 def save_downloads(trial: Trial, folder: Path, read: ReadArtifact) -> list[tuple[str, str]]:
     """Copy a trial's artifacts under names a person can read; returns (link's text, link relative to ``folder``)."""
     artifacts: Mapping[str, str] = trial.outcome.artifacts if trial.outcome else {}
     links = []
-    for name, (label, file_name) in _DOWNLOADS.items():
-        data = read(artifacts[name]) if name in artifacts else None
-        if data is not None:
-            link = f"{FILES_FOLDER}/trial-{trial.number}/{file_name}"
-            (folder / link).parent.mkdir(parents=True, exist_ok=True)
-            _replace(folder / link, data)
-            links.append((label, link))
+    for kind in sorted({kind_of(name) for name in artifacts}):  # what all boards share first, then each board's own
+        own = {base(name): sha256 for name, sha256 in artifacts.items() if kind_of(name) == kind}
+        for name, (label, file_name) in _DOWNLOADS.items():
+            data = read(own[name]) if name in own else None
+            if data is not None:
+                link = "/".join(filter(None, (FILES_FOLDER, f"trial-{trial.number}", kind, file_name)))
+                (folder / link).parent.mkdir(parents=True, exist_ok=True)
+                _replace(folder / link, data)
+                links.append((f"{label}, {kind}" if kind else label, link))
     return links
 
 

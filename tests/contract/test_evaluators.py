@@ -66,7 +66,7 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield Bench(evaluator, sink, folder / "artifacts")
             evaluator.close()
             return
-        with EmbeddedLab(folder, board_kind=BOARD) as lab:
+        with EmbeddedLab(folder, board_kinds=(BOARD,)) as lab:
             evaluator = CeleryEvaluator(
                 url=lab.url, study_id="study", artifacts=folder / "artifacts", sink=sink, check=lab.check
             )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mcu_agent.kinds import load_kind
+from orchestrator.boards import on_board
 from orchestrator.records import Ending, Source, StageRequest
 from orchestrator.studyfile import StudyFile
 from tasks import build, deployment, final, gate
@@ -260,3 +263,68 @@ def test_the_packed_sources_come_back_and_open_anywhere() -> None:
     assert build.unpack_sources(packed) == sources
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         assert archive.testzip() is None
+
+
+TWO = ("nrf52840-dk", "nucleo-h743zi")
+
+
+def two_boards(**changes: Any) -> StudyFile:
+    return study_of(board=None, boards=list(TWO), **changes)
+
+
+def test_several_boards_are_built_in_one_go_with_one_error_and_the_figures_of_each_alone(
+    context: StageContext, gated: StageOutput, built: StageOutput, onnx: str
+) -> None:
+    both_gated = gate.run(request("gate", two_boards()), context)
+    both = build.run(request("build", two_boards(), {"onnx": onnx}), context)
+    alone = build.run(request("build", study_of(board=TWO[1]), {"onnx": onnx}), context)
+    for kind, single in zip(TWO, (built, alone), strict=True):
+        assert on_board(both.values, kind) == single.values
+        assert on_board(both.artifacts, kind) == single.artifacts
+        assert on_board(both.notes, kind) == single.notes
+    for name in ("rom", "ram"):
+        assert both.values[name].amount == max(single.values[name].amount for single in (built, alone))
+        assert both_gated.values[name] == both.values[name]
+    assert on_board(both_gated.values, TWO[0]) == gated.values
+    assert set(both.artifacts) == {"vectors", *(f"{name}@{k}" for name in ("sources", "elf", "layers") for k in TWO)}
+    given = {"onnx": onnx, **both.artifacts}
+    assert final.run(request("final", two_boards(), given), context).values["test_error"].source is Source.EXACT
+
+
+def test_what_is_too_large_for_one_of_the_boards_is_infeasible_there_by_name(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = replace(load_kind(TWO[1]), flash_bytes=4096)
+    kinds = {TWO[0]: load_kind(TWO[0]), TWO[1]: tiny}
+    monkeypatch.setattr(gate, "boards_of", lambda study: kinds)
+    with pytest.raises(Infeasible) as caught:
+        gate.run(request("gate", two_boards(objectives={"error": {}})), context)
+    (violation,) = caught.value.violations
+    assert (violation.quantity, violation.limit) == ("rom", 4096)
+    assert f"of board {TWO[1]}" in violation.message
+    values = caught.value.values
+    assert {"rom", *(f"rom@{kind}" for kind in TWO)} <= set(values)  # what is known of the other board, too
+    assert values[f"rom@{TWO[1]}"].amount == violation.amount
+
+
+def test_a_limit_holds_on_every_board(context: StageContext, gated: StageOutput) -> None:
+    limit = gated.values["rom"].amount - 1
+    with pytest.raises(Infeasible) as caught:
+        gate.run(request("gate", two_boards(objectives={"error": {}, "rom": {"limit": limit}})), context)
+    assert any(f"rom on {TWO[0]} is" in violation.message for violation in caught.value.violations)
+
+
+def test_a_boards_c_that_answers_otherwise_than_the_reference_is_a_defect(
+    context: StageContext, onnx: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_all = build.compile_within
+
+    def with_a_wrong_second(*arguments: Any) -> Any:
+        first, second = compile_all(*arguments).values()
+        weights = second.sources["edgefront_weights.c"]
+        altered = {**second.sources, "edgefront_weights.c": re.sub(r"-(\d+),", r"\1,", weights)}
+        return {TWO[0]: first, TWO[1]: replace(second, sources=altered)}
+
+    monkeypatch.setattr(build, "compile_within", with_a_wrong_second)
+    with pytest.raises(Defect, match="the generated C and the integer reference differ first in layer"):
+        build.run(request("build", two_boards(), {"onnx": onnx}), context)

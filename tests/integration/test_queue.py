@@ -61,7 +61,7 @@ def holder(pid: int, born: float, host: str = "") -> Holder:
 
 
 def test_a_stage_costs_milliseconds_between_submit_and_result(tmp_path: Path) -> None:
-    with EmbeddedLab(tmp_path, board_kind=BOARD) as lab, evaluator(lab.url, tmp_path) as one:
+    with EmbeddedLab(tmp_path, board_kinds=(BOARD,)) as lab, evaluator(lab.url, tmp_path) as one:
         spans = []
         for trial in range(20):
             before = monotonic()
@@ -79,7 +79,7 @@ def test_a_stage_that_takes_too_long_is_a_transient_fault_and_its_worker_goes_on
     monkeypatch.setenv("EDGEFRONT_TEST_TROUBLE", f"{trouble}:gate:1")
     monkeypatch.setattr("tasks.evaluator.soft_limit_s", lambda stage, profile_timeout_s: 1.0)
     monkeypatch.setattr("tasks.evaluator.HARD_LIMIT_MARGIN_S", 1.0)
-    with EmbeddedLab(tmp_path, board_kind=BOARD) as lab, evaluator(lab.url, tmp_path) as one:
+    with EmbeddedLab(tmp_path, board_kinds=(BOARD,)) as lab, evaluator(lab.url, tmp_path) as one:
         one.submit(request(trial=1))
         fault = collect_one(one).fault
         assert fault is not None
@@ -92,15 +92,15 @@ def test_a_stage_that_takes_too_long_is_a_transient_fault_and_its_worker_goes_on
 def test_queues_that_nobody_serves_are_known(
     tmp_path: Path, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with EmbeddedLab(tmp_path / "a", board_kind=BOARD) as lab:
+    with EmbeddedLab(tmp_path / "a", board_kinds=(BOARD,)) as lab:
         wait_for(lambda: lab.unserved_queues() == ())
     monkeypatch.setenv("EDGEFRONT_BROKER_URL", broker.url)
-    with EmbeddedLab(tmp_path / "b", board_kind=BOARD) as lab:
+    with EmbeddedLab(tmp_path / "b", board_kinds=(BOARD,)) as lab:
         assert lab.unserved_queues() == ("build", "train", f"board.{BOARD}")
 
 
 def test_a_lab_leaves_no_process_and_no_broker_folder(tmp_path: Path) -> None:
-    with EmbeddedLab(tmp_path, board_kind=BOARD) as lab:
+    with EmbeddedLab(tmp_path, board_kinds=(BOARD,)) as lab:
         pids = list(lab.worker_pids().values())
         assert set(lab.worker_pids()) == {"build", "train", "board"}
         assert all(psutil.pid_exists(pid) for pid in pids)
@@ -109,20 +109,28 @@ def test_a_lab_leaves_no_process_and_no_broker_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "lab.json").exists()
 
 
+def test_a_lab_for_several_boards_serves_the_queue_of_each(tmp_path: Path) -> None:
+    kinds = (BOARD, "nucleo-h743zi")
+    with EmbeddedLab(tmp_path, board_kinds=kinds, boards=2) as lab:
+        assert lab.boards == 4
+        assert set(lab.worker_pids()) == {"build", "train", *(f"board-{kind}" for kind in kinds)}
+        wait_for(lambda: lab.unserved_queues() == ())
+
+
 def test_leftovers_of_a_killed_lab_are_ended_by_the_next(tmp_path: Path) -> None:
-    first = EmbeddedLab(tmp_path, board_kind=BOARD)
+    first = EmbeddedLab(tmp_path, board_kinds=(BOARD,))
     first.__enter__()
     pids = list(first.worker_pids().values())
     assert first._supervisor is not None
     first._supervisor._over.set()  # as if its process were gone, without the guardian's help
-    with EmbeddedLab(tmp_path, board_kind=BOARD):
+    with EmbeddedLab(tmp_path, board_kinds=(BOARD,)):
         gone = [psutil.Process(pid).status() == psutil.STATUS_ZOMBIE for pid in pids if psutil.pid_exists(pid)]
         assert all(gone)
     first.close()
 
 
 def test_a_broker_that_dies_comes_back_with_its_queue(tmp_path: Path) -> None:
-    with EmbeddedLab(tmp_path, board_kind=BOARD) as lab, evaluator(lab.url, tmp_path) as one:
+    with EmbeddedLab(tmp_path, board_kinds=(BOARD,)) as lab, evaluator(lab.url, tmp_path) as one:
         one.submit(request(trial=1, seed=1))
         collect_one(one)
         assert lab._broker is not None
@@ -140,7 +148,7 @@ def test_a_worker_that_dies_at_every_start_is_said_with_its_log(
     (tmp_path / "celery" / "__init__.py").write_text("raise ImportError('no celery today')")
     monkeypatch.setattr("tasks.workers._LONGEST_BACKOFF_S", 0.0)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path.cwd())]))
-    with EmbeddedLab(tmp_path / "lab", board_kind=BOARD) as lab:
+    with EmbeddedLab(tmp_path / "lab", board_kinds=(BOARD,)) as lab:
         wait_for(lambda: lab._supervisor is not None and lab._supervisor.failure)
         with pytest.raises(WorkersError, match="no celery today"):
             lab.check()
@@ -150,7 +158,7 @@ def test_a_given_broker_is_used_and_no_workers_are_started(
     tmp_path: Path, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGEFRONT_BROKER_URL", broker.url)
-    with EmbeddedLab(tmp_path / "lab", board_kind=BOARD) as lab:
+    with EmbeddedLab(tmp_path / "lab", board_kinds=(BOARD,)) as lab:
         assert (lab.url, lab.is_embedded, lab.worker_pids()) == (broker.url, False, {})
 
 
@@ -158,7 +166,7 @@ def test_an_unreachable_broker_is_named_without_its_password(tmp_path: Path, mon
     monkeypatch.setenv("EDGEFRONT_BROKER_URL", "redis://lab:secret@127.0.0.1:1/0")
     with (
         pytest.raises(BrokerError, match=r"redis://lab:\*\*\*@127\.0\.0\.1:1/0") as caught,
-        EmbeddedLab(tmp_path, board_kind=BOARD),
+        EmbeddedLab(tmp_path, board_kinds=(BOARD,)),
     ):
         pass
     assert "secret" not in str(caught.value)
@@ -170,7 +178,7 @@ def test_an_address_that_is_none_of_redis_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setenv("EDGEFRONT_BROKER_URL", url)
     with (
         pytest.raises(BrokerError, match="no address of a Redis") as caught,
-        EmbeddedLab(tmp_path, board_kind=BOARD),
+        EmbeddedLab(tmp_path, board_kinds=(BOARD,)),
     ):
         pass
     assert "secret" not in str(caught.value)
@@ -182,7 +190,7 @@ def test_a_broker_that_wants_a_password_is_told_from_one_that_is_away(
 ) -> None:
     head, _, path = broker.url.rpartition("@")
     monkeypatch.setenv("EDGEFRONT_BROKER_URL", f"{head.rpartition(':')[0]}:wrong@{path}")
-    with pytest.raises(BrokerError, match="refuses its password"), EmbeddedLab(tmp_path, board_kind=BOARD):
+    with pytest.raises(BrokerError, match="refuses its password"), EmbeddedLab(tmp_path, board_kinds=(BOARD,)):
         pass
 
 

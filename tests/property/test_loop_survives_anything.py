@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 from orchestrator.errors import EvaluationDefect
 from orchestrator.loop import run_study
 from orchestrator.records import FaultKind, StageRequest, StageResult
-from tests.support.scripted import ScriptedEvaluator, complete, fault, infeasible
+from tests.support.scripted import (
+    TWO_BOARD_STAGES,
+    TWO_BOARDS,
+    ScriptedEvaluator,
+    complete,
+    fault,
+    infeasible,
+)
 from tests.support.studies import Recorder, make_sampler, make_study
 
 TRIALS = 3
@@ -42,12 +50,31 @@ BEHAVIOURS: dict[str, Callable[[StageRequest], StageResult | None]] = {
 }
 
 
+TWO: dict[str, Any] = {
+    "board": None,
+    "boards": list(TWO_BOARDS),
+    "objectives": {"error": {}, "latency": {"limit": "100 s"}},
+}
+scripts = st.lists(st.sampled_from(sorted(BEHAVIOURS)), max_size=25)
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(script=st.lists(st.sampled_from(sorted(BEHAVIOURS)), max_size=25))
+@given(script=scripts)
 def test_the_budget_is_met_exactly_whatever_happens(
     tmp_path_factory: pytest.TempPathFactory, script: list[str]
 ) -> None:
-    folder: Path = tmp_path_factory.mktemp("study")
+    meets_its_budget(tmp_path_factory.mktemp("study"), script, ("gate", "train", "build"))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(script=scripts)
+def test_the_budget_is_met_exactly_over_two_boards_side_by_side(
+    tmp_path_factory: pytest.TempPathFactory, script: list[str]
+) -> None:
+    meets_its_budget(tmp_path_factory.mktemp("study"), script, TWO_BOARD_STAGES, **TWO)
+
+
+def meets_its_budget(folder: Path, script: list[str], stages: tuple[str, ...], **changes: Any) -> None:
     left = list(script)
 
     def answer(request: StageRequest) -> StageResult | None:
@@ -55,9 +82,10 @@ def test_the_budget_is_met_exactly_whatever_happens(
 
     end = None
     for _ in range(len(script) + 2):
-        study = make_study(folder, budget={"trials": TRIALS})
+        study = make_study(folder, budget={"trials": TRIALS}, **changes)
+        evaluator = ScriptedEvaluator(answer, stages)
         try:
-            end = run_study(study, ScriptedEvaluator(answer), make_sampler(), sink=Recorder(), retry_delays_s=(0.0,))
+            end = run_study(study, evaluator, make_sampler(), sink=Recorder(), retry_delays_s=(0.0,))
             break
         except (Killed, EvaluationDefect):
             study.close()

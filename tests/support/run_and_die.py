@@ -31,7 +31,7 @@ def main(folder: Path, trials: int, at: str, nth: int, condition: str) -> None:
 
     study = make_study(folder, budget={"trials": trials})
     clock = SystemClock()
-    with study.locked(), EmbeddedLab(folder, board_kind=BOARD) as lab:
+    with study.locked(), EmbeddedLab(folder, board_kinds=(BOARD,)) as lab:
         sink = study.recording(Recorder(die), clock.now_iso)
         evaluator = CeleryEvaluator(
             url=lab.url, study_id=study.study_id, artifacts=study.artifacts, sink=sink, check=lab.check

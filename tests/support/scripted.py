@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from orchestrator.boards import MARK, base, kind_of
 from orchestrator.records import Ending, Fault, FaultKind, Source, StageRequest, StageResult, Value, Violation
 
 Answer = Callable[[StageRequest], StageResult | None]
-_UNITS = {"error": "1", "test_error": "1", "rom": "byte"}
+_UNITS = {"error": "1", "test_error": "1", "rom": "byte", "latency": "s"}
+TWO_BOARDS = ("nrf52-dk", "nucleo-h743zi")
+TWO_BOARD_STAGES = ("gate", "train", "build", *(f"profile{MARK}{kind}" for kind in TWO_BOARDS))
 _VALUES = {"gate": {"rom": 1000.0}, "build": {"rom": 2000.0, "error": 0.2}, "final": {"test_error": 0.25}}
 
 
@@ -22,6 +25,10 @@ def complete(request: StageRequest) -> StageResult:
         )
         for name, amount in _VALUES.get(request.stage, {}).items()
     }
+    if base(request.stage) == "profile":  # the first board is faster at narrow networks, the second at wide ones
+        kind = kind_of(request.stage)
+        amount = 1.0 + width if kind == TWO_BOARDS[0] else 10.0 + width / 2
+        values[f"latency{MARK}{kind}"] = Value(amount=amount, unit="s", source=Source.EMULATED, note="scripted")
     artifacts = {request.stage: f"{request.trial:032x}{len(request.stage):032x}"} if request.stage != "gate" else {}
     return _result(request, Ending.COMPLETE, values=values, artifacts=artifacts, notes={"inputs": dict(request.inputs)})
 
@@ -51,10 +58,9 @@ def _result(request: StageRequest, ending: Ending, **fields: object) -> StageRes
 class ScriptedEvaluator:
     """``answer`` gives the result of a request, or None: then the task is lost."""
 
-    stages: tuple[str, ...] = ("gate", "train", "build")
-
-    def __init__(self, answer: Answer = complete) -> None:
+    def __init__(self, answer: Answer = complete, stages: tuple[str, ...] = ("gate", "train", "build")) -> None:
         self.answer = answer
+        self.stages = stages
         self.submitted: list[StageRequest] = []
         self._ready: list[StageResult] = []
         self._lost: set[str] = set()

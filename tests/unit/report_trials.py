@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.boards import named, with_worst
+from orchestrator.fronts import front, front_hypervolume
+from orchestrator.objectives import Objectives
 from orchestrator.records import Ending, Fault, FaultKind, Json, Outcome, Source, Value, Violation
-from orchestrator.report.contents import ReportInput
+from orchestrator.report.contents import BoardFront, ReportInput
 from orchestrator.studyfile import StudyFile
 
 LIMITS = {"error": 1.0, "rom": 131072.0, "ram": 32768.0, "flops": 4e6}
@@ -161,7 +164,7 @@ def front_of(trials: list[MadeUpTrial]) -> list[int]:
 
 def report_input(trials: list[MadeUpTrial] | None = None, **changes: Any) -> ReportInput:
     trials = made_up_trials() if trials is None else trials
-    front = front_of(trials)
+    front = changes["front"] if "front" in changes else front_of(trials)
     history = [(n + 1, 0.75 * (1 - math.exp(-(n + 1) / 14)) + (0.02 if n > 8 else 0)) for n in range(len(trials))]
     fields: dict[str, Any] = {
         "study": study_file(),
@@ -178,3 +181,62 @@ def report_input(trials: list[MadeUpTrial] | None = None, **changes: Any) -> Rep
         **changes,
     }
     return ReportInput(**fields)
+
+
+# Share of the first board's latency that each board takes, by size of the kernels: which network is fast depends on it.
+TWO_BOARDS = {"nrf52840-dk": {3: 1.0, 5: 1.0}, "nucleo-h743zi": {3: 2.5, 5: 0.4}}
+_ONE_A_BOARD = ("rom", "ram", "cycles", "latency", "energy")
+
+
+def two_board_study() -> StudyFile:
+    changes = {"boards": list(TWO_BOARDS), "objectives": {"error": {}, "ram": {}, "latency": {"limit": "400 ms"}}}
+    return StudyFile.model_validate({**study_file().to_json(), "board": None, **changes})
+
+
+def two_board_trials(count: int = 40) -> list[MadeUpTrial]:
+    """The made-up trials, measured on two boards."""
+    return [_on_two_boards(trial) for trial in made_up_trials(count)]
+
+
+def _on_two_boards(trial: MadeUpTrial) -> MadeUpTrial:
+    if trial.outcome is None:
+        return trial
+    kinds, kernel = tuple(TWO_BOARDS), trial.params["network.kernel_size"]
+    values = {name: value for name, value in trial.outcome.values.items() if name not in _ONE_A_BOARD}
+    for name in (name for name in _ONE_A_BOARD if name in trial.outcome.values):
+        for kind, shares in TWO_BOARDS.items():
+            value = trial.outcome.values[name]
+            share = shares[kernel] if name in ("cycles", "latency", "energy") else 1.0
+            values[named(name, kind, kinds)] = replace(value, amount=value.amount * share)
+    build = trial.notes.get("build", {})
+    notes = {"build": {named(name, kind, kinds): note for name, note in build.items() for kind in kinds}}
+    for kind, shares in TWO_BOARDS.items():
+        layers = trial.notes.get("profile", {}).get("layers", [])
+        counted = [{**layer, "cycles": round(layer["cycles"] * shares[kernel])} for layer in layers]
+        notes[named("profile", kind, kinds)] = {"layers": counted}
+    return replace(trial, outcome=replace(trial.outcome, values=with_worst(values, kinds)), notes=notes)
+
+
+def two_board_input(trials: list[MadeUpTrial] | None = None) -> ReportInput:
+    trials = two_board_trials() if trials is None else trials
+    study = two_board_study()
+    objectives = Objectives.from_study(study, 1024 * 1024, 256 * 1024)
+    fronts = {kind: front(trials, objectives, kind) for kind in TWO_BOARDS}
+    boards = [
+        BoardFront(
+            kind=kind,
+            text=f"text of {kind}",
+            front=[trial.number for trial in members],
+            hypervolume=front_hypervolume(members, objectives, kind),
+        )
+        for kind, members in fronts.items()
+    ]
+    return report_input(
+        trials,
+        study=study,
+        limits=dict(zip(objectives.names, objectives.limits, strict=True)),
+        front=[trial.number for trial in front(trials, objectives)],
+        boards=boards,
+        board_text="",
+        export_command="edgefront export digits --trial {trial} --board {board} --to digits-{trial}",
+    )

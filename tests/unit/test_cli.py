@@ -187,7 +187,8 @@ def test_boards_are_listed_for_people_and_for_scripts(tmp_path: Path) -> None:
 
 def test_the_schema_is_one_that_editors_understand() -> None:
     schema = json.loads(call("study", "schema").output)
-    assert set(schema["required"]) >= {"name", "dataset", "network", "space", "board", "objectives", "budget"}
+    assert set(schema["required"]) >= {"name", "dataset", "network", "space", "objectives", "budget"}
+    assert schema["oneOf"] == [{"required": ["board"]}, {"required": ["boards"]}]
 
 
 def test_the_doctor_says_by_its_exit_code_whether_something_required_is_missing(

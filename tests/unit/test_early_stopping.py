@@ -221,8 +221,8 @@ def test_status_report_and_lines_show_stopped_trials_with_their_reason(tmp_path:
     reason = stopped[0].outcome.reason
     assert f"trial {stopped[0].number} {reason}" in "\n".join(lines)
     assert progress.told == 24
-    about = (study.file, study.trials(), study.front(), study.hypervolume_history())
-    summary = summarise(*about, {})
+    history = study.hypervolume_history()
+    summary = summarise(study.file, study.objectives, study.trials(), history, {})
     assert (summary["told"], summary["states"]["stopped"]) == (24, end.stopped)
     page = contents(
         ReportInput(
@@ -230,7 +230,7 @@ def test_status_report_and_lines_show_stopped_trials_with_their_reason(tmp_path:
             limits={"error": 1.0},
             trials=study.trials(),
             front=[],
-            history=about[3],
+            history=history,
             test_results={},
             written_at="now",
         )

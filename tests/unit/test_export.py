@@ -24,7 +24,7 @@ from orchestrator.errors import StudyError, UsageError
 from orchestrator.records import Ending, Outcome, Source, Value
 from tasks.artifacts import ArtifactStore
 from tasks.errors import Defect
-from tasks.export import Exported, export_trial, project_files
+from tasks.export import Exported, board_to_export, export_trial, project_files
 from tasks.firmware.compiler import compile_graph
 from tasks.firmware.host import HostNetwork
 from tasks.firmware.ir import Clamp, Dense, Graph, Tensor
@@ -305,3 +305,44 @@ def test_notes_that_speak_of_another_network_give_no_io_header() -> None:
     files = project_files(replace(exported(artifacts), inputs=inputs), artifacts)
     assert "src/edgefront_io.h" not in files
     assert "edgefront_io.h" not in files["README.md"].decode()
+
+
+def test_of_several_boards_the_one_asked_for_is_exported_with_its_own_figures() -> None:
+    artifacts = MemoryArtifacts()
+    one = exported(artifacts)
+    kinds = (BOARD, "nucleo-h743zi")
+    own = {f"{name}@{BOARD}": one.outcome.artifacts[name] for name in ("sources", "elf", "layers")}
+    others = {f"{name}@nucleo-h743zi": "0" * 64 for name in ("sources", "elf", "layers")}
+    shared = {name: one.outcome.artifacts[name] for name in ("vectors", "onnx")}
+    latency = one.outcome.values["latency"]
+    values = {
+        "error": one.outcome.values["error"],
+        "latency": replace(latency, amount=9.0),
+        f"latency@{BOARD}": latency,
+        "latency@nucleo-h743zi": replace(latency, amount=9.0),
+    }
+    several = replace(
+        one,
+        study=study_file(board=None, boards=list(kinds)),
+        outcome=replace(one.outcome, artifacts=own | others | shared, values=values),
+    )
+    files = project_files(several, artifacts)
+    assert files["firmware/firmware.elf"] == parts()["elf"]
+    figures = json.loads(files["figures.json"])
+    assert figures["board"] == BOARD
+    assert {name: value["amount"] for name, value in figures["values"].items()} == {
+        "error": 0.0312,
+        "latency": 0.0042,
+        "test_error": 0.04,
+    }
+    assert set(figures["artifacts"]) == {"sources", "elf", "layers", "vectors", "onnx"}
+
+
+def test_a_study_for_several_boards_is_exported_for_one_that_must_be_named() -> None:
+    several = study_file(board=None, boards=["nrf52-dk", "nucleo-h743zi"])
+    assert board_to_export(several, "nucleo-h743zi") == "nucleo-h743zi"
+    assert board_to_export(study_file(), None) == "nrf52840-dk"
+    with pytest.raises(UsageError, match=r"--board: study digits is for 2 boards; .* one of nrf52-dk, nucleo-h743zi"):
+        board_to_export(several, None)
+    with pytest.raises(UsageError, match=r"is not for 'nrf53'; allowed: nrf52-dk, nucleo-h743zi"):
+        board_to_export(several, "nrf53")

@@ -50,6 +50,7 @@ def test_a_result_knows_the_id_of_its_task() -> None:
         ("train", "train"),
         ("compress", "train"),
         ("profile", "board.nrf52-dk"),
+        ("profile@nucleo-h743zi", "board.nucleo-h743zi"),
     ],
 )
 def test_each_stage_has_its_queue(stage: str, queue: str) -> None:
@@ -73,3 +74,7 @@ def test_the_boards_of_all_agents_are_counted_by_state_for_the_kinds_of_a_study(
     ]
     assert messages.board_counts(reports, {"nrf52-dk"}) == {"free": 2, "busy": 1, "quarantined": 1}
     assert messages.board_counts([], {"nrf52-dk"}) == {}
+
+
+def test_stages_that_differ_in_the_board_alone_are_one_task_for_celery() -> None:
+    assert messages.task_name("profile@nrf52-dk") == messages.task_name("profile") == "edgefront.profile"

@@ -11,7 +11,7 @@ from orchestrator.records import Ending, Event, FaultKind, Source, StageRequest,
 from tasks import registry
 from tasks.artifacts import ArtifactStore, DiskFull
 from tasks.errors import Infeasible, TransientFault
-from tasks.registry import memo_key, perform, stage_function, stages_of_queues
+from tasks.registry import memo_key, perform, stage_function, stages_for, stages_of_queues
 from tasks.stage import StageContext, StageOutput
 from tests.support.studies import FAKE_STAGES, request, study_file
 
@@ -161,3 +161,26 @@ def test_a_worker_knows_its_stages_by_its_queues() -> None:
     from tasks.messages import QUEUE_STAGES
 
     assert stages_of_queues(QUEUE_STAGES, ("train", "board.nrf52-dk")) == ("train", "compress", "profile")
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("gate", "af3156610c181e777e2e91ff4d948b3210283ca1240d6f97dc843ac833b1ae90"),
+        ("profile", "0781b6ffe937e6846abceef77be09b9b3a7bc48d11193bb6acb17a466662cf29"),
+    ],
+)
+def test_the_names_of_results_of_a_study_with_one_board_are_those_of_before_there_could_be_several(
+    stage: str, key: str
+) -> None:
+    assert memo_key(request(stage)) == key
+
+
+def test_each_board_of_several_has_its_own_profile_and_its_own_name_for_the_result() -> None:
+    kinds = ("nrf52-dk", "nucleo-h743zi")
+    assert stages_for(kinds[:1]) == ("gate", "train", "compress", "build", "profile")
+    stages = stages_for(kinds)
+    assert stages == ("gate", "train", "compress", "build", "profile@nrf52-dk", "profile@nucleo-h743zi")
+    file = study_file(board=None, boards=list(kinds)).to_json()
+    assert len({memo_key(request(stage, study=file)) for stage in stages}) == len(stages)
+    assert stage_function(stages[-1]) is stage_function("profile")

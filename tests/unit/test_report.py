@@ -11,7 +11,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_trials import MadeUpTrial, buffer, made_up_trials, memory_map, report_input, study_file
+from report_trials import (
+    TWO_BOARDS,
+    MadeUpTrial,
+    buffer,
+    made_up_trials,
+    memory_map,
+    report_input,
+    study_file,
+    two_board_input,
+    two_board_trials,
+)
 
 from orchestrator.records import Ending, Outcome, Source, Value
 from orchestrator.report import write
@@ -211,3 +221,83 @@ def test_a_disk_too_full_for_the_new_report_leaves_the_last_and_is_named(
     with pytest.raises(OSError, match=r"No space left on device: '.*report\.html'"):
         write._replace(path, b"a new one")
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("report.html", b"the last one")]
+
+
+def test_each_board_has_its_own_values_front_layers_and_best_points() -> None:
+    source = two_board_input()
+    page = contents(source)
+    assert [board["kind"] for board in page["boards"]] == list(TWO_BOARDS)
+    joint = {trial["number"] for trial in page["trials"] if trial["front"]}
+    fronts = {
+        kind: {trial["number"] for trial in page["trials"] if trial["boards"][kind]["front"]} for kind in TWO_BOARDS
+    }
+    assert joint == set(source.front)
+    assert fronts == {board.kind: set(board.front) for board in source.boards}
+    assert len({frozenset(numbers) for numbers in (joint, *fronts.values())}) > 1
+    for trial, found in zip(source.trials, page["trials"], strict=True):
+        assert not [name for name in found["values"] if "@" in name]
+        for kind in TWO_BOARDS:
+            own = found["boards"][kind]["values"]
+            if trial.state == "complete":
+                assert trial.outcome is not None
+                assert own["latency"]["amount"] == trial.outcome.values[f"latency@{kind}"].amount
+                assert own["latency"]["amount"] <= found["values"]["latency"]["amount"]
+                assert own["error"] == found["values"]["error"]
+    for board in page["boards"]:
+        rows = {trial["number"]: trial["boards"][board["kind"]] for trial in page["trials"]}
+        (fastest,) = (best for best in board["best"] if best["name"] == "latency")
+        members = fronts[board["kind"]]
+        assert fastest["amount"] == min(rows[number]["values"]["latency"]["amount"] for number in members)
+        assert rows[fastest["trial"]]["values"]["latency"]["amount"] == fastest["amount"]
+    cycles = [page["trials"][0]["boards"][kind]["layers"][0]["cycles"] for kind in TWO_BOARDS]
+    assert cycles[0] != cycles[1]
+
+
+def test_sources_of_values_are_those_of_every_board() -> None:
+    trials = [
+        MadeUpTrial(
+            number=0,
+            params={},
+            outcome=Outcome(
+                ending=Ending.COMPLETE,
+                values={
+                    "error": Value(amount=0.1, unit="1", source=Source.EXACT),
+                    "ram": Value(amount=9, unit="byte", source=Source.EXACT),
+                    "latency": Value(amount=2.0, unit="s", source=Source.EMULATED),
+                    "latency@nrf52840-dk": Value(amount=1.0, unit="s", source=Source.MEASURED),
+                    "latency@nucleo-h743zi": Value(amount=2.0, unit="s", source=Source.EMULATED),
+                },
+            ),
+        )
+    ]
+    found = {
+        entry["source"]: [name for name, _ in entry["quantities"]]
+        for entry in contents(two_board_input(trials))["sources"]
+    }
+    assert found == {"exact": ["error (validation)", "RAM"], "measured": ["latency"], "emulated": ["latency"]}
+
+
+def test_the_page_of_one_board_has_no_choice_of_boards() -> None:
+    page = contents(report_input())
+    assert page["boards"] == []
+    assert "data-view" not in render(page).split("<script")[0]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_shows_all_boards_or_one(tmp_path: Path) -> None:
+    page = render(contents(two_board_input(two_board_trials(20))))
+    ready = 'document.documentElement.dataset.ready = "yes";'
+    assert ready in page
+    clicked = page.replace(ready, f'{ready} document.querySelector("[data-view=nucleo-h743zi]").click();')
+    shown = {}
+    for name, text in (("joint", page), ("one", clicked)):
+        path = tmp_path / f"{name}.html"
+        path.write_text(text, encoding="utf-8")
+        dom = dump_dom(path, tmp_path / "profile").split("<script")[0]
+        shown[name] = re.sub(r"<[^>]*>", " ", dom)
+    assert "Joint Pareto front" in shown["joint"] and "Pareto front of nucleo-h743zi" in shown["one"]
+    assert "of trial" in shown["joint"] and "on nrf52840-dk, emulated" in shown["joint"]
+    assert "on nucleo-h743zi, emulated" in shown["one"]
+    assert "--board nrf52840-dk" in shown["joint"] and "--board nucleo-h743zi" in shown["one"]
+    for text in shown.values():
+        assert "joint, the worst counts" in text

@@ -11,7 +11,10 @@ from orchestrator.studycheck import BoardFacts, Mistake, Vocabulary, explain, js
 from orchestrator.studyfile import StudyFile
 
 VOCABULARY = Vocabulary(
-    boards={"nrf52840-dk": BoardFacts(1024 * 1024, 256 * 1024, "a Cortex-M4F")},
+    boards={
+        "nrf52840-dk": BoardFacts(1024 * 1024, 256 * 1024, "a Cortex-M4F"),
+        "small": BoardFacts(32 * 1024, 300 * 1024, "with little flash"),
+    },
     datasets=("digits",),
     families={"resnet2d": {"width": "channels", "depth": "blocks"}},
     samplers=("ars", "random"),
@@ -81,6 +84,29 @@ def test_a_good_file_is_read_with_units_and_scientific_numbers(tmp_path: Path) -
         ("name: mine", "name: mine\nname: yours", 2, ["is given twice, in lines 1 and 2"]),
         ("name: mine\n", "", 1, ["name: is missing"]),
         ("board: nrf52840-dk", "board: 7", 8, ["board", "found 7"]),
+        ("board: nrf52840-dk\n", "", 1, ["board: is missing", "boards: [kind, kind]"]),
+        ("board: nrf52840-dk", "boards: nrf52840-dk", 8, ["boards", "a list of 2 to 8", "for one, give board: KIND"]),
+        ("board: nrf52840-dk", "boards: [nrf52840-dk]", 8, ["boards: found 1; allowed: a list of 2 to 8 board kinds"]),
+        ("board: nrf52840-dk", f"boards: [{', '.join('abcdefghi')}]", 8, ["boards: found 9"]),
+        ("board: nrf52840-dk", "boards: [nrf52840-dk, 7]", 8, ["boards.1: found 7; allowed: text"]),
+        (
+            "board: nrf52840-dk",
+            "board: nrf52840-dk\nboards: [nrf52840-dk, small]",
+            9,
+            ["boards: is given beside board", "not both"],
+        ),
+        (
+            "board: nrf52840-dk",
+            "boards:\n- nrf52840-dk\n- small\n- nrf52840-dk",
+            11,
+            ["boards.2: found 'nrf52840-dk' twice", "parallelism.boards"],
+        ),
+        (
+            "board: nrf52840-dk",
+            "boards:\n- nrf52840-dk\n- smal",
+            10,
+            ["boards.1: found 'smal' (did you mean 'small'?); allowed: nrf52840-dk, small"],
+        ),
         ("64 KiB", "3 ms", 11, ["objectives.rom.limit", "found '3 ms'", "KiB"]),
         ("error: {}", "error: {limit: 5}", 10, ["objectives.error.limit", "found 5", "0.05 or 5 %"]),
         ("64 KiB", ".inf", 11, ["objectives.rom.limit", "a finite number"]),
@@ -272,3 +298,39 @@ def test_the_explanation_says_when_trainings_and_the_search_end_early(tmp_path: 
     told = explain(load(tmp_path, text), VOCABULARY)
     assert "less when the last 9 trials raised the hypervolume by no more than 1 %" in told
     assert "given up" not in told
+
+
+def test_several_boards_are_explained_with_the_smallest_memory_and_one_line_each(tmp_path: Path) -> None:
+    text = GOOD.replace("board: nrf52840-dk", "boards: [nrf52840-dk, small]").replace("rom: {", "ram: {}\n  rom: {")
+    study = load(tmp_path, text)
+    assert study.kinds == ("nrf52840-dk", "small")
+    told = explain(study, VOCABULARY)
+    assert "  boards    nrf52840-dk: a Cortex-M4F\n            small: with little flash\n" in told
+    assert "ram        up to 256 KiB (all nrf52840-dk has)" in told
+    assert "rom        up to 32 KiB (all small has)" in told
+    assert "the limit of rom (64 KiB) is above what small has (32 KiB) and is lowered to that" in told
+    assert "1 with a board of each kind" in told
+    assert "trained once; firmware is built for each of the 2 boards" in told
+    assert "of each kind" not in explain(load(tmp_path, GOOD), VOCABULARY)
+
+
+def test_one_board_or_several_never_both_also_without_a_file() -> None:
+    data = StudyFile.model_validate(
+        {
+            "name": "s",
+            "dataset": {"source": "digits"},
+            "network": {"family": "mlp"},
+            "space": {"network.width": {"type": "int", "low": 1, "high": 4}},
+            "boards": ["a", "b"],
+            "objectives": {"error": {}},
+            "budget": {"trials": 1},
+        }
+    ).to_json()
+    assert data["boards"] == ["a", "b"]
+    assert "board" not in data
+    assert StudyFile.from_json(data).kinds == ("a", "b")
+    single = {name: item for name, item in data.items() if name != "boards"} | {"board": "a"}
+    assert StudyFile.from_json(single).to_json() == single  # a study of before there could be several
+    for wrong in ({**data, "board": "a"}, {**single, "board": None}, {**data, "boards": ["a", "a"]}):
+        with pytest.raises(ValueError, match=r"give board for one kind|must be given|twice"):
+            StudyFile.from_json(wrong)
