@@ -160,13 +160,17 @@ def measure(
       edgefront measure build/firmware.elf --board nrf52840-dk
       edgefront measure build/firmware.elf --board bench-1 --rack rack.toml
     """
+    from mcu_agent.errors import ImageRejected, InventoryError
     from mcu_agent.measure import find_known_answers, read_elf, to_json
     from mcu_agent.measure_view import lines
     from mcu_agent.measuring import Request, measure_on
 
     elf, known = read_elf(image), find_known_answers(image, vectors)
     request = Request(elf=elf, known=known, samples=samples, timeout_s=timeout, wait_s=wait)
-    found = measure_on(_rack_with(board, rack), board, request)
+    try:
+        found = measure_on(_rack_with(board, rack), board, request)
+    except ImageRejected as error:
+        raise InventoryError(f"{image}: {error}") from error
     if as_json:
         click.echo(json.dumps({**to_json(found), "known_answers": known.file if known else None}))
         return
