@@ -34,7 +34,7 @@ from tasks.agent_channel import CHANNEL_VARIABLE, Channel
 from tasks.agent_metrics import AgentMetrics
 from tasks.broker import check_reachable, connect, without_password
 from tasks.guardian import Guardian
-from tasks.profile import RACK_VARIABLE
+from tasks.onboard import RACK_VARIABLE
 from tasks.workers import Supervisor, WorkerSpec, worker_broker
 
 LOOK_EVERY_S = 1.0

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -87,7 +88,14 @@ FAMILIES = (
 class AgentMetrics:
     """Keeps the metrics of one agent in ``registry``; may be called from several threads."""
 
-    def __init__(self, registry: CollectorRegistry, board_kinds: Iterable[str], states: Iterable[str]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        board_kinds: Iterable[str],
+        states: Iterable[str],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._now = now
         self._lock = threading.Lock()
         self._metrics = {family.name: make_metric(family, registry) for family in FAMILIES}
         self._reasons: set[str] = set()
@@ -107,10 +115,11 @@ class AgentMetrics:
     def take(self, event: Event) -> None:
         """Count what happened; an event of another name, or of a kind this agent has no boards of, is passed over."""
         handler = getattr(self, f"_on_{event.name}", None)
-        if handler is None or event.fields.get("board_kind") not in self._kinds:
+        fields = {"board_kind": event.fields.get("kind"), **event.fields}
+        if handler is None or fields["board_kind"] not in self._kinds:
             return
         with self._lock:
-            handler(event.fields)
+            handler(fields)
 
     def _on_measurement_ended(self, fields: Mapping[str, Any]) -> None:
         kind, outcome = fields["board_kind"], fields.get("outcome")
@@ -127,24 +136,24 @@ class AgentMetrics:
         if isinstance(value, int | float) and math.isfinite(value):
             self._metrics[name].labels(board_kind=kind, **labels).observe(value)
 
-    def _on_rig_fault(self, fields: Mapping[str, Any]) -> None:
+    def _on_board_fault(self, fields: Mapping[str, Any]) -> None:
         reason = self._bounded(fields.get("reason"))
         self._metrics["edgefront_rig_faults"].labels(board_kind=fields["board_kind"], reason=reason).inc()
 
-    def _on_power_cycled(self, fields: Mapping[str, Any]) -> None:
+    def _on_board_power_cycled(self, fields: Mapping[str, Any]) -> None:
         self._metrics["edgefront_power_cycles"].labels(board_kind=fields["board_kind"]).inc()
 
     def _on_board_quarantined(self, fields: Mapping[str, Any]) -> None:
         reason = self._bounded(fields.get("reason"))
         self._metrics["edgefront_quarantines"].labels(board_kind=fields["board_kind"], reason=reason).inc()
 
-    def _on_self_test_ended(self, fields: Mapping[str, Any]) -> None:
+    def _on_board_tested(self, fields: Mapping[str, Any]) -> None:
         board = str(fields["board"])
-        self._metrics["edgefront_last_self_test_timestamp_seconds"].labels(board=board).set(float(fields["at"]))
-        self._metrics["edgefront_last_self_test_passed"].labels(board=board).set(1 if fields["passed"] else 0)
+        self._metrics["edgefront_last_self_test_timestamp_seconds"].labels(board=board).set(self._now())
+        self._metrics["edgefront_last_self_test_passed"].labels(board=board).set(1 if fields["ok"] else 0)
 
     def _bounded(self, reason: Any) -> str:
-        text = str(reason or "unknown")
+        text = str(reason or "unknown").partition(":")[0]  # a word, behind which a sentence may stand
         if text not in self._reasons and len(self._reasons) >= _MAX_REASONS:
             text = "other"
         self._reasons.add(text)

@@ -15,33 +15,25 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import util
-from pathlib import Path
-from time import monotonic
 
 import numpy as np
 import numpy.typing as npt
 
-from mcu_agent.errors import AgentError, BitMismatch, FirmwareHang
+from mcu_agent.errors import AgentError, BitMismatch
 from mcu_agent.kinds import BoardKind, load_kind
-from mcu_agent.pool import Pool, lock_folder
-from mcu_agent.profiling import Profile, profile
-from mcu_agent.rack import load_rack, virtual_rack
+from mcu_agent.profiling import Profile
 from mcu_agent.session import Job, Layer
 from orchestrator.boards import kind_of, named
-from orchestrator.records import Event, Json, Source, StageRequest, Value
+from orchestrator.records import Json, Source, StageRequest, Value
 from orchestrator.studyfile import StudyFile
 from tasks.errors import Defect, Infeasible, TransientFault
 from tasks.firmware.image import measure
 from tasks.stage import StageContext, StageOutput
 from tasks.studyboards import boards_of, limits_of
-
-RACK_VARIABLE = "EDGEFRONT_RACK"
-_LEASE_MARGIN_S = 20.0  # for programming the board; the first virtual one of a machine compiles its counter
 
 
 def run(request: StageRequest, context: StageContext) -> StageOutput:
@@ -73,19 +65,6 @@ def _kind(request: StageRequest, study: StudyFile) -> str:
     return kind
 
 
-def pool_of(study: StudyFile, study_id: str, kind: str) -> Pool:
-    """The boards this host offers a study: those of the rack file that ``EDGEFRONT_RACK`` names, shared by all
-    studies, or else as many virtual boards of the kind as it asks for, of its own.
-
-    Raises:
-        InventoryError: the rack file is wrong.
-    """
-    path = os.environ.get(RACK_VARIABLE)
-    if path:
-        return Pool(load_rack(Path(path)), lock_folder())
-    return Pool(virtual_rack(kind, study.parallelism.boards), lock_folder(study_id))
-
-
 def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, job: Job, kind: str) -> Profile:
     """The profile; on a mismatch that the first input does not explain, once more with the one that does, where the
     integer reference is installed that knows what its layers should give.
@@ -94,7 +73,7 @@ def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, j
         BitMismatch: names the first differing layer, as far as that can be known here.
     """
     try:
-        return _on_leased_board(request, context, study, job, kind)
+        return profile_on_rack(request, context, study, job, kind)
     except BitMismatch as error:
         if error.layer or "onnx" not in request.inputs:
             raise
@@ -107,7 +86,7 @@ def _bit_exact(request: StageRequest, context: StageContext, study: StudyFile, j
         layers = reference_layers(onnx, job.inputs[one], study.firmware.extra_macs)
         alone = replace(job, inputs=job.inputs[one], expected=job.expected[one], layer_outputs=layers)
         try:
-            _on_leased_board(request, context, study, alone, kind)
+            profile_on_rack(request, context, study, alone, kind)
         except BitMismatch as again:
             text = f"{error}; of input {error.index} the first differing layer: {again.layer or 'unknown'}"
             raise BitMismatch(text, again.layer, error.index) from error
@@ -124,17 +103,6 @@ def _reference() -> _ReferenceLayers | None:
     from tasks.mismatch import reference_layers  # the compiler's front end; only a mismatch needs it
 
     return reference_layers
-
-
-def _on_leased_board(request: StageRequest, context: StageContext, study: StudyFile, job: Job, kind: str) -> Profile:
-    """Waiting for a board may take half of the time, so that whoever gets one has the other half at least."""
-    owner = f"{study.name}/{request.trial}/{request.attempt}"
-    started, timeout_s = monotonic(), job.timeout_s
-    pool = pool_of(study, request.study_id, kind)
-    with pool.lease(kind, owner, duration_s=timeout_s + _LEASE_MARGIN_S, wait_s=timeout_s / 2) as board:
-        fields = {"trial": request.trial, "board": board.board_id, "board_kind": kind}
-        context.progress(Event(name="board_leased", fields=fields))
-        return profile(replace(job, timeout_s=timeout_s - (monotonic() - started)), board)
 
 
 def _job(request: StageRequest, context: StageContext, study: StudyFile, kind: str) -> Job:
@@ -181,8 +149,8 @@ def _layer_outputs(arrays: Mapping[str, npt.NDArray[np.int8]]) -> dict[int, npt.
 
 
 def _classified(error: AgentError) -> TransientFault | Defect:
-    """The pipeline's error for the agent's. A hang may be the machine's or the board's fault, so it is tried again."""
-    if error.is_transient or isinstance(error, FirmwareHang):
+    """The pipeline's error for the agent's."""
+    if error.is_transient:
         return TransientFault(error.reason, str(error))
     return Defect(error.reason, str(error))
 
@@ -226,6 +194,9 @@ def _check_limits(study: StudyFile, values: Mapping[str, Value]) -> None:
         raise Infeasible(*violations, values=values)
 
 
+PHASES = ("flash_s", "run_s", "measure_s", "total_s")
+
+
 def _notes(result: Profile) -> Json:
     """The board, the operating point and the table of layers, for people and reports."""
     return {
@@ -236,7 +207,10 @@ def _notes(result: Profile) -> Json:
         "clock_hz": result.clock_hz,
         "supply_v": result.supply_v,
         "meter": result.meter,
-        "n_inputs": result.n_runs,
+        "phases": {name: round(getattr(result.phases, name), 6) for name in PHASES},
+        "energy": _energy_notes(result),
+        "temperature_c": result.temperature_c,
+        "n_inputs": len(result.outputs),
         "bit_exact": True,
         "stack_reserved_bytes": result.stack_reserved_bytes,
         "cycles": {"minimum": result.cycles.minimum, "maximum": result.cycles.maximum, "spread": result.cycles.spread},
@@ -253,4 +227,18 @@ def _notes(result: Profile) -> Json:
             for layer in result.layers
         ],
         "glue": {"instructions": result.glue.instructions, "cycles": result.glue.cycles} if result.glue else None,
+    }
+
+
+def _energy_notes(result: Profile) -> Json | None:
+    """What a meter measured, window by window; None for an estimate."""
+    energy = result.energy
+    if not energy.is_measured:
+        return None
+    return {
+        "interval_j": list(energy.interval_j or ()),
+        "net_j": energy.net_j,
+        "idle_w": energy.idle_w,
+        "windows_j": list(energy.windows_j),
+        "outliers": list(energy.outliers),
     }
