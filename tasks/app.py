@@ -47,8 +47,8 @@ _log = logging.getLogger(__name__)
 
 
 def soft_limit_s(stage: str, profile_timeout_s: float) -> float:
-    """How long a stage may take before it is interrupted. A profile's attempts have deadlines of their own; this one lies
-    behind all that a troubled rack may take: waiting, three attempts, self-tests and power cycles between them."""
+    """How long a stage may take before it is interrupted. A profile's attempts have deadlines of their own; this one
+    lies behind all that a troubled rack may take: waiting, three attempts, self-tests, power cycles between them."""
     return _SOFT_LIMITS_S.get(stage, 5.0 * profile_timeout_s + 180.0)
 
 

@@ -32,6 +32,7 @@ from orchestrator.records import Json, Source, StageRequest, Value
 from orchestrator.studyfile import StudyFile
 from tasks.errors import Defect, Infeasible, TransientFault
 from tasks.firmware.image import measure
+from tasks.onboard import profile_on_rack
 from tasks.stage import StageContext, StageOutput
 from tasks.studyboards import boards_of, limits_of
 
