@@ -38,6 +38,17 @@ def test_the_study_file_of_the_reference_is_a_right_one(tmp_path: Path) -> None:
     assert "number from 0 to 0.7" in check(file)
 
 
+def test_the_reference_study_becomes_one_for_two_boards_as_shown(tmp_path: Path) -> None:
+    one = next(block for block in blocks("study-file.md", "yaml") if block.startswith("name:"))
+    (boards,) = blocks("several-boards.md", "yaml")
+    file = tmp_path / "study.yaml"
+    head, _, rest = one.partition("board: nrf52840-dk\n")
+    file.write_text(head + boards + rest[rest.index("budget:") :])
+    told = check(file)
+    assert "  boards    nrf52840-dk: " in told
+    assert "latency    up to 2 ms" in told
+
+
 def test_the_parts_of_the_first_own_study_make_a_right_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)

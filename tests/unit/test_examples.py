@@ -17,7 +17,7 @@ from tasks.nn.options import check_options
 from tasks.nn.prune import is_below
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-INPUTS = {"digits": ((1, 8, 8), 10), "har": ((18, 256), 13)}
+INPUTS = {"digits": ((1, 8, 8), 10), "har": ((18, 256), 13), "two-boards": ((1, 8, 8), 10)}
 
 
 def study(name: str) -> StudyFile:
