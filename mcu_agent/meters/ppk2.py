@@ -11,7 +11,7 @@ from typing import Any
 from mcu_agent.errors import InventoryError, MeterDrift, MeterLost
 from mcu_agent.meters.ppk2_stream import RATE_HZ, Calibration, SpikeFilter, decode
 from mcu_agent.meters.protocol import Trace, WindowBy
-from mcu_agent.meters.serialport import Clock, StreamReader, find_port, port_error
+from mcu_agent.meters.serialport import Clock, StreamReader, drain, find_port, port_error
 from mcu_agent.meters.timing import END_S, arrival_span
 
 USB_IDS = ((0x1915, 0xC00A),)
@@ -89,7 +89,7 @@ class Ppk2:
             raise MeterLost(f"{self.name}: not open, or recording already")
         port = self._kit.ser
         try:
-            port.reset_input_buffer()  # what is left of an earlier stream may end within a word
+            drain(port)  # what is left of an earlier stream may end within a word
         except OSError as error:
             raise port_error("PPK2", port.port, error) from error
         self._reader = StreamReader(port, self._clock)
@@ -169,7 +169,6 @@ def _silence(kit: Any) -> None:
     for _ in range(_SILENCE_READS):
         if not kit.ser.read(65_536):
             break
-    kit.ser.reset_input_buffer()
 
 
 def _read_calibration(kit: Any, name: str) -> Calibration:

@@ -70,6 +70,12 @@ def port_error(meter: str, port: str, error: BaseException) -> MeterLost:
     return MeterLost(f"{meter} at {port}: {text}; {remedy}")
 
 
+def drain(port: Any) -> None:
+    """Throw away what has arrived. (The operating system's own way raises another kind of error on a lost port.)"""
+    while port.in_waiting:
+        port.read(port.in_waiting)
+
+
 class StreamReader:
     """Collects everything a port sends, and when. One use: ``start`` → ``stop``.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mcu_agent.errors import InventoryError, MeterError, MeterLost, TraceSaturated
 from mcu_agent.meters.protocol import Trace, WindowBy
-from mcu_agent.meters.serialport import Clock, StreamReader, find_port, port_error, serial_module
+from mcu_agent.meters.serialport import Clock, StreamReader, drain, find_port, port_error, serial_module
 from mcu_agent.meters.stlpm01_stream import Stream, decode_binary, decode_text
 from mcu_agent.meters.timing import END_S, arrival_span
 
@@ -215,7 +215,7 @@ class StPowerMeter:
 
     def _send(self, command: str) -> None:
         try:
-            self._port.reset_input_buffer()
+            drain(self._port)
             self._port.write(f"{command}\r\n".encode("ascii"))
         except OSError as error:
             raise port_error(self._kind.title, self._port.port, error) from error
