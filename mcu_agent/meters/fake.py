@@ -43,8 +43,8 @@ class Load:
 class FakeRecorder:
     """See :class:`mcu_agent.meters.protocol.Recorder`; :meth:`run_window` is the board's side of it.
 
-    ``faults`` names the fault of a trace by its number, from 0. :meth:`clock` is the clock that both live on; it stands
-    still unless a window runs.
+    ``faults`` names the fault of a trace by its number, from 0; ``is_busy`` has somebody else hold it. :meth:`clock` is
+    the clock that both live on; it stands still unless a window runs.
     """
 
     def __init__(
@@ -62,7 +62,9 @@ class FakeRecorder:
         self.load = load or Load()
         self.n_traces = 0
         self.is_open = False
-        self._supply_v, self._faults, self._delay_s = supply_v, dict(faults or {}), delay_s
+        self.faults = dict(faults or {})
+        self.is_busy = False
+        self._supply_v, self._delay_s = supply_v, delay_s
         self._rng = np.random.default_rng(seed)
         self._now_s = 0.0
         self._started_s: float | None = None
@@ -91,6 +93,8 @@ class FakeRecorder:
         return cycles
 
     def open(self) -> None:
+        if self.is_busy:
+            raise MeterLost("fake: another program has it open; close it and try again")
         self.is_open = True
 
     def start(self) -> None:
@@ -103,7 +107,7 @@ class FakeRecorder:
             raise MeterLost("fake: nothing is being recorded")
         started, self._started_s = self._started_s, None
         number, self.n_traces = self.n_traces, self.n_traces + 1
-        fault = self._faults.get(number)
+        fault = self.faults.get(number)
         if fault is Fault.LOST:
             raise MeterLost("fake: it is gone")
         return self._with_fault(self._trace(started, number), fault)

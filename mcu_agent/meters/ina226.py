@@ -112,9 +112,11 @@ class Ina226:
         if self._bus is None or self._poll is None:
             raise MeterLost(f"{self.name}: nothing is being recorded")
         poll = self._poll
+        poll.has_data.clear()
+        is_alive = poll.error is None and poll.has_data.wait(FIRST_DATA_S)  # a chip that has gone would end unnoticed
         self._end()
-        if poll.error is not None:
-            raise self._lost(poll.error)
+        if poll.error is not None or not is_alive:
+            raise self._lost(poll.error or OSError("no result became ready"))
         raw = np.array(poll.results, dtype=np.float64)
         times, current = raw[:, 0], raw[:, 1] * self.current_lsb_a
         if len(times) < 3:

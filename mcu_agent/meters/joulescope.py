@@ -78,6 +78,7 @@ class Joulescope:
         io_v: float = 3.3,
         rate_hz: int = 100_000,
         timing_error_s: float = 0.005,
+        patience_s: float = FIRST_DATA_S,
         clock: Clock = time.monotonic,
         find: Find | None = None,
     ) -> None:
@@ -90,6 +91,7 @@ class Joulescope:
         self.accuracy = "automatic range, ±0.5 % of current and voltage by its maker"
         self._serial, self._trigger, self._io_v = serial, trigger, io_v
         self._timing_error_s, self._clock, self._find = timing_error_s, clock, find or find_device
+        self._patience_s = patience_s
         self._device: Any = None
         self._drain: Drain | None = None
 
@@ -120,7 +122,7 @@ class Joulescope:
         except (OSError, RuntimeError) as error:
             raise _lost(self.name, error) from error
         self._drain = drain
-        if not drain.is_flowing.wait(FIRST_DATA_S):
+        if not drain.is_flowing.wait(self._patience_s):
             self._end()
             raise MeterLost(f"{self.name}: no readings after the command to start; unplug it and plug it in again")
 
@@ -163,7 +165,7 @@ class Joulescope:
     def _await_last(self, drain: Drain) -> None:
         """Wait for what is on its way. A device that has gone sends nothing more."""
         drain.is_flowing.clear()
-        if not drain.is_flowing.wait(FIRST_DATA_S):
+        if not drain.is_flowing.wait(self._patience_s):
             self._end()
             raise MeterLost(f"{self.name}: the stream has stopped; check the cable, then try again")
 

@@ -11,8 +11,8 @@ from typing import Any
 from mcu_agent.errors import InventoryError, MeterDrift, MeterLost
 from mcu_agent.meters.ppk2_stream import RATE_HZ, Calibration, SpikeFilter, decode
 from mcu_agent.meters.protocol import Trace, WindowBy
-from mcu_agent.meters.serialport import Clock, StreamReader, find_port, port_error
-from mcu_agent.meters.timing import arrival_span
+from mcu_agent.meters.serialport import Clock, StreamReader, drain, find_port, port_error
+from mcu_agent.meters.timing import END_S, arrival_span
 
 USB_IDS = ((0x1915, 0xC00A),)
 MODES = ("source", "ampere")
@@ -20,6 +20,7 @@ LOWEST_V, HIGHEST_V = 0.8, 5.0
 _READ_TIMEOUT_S = 0.02
 _SILENCE_READS = 100
 _WORD_BYTES = 4
+_END_BYTES = round(END_S * RATE_HZ) * _WORD_BYTES
 
 
 class Ppk2:
@@ -88,13 +89,13 @@ class Ppk2:
             raise MeterLost(f"{self.name}: not open, or recording already")
         port = self._kit.ser
         try:
-            port.reset_input_buffer()  # what is left of an earlier stream may end within a word
+            drain(port)  # what is left of an earlier stream may end within a word
         except OSError as error:
             raise port_error("PPK2", port.port, error) from error
         self._reader = StreamReader(port, self._clock)
         self._reader.start()
         self._kit.start_measuring()
-        if not self._reader.wait_for_data():
+        if not self._reader.wait_for(_END_BYTES):
             self._end_reader()
             raise MeterLost(f"{self.name}: no readings after the command to start; unplug it and plug it in again")
 
@@ -103,11 +104,14 @@ class Ppk2:
         if self._kit is None or self._reader is None or self._calibration is None:
             raise MeterLost(f"{self.name}: nothing is being recorded")
         reader, self._reader = self._reader, None
+        is_alive = reader.wait_for(_END_BYTES)
         self._kit.stop_measuring()
         try:
             data, times, counts = reader.stop()
         except OSError as error:
             raise port_error("PPK2", self._kit.ser.port, error) from error
+        if not is_alive:
+            raise MeterLost(f"{self.name}: the readings stopped; unplug it and plug it in again")
         decoded = decode(
             data,
             self._calibration,
@@ -165,7 +169,6 @@ def _silence(kit: Any) -> None:
     for _ in range(_SILENCE_READS):
         if not kit.ser.read(65_536):
             break
-    kit.ser.reset_input_buffer()
 
 
 def _read_calibration(kit: Any, name: str) -> Calibration:

@@ -70,19 +70,25 @@ def port_error(meter: str, port: str, error: BaseException) -> MeterLost:
     return MeterLost(f"{meter} at {port}: {text}; {remedy}")
 
 
+def drain(port: Any) -> None:
+    """Throw away what has arrived. (The operating system's own way raises another kind of error on a lost port.)"""
+    while port.in_waiting:
+        port.read(port.in_waiting)
+
+
 class StreamReader:
     """Collects everything a port sends, and when. One use: ``start`` → ``stop``.
 
     The thread only reads and appends, so that a stream of 400 kB/s is never held up by work on it.
     """
 
-    def __init__(self, port: Any, clock: Clock, least_bytes: int = 4) -> None:
+    def __init__(self, port: Any, clock: Clock) -> None:
         self._port = port
-        self._least_bytes = least_bytes
         self._clock = clock
         self._pieces: list[bytes] = []
         self._times: list[float] = []
         self._error: BaseException | None = None
+        self._total = self._awaited = 0
         self._has_data = threading.Event()
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._read, name="meter-reader", daemon=True)
@@ -91,9 +97,13 @@ class StreamReader:
         """Begin to read."""
         self._thread.start()
 
-    def wait_for_data(self, timeout_s: float = FIRST_DATA_S) -> bool:
-        """Wait for the first bytes; False where they did not come in time or the port failed."""
-        return self._has_data.wait(timeout_s) and self._error is None
+    def wait_for(self, n_bytes: int, timeout_s: float = FIRST_DATA_S) -> bool:
+        """Wait for ``n_bytes`` more; False where they did not come in time or the port failed."""
+        self._has_data.clear()
+        self._awaited = self._total + n_bytes
+        if self._error is None:
+            self._has_data.wait(timeout_s)
+        return self._total >= self._awaited and self._error is None
 
     def stop(self) -> tuple[bytes, list[float], list[int]]:
         """End once the port is quiet: all bytes, when each piece came, and how many bytes had come by then.
@@ -113,7 +123,7 @@ class StreamReader:
         return b"".join(self._pieces), self._times, counts
 
     def _read(self) -> None:
-        quiet_since, total = None, 0
+        quiet_since = None
         try:
             while True:
                 piece = self._port.read(max(1, min(self._port.in_waiting, LARGEST_READ)))
@@ -121,8 +131,8 @@ class StreamReader:
                 if piece:
                     self._pieces.append(piece)
                     self._times.append(now)
-                    total += len(piece)
-                    if total >= self._least_bytes:
+                    self._total += len(piece)
+                    if self._total >= self._awaited:
                         self._has_data.set()
                     quiet_since = None
                 elif self._is_stopping.is_set():

@@ -14,9 +14,9 @@ import numpy as np
 
 from mcu_agent.errors import InventoryError, MeterError, MeterLost, TraceSaturated
 from mcu_agent.meters.protocol import Trace, WindowBy
-from mcu_agent.meters.serialport import Clock, StreamReader, find_port, port_error, serial_module
+from mcu_agent.meters.serialport import Clock, StreamReader, drain, find_port, port_error, serial_module
 from mcu_agent.meters.stlpm01_stream import Stream, decode_binary, decode_text
-from mcu_agent.meters.timing import arrival_span
+from mcu_agent.meters.timing import END_S, arrival_span
 
 FORMATS = ("ascii_dec", "bin_hexa")
 RATES_HZ = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
@@ -24,6 +24,7 @@ FASTEST_TEXT_HZ = 5_000  # above, the firmware limits a recording in text to a s
 _BAUD = 921_600  # USB ignores it; the separate UART connector of the LPM01A is set to it at delivery
 _ANSWER_S = 5.0
 _RESTART_S = 15
+_READING_BYTES = {"ascii_dec": 9, "bin_hexa": 2}
 _END = b"Acquisition completed"
 
 
@@ -96,6 +97,7 @@ class StPowerMeter:
         self._kind, self._supply_v, self._format = kind, supply_v, data_format
         self._serial, self._port_name = serial, port
         self._timing_error_s, self._clock = timing_error_s, clock
+        self._end_bytes = round(END_S * rate_hz) * _READING_BYTES[data_format]
         self._port: Any = None
         self._reader: StreamReader | None = None
 
@@ -125,7 +127,7 @@ class StPowerMeter:
         self._ask("start")
         self._reader = StreamReader(self._port, self._clock)
         self._reader.start()
-        if not self._reader.wait_for_data():
+        if not self._reader.wait_for(self._end_bytes):
             self._end_reader()
             raise MeterLost(f"{self.name}: no readings after the command to start; unplug it and plug it in again")
 
@@ -135,12 +137,15 @@ class StPowerMeter:
             raise MeterLost(f"{self.name}: nothing is being recorded")
         reader, self._reader = self._reader, None
         try:
+            is_alive = reader.wait_for(self._end_bytes)
             self._port.write(b"stop\r\n")
             data, times, counts = reader.stop()
         except OSError as error:
             raise port_error(self._kind.title, self._port.port, error) from error
         stream = _decode(data, self._format)
         self._check_stream(stream)
+        if not is_alive:
+            raise MeterLost(f"{self.name}: the readings stopped; unplug it and plug it in again")
         # The bytes of a reading differ by little; what matters is how the stream falls behind, not where it begins.
         per_byte = len(stream.current_a) / max(1, len(data))
         readings = [round(count * per_byte) for count in counts]
@@ -210,7 +215,7 @@ class StPowerMeter:
 
     def _send(self, command: str) -> None:
         try:
-            self._port.reset_input_buffer()
+            drain(self._port)
             self._port.write(f"{command}\r\n".encode("ascii"))
         except OSError as error:
             raise port_error(self._kind.title, self._port.port, error) from error
