@@ -198,7 +198,7 @@ class VirtualBoard:
         self._invalid = (0, address)
         emulator.emu_stop()
 
-    def _on_trigger(self, is_high: bool) -> None:  # noqa: FBT001  # the bus calls it
+    def _on_trigger(self, is_high: bool) -> None:
         emulator, blocks, _ = self._powered()
         entries = blocks.entries()
         costs = (block_cost(bytes(emulator.mem_read(int(one["address"]), int(one["size"])))) for one in entries)
