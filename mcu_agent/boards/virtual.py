@@ -153,14 +153,17 @@ class VirtualBoard:
         return False
 
     def read(self, address: int, size: int) -> bytes:
-        """``size`` bytes of the device's memory."""
+        """``size`` bytes of the device's memory, or of its registers in whole words."""
         emulator, _, _ = self._powered()
+        text = f"{size} bytes at {address:#010x} lie outside the memory of {self.kind.name}"
+        self._invalid = None
         try:
-            return bytes(emulator.mem_read(address, size))
+            data = bytes(emulator.mem_read(address, size))
         except UcError as error:
-            raise ImageRejected(
-                f"{size} bytes at {address:#010x} lie outside the memory of {self.kind.name}"
-            ) from error
+            raise ImageRejected(text) from error
+        if self._invalid is not None:
+            raise ImageRejected(text)
+        return data
 
     def write(self, address: int, data: bytes) -> None:
         """Write into the device's RAM."""
