@@ -78,10 +78,11 @@ class BoardKind:
                 f"it must start with one of {', '.join(_ENERGY_BASES)}"
             )
 
-        if bool(self.port) != bool(_PIN.fullmatch(self.trigger_pin)) or (self.trigger_pin and not self.port):
+        is_pin_right = bool(_PIN.fullmatch(self.trigger_pin)) if self.port else not self.trigger_pin
+        if not is_pin_right:
             raise InventoryError(
-                f"board kind {self.name}: trigger_pin is {self.trigger_pin!r} and port {self.port!r}; with a port it must "
-                "be a pin such as 'PC0' or 'P0.28', and without one it must be empty"
+                f"board kind {self.name}: trigger_pin is {self.trigger_pin!r} and port {self.port!r}; with a port it "
+                "must be a pin such as 'PC0' or 'P0.28', and without one it must be empty"
             )
 
     @property

@@ -36,8 +36,8 @@ class Status(IntEnum):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mailbox:
     """The mailbox as it was read; see the field names for units. ``cycles`` and ``window_cycles`` are 0 where the
-    device has no live counter, ``clock_hz`` is 0 where it does not know its clock, and ``temperature_mdeg`` (thousandths
-    of a degree Celsius) is ``NO_TEMPERATURE`` where it is not measured.
+    device has no live counter, ``clock_hz`` is 0 where it does not know its clock, and ``temperature_mdeg``, in
+    thousandths of a degree Celsius, is ``NO_TEMPERATURE`` where it is not measured.
     """
 
     magic: int

@@ -90,7 +90,7 @@ class Peripherals:
 
 class Bus:
     """The registers of a running board. ``on_level`` is told each change of the trigger pin's level, ``on_stray`` each
-    access to a register that does not exist."""
+    access to a register that does not exist; ``n_wakes`` counts how often an alarm has woken the core."""
 
     def __init__(
         self, model: Peripherals, on_level: Callable[[bool], None], on_stray: Callable[[int], None] = lambda _: None
@@ -99,6 +99,7 @@ class Bus:
         self._values = dict(model.registers)
         self._on_level, self._on_stray = on_level, on_stray
         self._is_high = False
+        self.n_wakes = 0
 
     def attach(self, emulator: Uc) -> None:
         """Map the blocks that hold registers."""
@@ -119,6 +120,7 @@ class Bus:
             if all(self._peek(emulator, address) & mask == mask for address, mask in alarm.when):
                 for address, mask in alarm.then:
                     self._poke(emulator, address, self._peek(emulator, address) | mask)
+                self.n_wakes += 1
                 return True
         return False
 

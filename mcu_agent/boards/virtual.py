@@ -153,14 +153,17 @@ class VirtualBoard:
         return False
 
     def read(self, address: int, size: int) -> bytes:
-        """``size`` bytes of the device's memory."""
+        """``size`` bytes of the device's memory, or of its registers in whole words."""
         emulator, _, _ = self._powered()
+        text = f"{size} bytes at {address:#010x} lie outside the memory of {self.kind.name}"
+        self._invalid = None
         try:
-            return bytes(emulator.mem_read(address, size))
+            data = bytes(emulator.mem_read(address, size))
         except UcError as error:
-            raise ImageRejected(
-                f"{size} bytes at {address:#010x} lie outside the memory of {self.kind.name}"
-            ) from error
+            raise ImageRejected(text) from error
+        if self._invalid is not None:
+            raise ImageRejected(text)
+        return data
 
     def write(self, address: int, data: bytes) -> None:
         """Write into the device's RAM."""
@@ -198,7 +201,7 @@ class VirtualBoard:
         self._invalid = (0, address)
         emulator.emu_stop()
 
-    def _on_trigger(self, is_high: bool) -> None:  # the bus calls it
+    def _on_trigger(self, is_high: bool) -> None:
         emulator, blocks, _ = self._powered()
         entries = blocks.entries()
         costs = (block_cost(bytes(emulator.mem_read(int(one["address"]), int(one["size"])))) for one in entries)

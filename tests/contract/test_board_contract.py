@@ -24,6 +24,7 @@ from mcu_agent.errors import (
 from mcu_agent.image import Image, read_image
 from mcu_agent.kinds import load_kind
 from mcu_agent.profiling import profile
+from mcu_agent.session import opened
 from tests.support import boards
 
 KIND = load_kind("nrf52-dk")
@@ -107,6 +108,31 @@ def test_a_profile_is_bit_exact_and_says_where_its_figures_come_from(board: Boar
     assert found.cycles.median > 0
     assert found.stack_used_bytes > 0
     assert (found.instructions is None) == (not board.is_emulated)
+
+
+def test_a_window_repeats_the_last_input_and_leaves_its_output(board: Board, image: Image) -> None:
+    job = boards.make_job()
+    with opened(job, image, board) as link:
+        one = link.run(job.inputs[2])
+        window = link.window(3, 5, quiet_s=0.0)
+        again = link.run(job.inputs[1])
+    assert np.array_equal(window.output, job.expected[2]) and np.array_equal(again.output, job.expected[1])
+    each = one.counts[0].cycles + sum(part.cycles for part in one.counts[1:-2]) if one.counts else one.report.cycles
+    assert (window.repeats, window.cycles, window.keeps_input) == (3, 3 * each, True)
+    assert [part.instructions for part in one.counts[:-2]] == [part.instructions for part in again.counts[:-2]]
+    assert window.temperature_c == (None if board.is_emulated else 23.5)
+    assert again.report.sequence == one.report.sequence + 2
+
+
+@pytest.mark.parametrize(("repeats", "idle_ms"), [(0, 0), (2**32, 0), (1, -1), (1, 60_001)])
+def test_an_impossible_window_is_refused_before_the_board_hears_of_it(
+    board: Board, image: Image, repeats: int, idle_ms: int
+) -> None:
+    with (
+        opened(boards.make_job(), image, board) as link,
+        pytest.raises(ValueError, match=f"a window of {repeats} repeats and {idle_ms} ms"),
+    ):
+        link.window(repeats, idle_ms, quiet_s=0.0)
 
 
 @pytest.mark.parametrize(("byte", "index", "name"), [(105, 0, "double"), (106, 1, "add")])

@@ -34,12 +34,15 @@ class Device:
     def report(self) -> Mailbox:
         return Mailbox.unpack(self.board.read(self.image.address("edgefront_mailbox"), mailbox.SIZE))
 
-    def command(self, data: bytes, *, command: int = 1, crc: int | None = None) -> Mailbox:
+    def command(
+        self, data: bytes, *, command: int = 1, crc: int | None = None, repeats: int = 0, idle_ms: int = 0
+    ) -> Mailbox:
         place = self.image.address("edgefront_mailbox")
         checksum = zlib.crc32(data) if crc is None else crc
+        words = {mailbox.REPEATS_OFFSET: repeats, mailbox.IDLE_MS_OFFSET: idle_ms, mailbox.INPUT_CRC_OFFSET: checksum}
         self.board.write(self.report().input_address, data)
-        self.board.write(place + mailbox.INPUT_CRC_OFFSET, checksum.to_bytes(4, "little"))
-        self.board.write(place + mailbox.COMMAND_OFFSET, command.to_bytes(4, "little"))
+        for offset, word in (words | {mailbox.COMMAND_OFFSET: command}).items():
+            self.board.write(place + offset, word.to_bytes(4, "little"))
         self.to_ready()
         return self.report()
 
@@ -92,3 +95,24 @@ def test_a_damaged_input_is_refused_and_the_next_one_runs(device: Device) -> Non
 def test_an_unknown_command_is_an_error(device: Device) -> None:
     report = device.command(bytes(128), command=7)
     assert (report.status, report.error_code, report.sequence) == (Status.ERROR, 1, 0)
+
+
+def test_a_window_leaves_its_output_checksum_and_stack_mark_like_a_run(device: Device) -> None:
+    graph = small_cnn()
+    row = random_inputs(graph, 3)[2]
+    report = device.command(row.tobytes(), command=mailbox.COMMAND_WINDOW, repeats=2, idle_ms=1)
+    output = device.board.read(report.output_address, 5)
+    assert (report.status, report.sequence, report.keeps_input) == (Status.DONE, 1, 1)
+    assert zlib.crc32(output) == report.output_crc
+    assert np.frombuffer(output, np.int8).tolist() == reference.output_of(graph, row[np.newaxis])[0].tolist()
+    assert 64 <= report.stack_used_bytes < STACK_BYTES / 2
+
+
+@pytest.mark.parametrize(("repeats", "idle_ms"), [(0, 0), (1, mailbox.LONGEST_IDLE_MS + 1)])
+def test_a_window_without_repeats_or_with_too_long_an_idle_time_is_an_error(
+    device: Device, repeats: int, idle_ms: int
+) -> None:
+    data = bytes(128)
+    report = device.command(data, command=mailbox.COMMAND_WINDOW, repeats=repeats, idle_ms=idle_ms)
+    assert (report.status, report.error_code, report.sequence) == (Status.ERROR, 3, 0)
+    assert device.command(data).status == Status.DONE

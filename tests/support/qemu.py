@@ -77,8 +77,8 @@ def run_on_qemu(
     elf: bytes, inputs: np.ndarray, folder: Path, span: Span | None = None, machine: Machine = NETDUINO
 ) -> tuple[np.ndarray, list[Counts]]:
     """Outputs (n, bytes) for int8 inputs (n, bytes), and the counts of every run: by default of the whole network,
-    between the entries of ``edgefront_run`` and ``edgefront_after_run``. The image is linked for ``machine.kind``, or for
-    the catalogue's kind that it names, whose memory must lie in the machine's.
+    between the entries of ``edgefront_run`` and ``edgefront_after_run``. The image is linked for ``machine.kind``, or
+    for another kind whose memory lies where the machine's does.
 
     Instructions are QEMU's; cycles are those of the virtual board's cost table over QEMU's blocks.
     """

@@ -7,7 +7,17 @@ from pathlib import Path
 
 from mcu_agent.boards.thumb import CORE_FACTORS, TAKEN_PENALTY
 from mcu_agent.kinds import kinds
-from mcu_agent.mailbox import COMMAND_OFFSET, INPUT_CRC_OFFSET, MAGIC, SIZE
+from mcu_agent.mailbox import (
+    COMMAND_OFFSET,
+    IDLE_MS_OFFSET,
+    INPUT_CRC_OFFSET,
+    LONGEST_IDLE_MS,
+    MAGIC,
+    NO_TEMPERATURE,
+    REPEATS_OFFSET,
+    SIZE,
+    VERSION,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "boards.md").read_text(encoding="utf-8")
 
@@ -18,7 +28,7 @@ def test_the_table_of_kinds_is_the_catalogue() -> None:
         f"| {kind.ram_bytes // 1024} KiB | {kind.nj_per_cycle} | {kind.nj_per_cycle_source.split(':')[0]} |"
         for kind in kinds().values()
     ]
-    assert re.findall(r"^\| `n.*\|$", PAGE, re.MULTILINE) == rows
+    assert re.findall(r"^\| `n[^|]*` \|(?:[^|]*\|){7}$", PAGE, re.MULTILINE) == rows
 
 
 def test_the_cost_model_is_the_programs() -> None:
@@ -31,4 +41,14 @@ def test_the_mailboxs_offsets_are_the_programs() -> None:
     assert f"`{MAGIC:#010X}`".replace("0X", "0x") in PAGE
     assert f"| {COMMAND_OFFSET} | command" in PAGE
     assert f"| {INPUT_CRC_OFFSET} | CRC-32 of the input" in PAGE
-    assert f"| 88, {SIZE - 4} | stack reserved" in PAGE
+    assert f"| {REPEATS_OFFSET} | inferences of a window" in PAGE
+    assert f"| {IDLE_MS_OFFSET} | milliseconds to sleep before and after them, at most {LONGEST_IDLE_MS:,};" in PAGE
+    assert f"signed; −{-NO_TEMPERATURE}: not measured" in PAGE
+    assert f"| {SIZE - 4} | whether the input was put back" in PAGE
+    assert f"little endian, version {VERSION} " in PAGE
+
+
+def test_ports_and_trigger_pins_are_the_catalogues() -> None:
+    rows = re.findall(r"^\| (`n[^|]*`) \| `(\w+)` \|[^|]*\| (P\S+), A\d \|$", PAGE, re.MULTILINE)
+    found = {name: (port, pin) for names, port, pin in rows for name in re.findall(r"`([^`]+)`", names)}
+    assert found == {kind.name: (kind.port, kind.trigger_pin) for kind in kinds().values()}

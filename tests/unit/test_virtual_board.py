@@ -143,6 +143,15 @@ def test_memory_is_exactly_that_of_the_board(board: VirtualBoard) -> None:
         board.read(KIND.ram_end, 1)
 
 
+def test_registers_that_the_port_needs_can_be_read_and_others_are_not_there(board: VirtualBoard) -> None:
+    image = counted_image()
+    board.load(image)
+    assert board.read(0x10000104, 4) == b"0FAA"  # the part's variant, AAF0
+    with pytest.raises(ImageRejected, match="4 bytes at 0x10000108 lie outside the memory of nrf52-dk"):
+        board.read(0x10000108, 4)
+    assert board.run_until([image.address("edgefront_ready")], 5.0) == image.address("edgefront_ready")
+
+
 @pytest.mark.parametrize(
     ("offset", "word", "message"),
     [(0, 0x20000001, "initial stack pointer"), (0, 0x30000000, "initial stack pointer"), (4, 0x8, "no Thumb address")],

@@ -33,7 +33,9 @@ __attribute__((noinline)) void edgefront_after_run(void)
     __asm volatile("" ::: "memory");
 }
 
-static uint32_t crc32(const uint8_t *bytes, uint32_t n_bytes)
+#define ONCE __attribute__((noinline)) /* one copy of the code, as small as the compiler alone would not make it */
+
+static ONCE uint32_t crc32(const uint8_t *bytes, uint32_t n_bytes)
 {
     uint32_t crc = 0xFFFFFFFFu;
     for (uint32_t i = 0; i < n_bytes; ++i) {
@@ -140,7 +142,7 @@ static void run_once(const edgefront_sizes_t *sizes)
 }
 
 /** By words, wherever they lie: an input need not be aligned. No compiler makes a call of it. */
-static void copy(int8_t *to, const int8_t *from, uint32_t n_bytes)
+static ONCE void copy(int8_t *to, const int8_t *from, uint32_t n_bytes)
 {
     typedef struct __attribute__((packed, may_alias)) {
         uint32_t value;

@@ -1,5 +1,5 @@
 /**
- * nRF52832, nRF52833 and nRF52840: 64 MHz, the only clock the core has, from the crystal; DC/DC regulator and
+ * nRF52832 and nRF52840: 64 MHz, the only clock the core has, from the crystal; DC/DC regulator and
  * instruction cache on. The debug port stays as open as the UICR says.
  *
  * source    nRF52832 Product Specification v1.4, nRF52840 Product Specification v1.7: "POWER", "NVMC", "TEMP", "Debug
