@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from orchestrator.extras import EXTRAS
 from tests.support.closure import AGENT_MODULES, ROOT, agent_files, all_of_mcu_agent, loaded
@@ -80,6 +81,35 @@ def test_what_an_agents_processes_import_is_in_the_small_installation() -> None:
     names = set().union(*(third_party(path) for path in agent_files() if "mcu_agent" not in path.parts))
     assert {"celery", "redis", "numpy", "pydantic"} <= names
     assert {name for name in names if not distributions_of(name) & base} == set()
+
+
+def asked_for(distributions: list[str]) -> set[str]:
+    """These distributions and all that they ask for, and so on, without extras but those that they name."""
+    found: set[str] = set()
+    waiting = list(distributions)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            requirements = [Requirement(line) for line in metadata.requires(name) or []]
+        except metadata.PackageNotFoundError:
+            continue
+        waiting += [
+            normalised(one.name) for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})
+        ]
+    return found
+
+
+def test_what_an_agents_processes_load_in_the_end_comes_with_the_small_installation() -> None:
+    """Also what other packages import without asking for it, which a larger installation hides."""
+    files = loaded(*AGENT_MODULES)
+    names = {name.partition(".")[0] for name, file in files.items() if "site-packages" in file}
+    known = asked_for(project()[""])
+    foreign = {name for name in names - OURS if distributions_of(name) and not distributions_of(name) & known}
+    # Imported where they are there, and done without elsewhere.
+    assert foreign <= {"yaml", "cffi", "greenlet", "_distutils_hack", "setuptools"}
 
 
 def test_what_drivers_import_is_in_the_small_installation_or_in_an_extra_of_theirs() -> None:
