@@ -7,12 +7,12 @@
 #   VENV    folder of the virtual environment                     (default .venv)
 #   PYTHON  the interpreter to use; default: the newest that is at least 3.11 and has `venv`
 #   TORCH   the PyTorch requirement, installed first               (default torch==2.13.0)
-#   EXTRAS  optional dependency groups of pyproject.toml           (default boards,dev)
+#   EXTRAS  parts of pyproject.toml to install                     (default: all that search, boards and tests need)
 set -u
 
 VENV=${VENV:-.venv}
 TORCH=${TORCH:-torch==2.13.0}
-EXTRAS=${EXTRAS:-boards,dev}
+EXTRAS=${EXTRAS:-search,virtual,boards,joulescope,ina226,dev}
 STAMP=$VENV/.edgefront-installed
 LOG=$VENV/install.log
 

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -247,9 +247,15 @@ def cache_folder() -> Path:
 
 
 def _compilers() -> list[list[str]]:
+    """The C compilers of this machine: the package ziglang's, or where that is not installed, any on the PATH."""
     found = [[path] for name in ("cc", "clang", "gcc") if (path := shutil.which(name))]
     if util.find_spec("ziglang"):
         found.insert(0, [sys.executable, "-m", "ziglang", "cc"])
+    if not found:
+        log.warning(
+            "no C compiler for the native block counter, counting in Python (about 50 times slower); "
+            "install cc, clang or gcc, or pip install ziglang"
+        )
     return found
 
 
@@ -267,12 +273,21 @@ def _compile(source: bytes, path: Path) -> bool:
             flags_here = flags if "ziglang" in compiler else [f for f in flags if not f.startswith("-fno-sanitize")]
             command = [*compiler, *flags_here, "-o", str(built), str(code)]
             environment["ZIG_LOCAL_CACHE_DIR"] = folder
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
-            if done.returncode == 0:
+            trouble = _run_compiler(command, environment)
+            if not trouble:
                 built.replace(path)
                 return True
-            log.warning("compiling the block counter with %s failed: %s", compiler[0], done.stderr[-500:])
+            log.warning("compiling the block counter with %s failed: %s", " ".join(compiler), trouble)
     return False
+
+
+def _run_compiler(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What went wrong; empty when it worked."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return "" if done.returncode == 0 else f"exit code {done.returncode}: {done.stderr[-500:]}"
 
 
 def _load(path: Path) -> ctypes.CDLL:

@@ -347,6 +347,48 @@ def test_a_message_of_another_version_is_answered_as_a_defect(
     assert "version 99" in fault.detail
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        None,
+        5,
+        "text",
+        [],
+        {},
+        {"request": 5},
+        {"request": {"study_id": "../x", "trial": 1, "stage": "gate", "attempt": 1}},
+    ],
+)
+def test_a_message_of_nobody_is_dropped_with_a_line_in_the_log(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, message: object
+) -> None:
+    monkeypatch.setenv("EDGEFRONT_BROKER_URL", broker.url)
+    app.execute(message)  # type: ignore[arg-type]
+    assert "dropped a message that names no trial of a study" in caplog.text
+    client = connect(broker.url)
+    assert client.keys("*") == []
+    client.close()
+
+
+def test_a_message_that_every_worker_would_drop_is_not_sent(tmp_path: Path, broker: EmbeddedBroker) -> None:
+    with evaluator(broker.url, tmp_path) as one:
+        with pytest.raises(OrchestratorError, match="allowed are 1000000"):
+            one.submit(request(params={f"p{index}": "x" * 4000 for index in range(260)}))
+        endless = {"board": BOARD, "profiling": {"timeout": 30_000.0}}
+        with pytest.raises(OrchestratorError, match=r"profiling\.timeout"):
+            one.submit(request("profile", study=endless))
+
+
+def test_progress_that_cannot_be_read_is_passed_over(tmp_path: Path, broker: EmbeddedBroker) -> None:
+    sink = Recorder()
+    client = connect(broker.url)
+    with evaluator(broker.url, tmp_path, sink=sink) as one:
+        client.xadd(messages.events_key("study"), {"name": "no name", "fields": "["})
+        client.xadd(messages.events_key("study"), {"name": "epoch_finished", "fields": '{"trial": 1}'})
+        wait_for(lambda: [one.collect(0.1), sink.named("epoch_finished")][1])
+    client.close()
+
+
 def test_an_answer_of_another_version_stops_the_run_with_a_message(tmp_path: Path, broker: EmbeddedBroker) -> None:
     client = connect(broker.url)
     client.xadd(messages.results_key("study"), {"result": '{"version": 99}'})

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import UsageError
 from tasks import artifacts
-from tasks.artifacts import ArtifactAltered, ArtifactMissing, ArtifactStore, DiskFull, check_writable
+from tasks.artifacts import (
+    ArtifactAltered,
+    ArtifactMissing,
+    ArtifactStore,
+    ArtifactTooLarge,
+    DiskFull,
+    check_writable,
+)
 
 
 @given(st.binary(max_size=300))
@@ -90,3 +97,23 @@ def test_an_address_that_cannot_be_written_is_told_before_a_study_begins(url: st
 
 def test_an_address_that_can_be_written_passes(tmp_path: Path) -> None:
     check_writable(str(tmp_path / "new"))
+
+
+@pytest.mark.parametrize("url", ["folder", "memory://a-bounded-store"])
+def test_no_more_is_read_of_an_artifact_than_its_reader_takes(tmp_path: Path, url: str) -> None:
+    address = url if "://" in url else str(tmp_path / url)
+    sha256 = ArtifactStore(address).put_bytes(b"x" * 100)
+    assert len(ArtifactStore(address, most_bytes=100).get_bytes(sha256)) == 100
+    bounded = ArtifactStore(address, most_bytes=99)
+    with pytest.raises(ArtifactTooLarge, match="more than the 99 bytes") as caught:
+        bounded.get_bytes(sha256)
+    assert caught.value.reason == "artifact_too_large"
+    assert not bounded.has(sha256)
+    bounded.remember("0" * 64, b"y" * 100)
+    assert bounded.recall("0" * 64) is None
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "", "0" * 63, "g" * 64, "ab/../" + "c" * 58, "A" * 64])
+def test_what_is_no_hash_is_no_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="expected a sha256"):
+        ArtifactStore(tmp_path).get_bytes(name)

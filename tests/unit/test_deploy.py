@@ -6,16 +6,22 @@ import json
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import redis
 import yaml
 from click.testing import CliRunner
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 import cli
 from mcu_agent.rack import load_rack
 from orchestrator.metrics import FAMILIES
+from tasks.broker import server_executable
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -65,6 +71,63 @@ def test_the_broker_has_no_password_of_its_own() -> None:
     assert all(password.startswith("${EDGEFRONT_REDIS_PASSWORD:?") for password in passwords)
 
 
+def test_no_password_stands_in_the_hosts_list_of_processes(tmp_path: Path) -> None:
+    for service in compose()["services"].values():
+        assert "PASSWORD" not in json.dumps([service.get("command"), service.get("healthcheck", {}).get("test")])
+    executable = server_executable()
+    assert executable is not None
+    (tmp_path / "redis-server").symlink_to(executable)
+    shell, option, script = compose()["services"]["redis"]["command"]
+    script = script.replace("$$", "$").replace("redis-server -", "redis-server - --port 0 --unixsocket redis.sock", 1)
+    environment = {"PATH": f"{tmp_path}:{os.defpath}", "REDISCLI_AUTH": "a-secret"}
+    with subprocess.Popen([shell, option, script], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
+        try:
+            client = redis.Redis(
+                unix_socket_path=str(tmp_path / "redis.sock"),
+                password="a-secret",
+                retry=Retry(ConstantBackoff(0.02), 200),
+            )
+            assert client.ping()
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+            client.close()
+            shown = psutil.Process(server.pid).cmdline()  # the shell has made way for it
+        finally:
+            server.kill()
+    assert shown[0].startswith("redis-server")
+    assert "a-secret" not in json.dumps(shown)
+
+
+def stages_of_the_image() -> dict[str, str]:
+    parts = re.split(r"^FROM \S+ AS (\w+)$", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_agents_image_is_the_small_one_and_the_whole_tool_the_one_by_default() -> None:
+    stages = stages_of_the_image()
+    assert list(stages) == ["agent", "full"]
+    assert "torch" not in stages["agent"].lower()
+    assert 'pip install --no-cache-dir ".[${EXTRAS}]"' in stages["agent"]
+    assert 'pip install --no-cache-dir ".[search]"' in stages["full"]
+    services = compose()["services"]
+    assert {name: service["build"]["target"] for name, service in services.items() if "build" in service} == {
+        "orchestrator": "full",
+        "train-worker": "full",
+        "build-worker": "full",
+        "agent": "agent",
+    }
+    assert services["agent"]["image"] != services["orchestrator"]["image"]
+
+
+def test_the_parts_that_are_installed_exist() -> None:
+    known = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    )
+    script = (DEPLOY / "setup.sh").read_text(encoding="utf-8")
+    (chosen,) = re.findall(r"^EXTRAS=\$\{EXTRAS:-(.*)\}$", script, re.MULTILINE)
+    assert {"search", "boards", "virtual", "dev"} <= set(chosen.split(",")) <= known
+    assert set(compose()["services"]["agent"]["build"]["args"]["EXTRAS"].split(",")) <= known
+
+
 def test_prometheus_scrapes_the_port_that_the_orchestrator_serves() -> None:
     scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     (target,) = scraped["scrape_configs"][0]["static_configs"][0]["targets"]
@@ -106,10 +169,10 @@ def test_the_rack_of_the_compose_file_is_one_that_the_agent_takes() -> None:
 
 
 def test_the_image_holds_everything_that_the_package_is_made_of() -> None:
-    copied = re.findall(r"^COPY (.+) \S+$", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
-    names = {name for line in copied for name in line.split()}
-    assert {"cli.py", "orchestrator", "tasks", "mcu_agent", "pyproject.toml"} <= names
-    assert all((ROOT / name).exists() for name in names)
+    for stage in stages_of_the_image().values():
+        names = {name for line in re.findall(r"^COPY (.+) \S+$", stage, re.MULTILINE) for name in line.split()}
+        assert {"cli.py", "orchestrator", "tasks", "mcu_agent", "pyproject.toml"} <= names
+        assert all((ROOT / name).exists() for name in names)
 
 
 def run_setup(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,51 @@ def test_unusable_input_is_a_defect(change: dict[str, Any], reason: str) -> None
     fault = answer(ask(store, **change), store).fault
     assert fault is not None
     assert (fault.kind, fault.reason) == (FaultKind.DEFECT, reason)
+
+
+def bomb() -> bytes:
+    """A file of arrays that unpacks to more than any vectors are."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed, packed.open("inputs.npy", "w") as stream:
+        for _ in range(257):
+            stream.write(bytes(1_000_000))
+    return file.getvalue()
+
+
+def array_file(header: str) -> bytes:
+    """Vectors whose inputs say of themselves what ``header`` says, and hold nothing."""
+    text = header.encode().ljust(117) + b"\n"
+    content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        packed.writestr("inputs.npy", content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "vector_file",
+    [
+        bomb(),
+        array_file("{'descr': '|i1', 'fortran_order': False, 'shape': (1000000000000000,)}"),
+        array_file("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"),
+        array_file("{'descr': __import__('os'), 'fortran_order': False, 'shape': (1,)}"),
+    ],
+    ids=["bomb", "a petabyte", "pickles", "code"],
+)
+def test_vectors_made_to_harm_are_a_defect(vector_file: bytes) -> None:
+    store = MemoryArtifacts()
+    fault = answer(ask(store, vector_file=vector_file), store).fault
+    assert fault is not None
+    assert (fault.kind, fault.reason) == (FaultKind.DEFECT, "bad_artifact")
+
+
+def test_layers_nested_without_end_are_a_defect() -> None:
+    store = MemoryArtifacts()
+    request = ask(store)
+    spoilt = {**request.inputs, "layers": store.put_bytes(b"[" * 100_000)}
+    fault = answer(replace(request, inputs=spoilt), store).fault
+    assert fault is not None
+    assert (fault.kind, fault.reason) == (FaultKind.DEFECT, "bad_artifact")
 
 
 def test_a_missing_artifact_is_a_defect_that_names_it() -> None:

@@ -265,3 +265,37 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(
     finally:
         native_library.cache_clear()
     assert "cannot keep the native block counter" in caplog.text
+
+
+def test_without_ziglang_any_compiler_on_the_path_makes_the_counter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = blockcounter.shutil.which("cc") or blockcounter.shutil.which("clang") or blockcounter.shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler on the PATH")
+    monkeypatch.setattr(blockcounter.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert blockcounter._compilers()[0] == [compiler]
+    native_library.cache_clear()
+    try:
+        assert native_library() is not None
+    finally:
+        native_library.cache_clear()
+    assert list((tmp_path / "edgefront").glob("blockhook-*.so"))
+
+
+def test_without_any_compiler_the_way_to_a_faster_counter_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(blockcounter.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert blockcounter._compilers() == []
+    assert "install cc, clang or gcc, or pip install ziglang" in caplog.text
+
+
+def test_a_compiler_that_hangs_or_is_none_is_a_reason_to_try_the_next(tmp_path: Path) -> None:
+    (tmp_path / "cc").write_text("no program")
+    (tmp_path / "cc").chmod(0o755)
+    assert "format" in blockcounter._run_compiler([str(tmp_path / "cc")], {})
+    assert blockcounter._run_compiler(["false"], {"PATH": "/usr/bin:/bin"}).startswith("exit code 1")
+    assert blockcounter._run_compiler(["true"], {"PATH": "/usr/bin:/bin"}) == ""
