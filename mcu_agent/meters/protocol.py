@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -39,16 +40,31 @@ class Meter(Protocol):
     def read(self, cycles: float) -> EnergyReading: ...
 
 
+class WindowBy(StrEnum):
+    """How the window is found in a trace.
+
+    ``PIN``: the meter reads the board's trigger pin with every reading. ``END``: it marks the one reading at which the
+    pin fell, and the board's cycles give the length. ``HOST``: it does not see the pin; what lies inside the window for
+    certain follows from the host's clock and the board's cycles.
+    """
+
+    PIN = "pin"
+    END = "end"
+    HOST = "host"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Trace:
     """What a recorder saw between ``start`` and ``stop``.
 
-    ``seconds`` is the time between the two by the host's monotonic clock, to check the rate against; ``n_lost`` counts
-    readings known to be missing; ``supply_v`` is the mean supply voltage, measured or set.
+    ``started_s`` is when the first reading was taken and ``seconds`` how long the readings took, both by the host's
+    monotonic clock; ``timing_error_s`` is how wrong the two may be. ``n_lost`` counts readings known to be missing;
+    where the meter knows their place they hold the value before them, so that the time axis stays right. ``supply_v``
+    is the mean supply voltage, measured or set.
 
     Shapes:
-        current_a: (t,) amperes. trigger: (t,), True while the board holds its trigger pin high. saturated: (t,), True
-        where the reading reached the end of the range.
+        current_a: (t,) amperes. voltage_v: (t,) volts, None where the meter does not measure it. trigger: (t,), True as
+        :class:`WindowBy` says. saturated: (t,), True where the reading reached the end of the range.
     """
 
     current_a: FloatArray
@@ -58,25 +74,33 @@ class Trace:
     supply_v: float
     seconds: float
     n_lost: int = 0
+    voltage_v: FloatArray | None = None
+    started_s: float = 0.0
+    timing_error_s: float = 0.0005
 
 
 class Recorder(Protocol):
     """A meter that records supply current while a board runs.
 
     Order of calls: ``open`` → (``start`` → ``stop``, any number) → ``close``. ``open`` connects, checks what can be
-    checked and, where the meter is the board's supply, switches it on. ``close`` may follow any state, twice included.
-    One owner; not thread-safe.
+    checked and, where the meter is the board's supply, switches it on. When ``start`` returns, readings arrive.
+    ``close`` may follow any state, twice included, and switches a supply off; ``open`` may follow it. One owner; not
+    thread-safe.
+
+    ``name`` is the meter as results name it, with its serial number or port; ``accuracy`` says mode, range and class.
 
     Units: amperes, volts, hertz.
 
     Raises:
-        MeterLost: the meter went away or does not answer (transient).
+        MeterLost: the meter went away, is used by somebody else or does not answer (transient).
         MeterError: what it says cannot be believed; see its subclasses.
+        InventoryError: the rack file asks for what the meter cannot do, or the library that speaks to it is missing.
     """
 
     name: str
     rate_hz: float
     accuracy: str
+    window_by: WindowBy
 
     def open(self) -> None: ...
 
