@@ -13,6 +13,7 @@ from mcu_agent.image import Image, read_image
 from mcu_agent.kinds import load_kind
 from mcu_agent.leases import AUTOMATIC, is_offered
 from mcu_agent.meters.protocol import Recorder
+from mcu_agent.meters.registry import make_recorder
 from mcu_agent.pool import Pool
 from mcu_agent.power import BACK_S, COMMAND_S, PowerCycle, power_cycle
 from mcu_agent.rack import RackBoard
@@ -30,9 +31,13 @@ def ignore(name: str, fields: Mapping[str, Any]) -> None:
     """Events that nobody wants to hear of."""
 
 
-def no_recorder(entry: RackBoard) -> Recorder | None:
-    """For boards that are tested without their meters."""
-    return None
+def recorder_of(entry: RackBoard) -> Recorder | None:
+    """The board's meter, not yet connected; None where it has none that measures.
+
+    Raises:
+        InventoryError: the rack file asks for what the meter cannot do.
+    """
+    return make_recorder(entry.meter, load_kind(entry.kind).supply_v) if entry.meter else None
 
 
 def run_on_rack(
@@ -44,7 +49,7 @@ def run_on_rack(
     duration_s: float,
     wait_s: float,
     events: Events = ignore,
-    recorders: Recorders = no_recorder,
+    recorders: Recorders = recorder_of,
 ) -> T:
     """What ``work`` gives on a board of ``kind``; each attempt has a lease of ``duration_s``, for which it waits up to
     ``wait_s``. Faults of the rig are dealt with here: retried after a power cycle, taken to another board, and the
@@ -71,7 +76,7 @@ def check_board(
     *,
     wait_s: float = 0.0,
     events: Events = ignore,
-    recorders: Recorders = no_recorder,
+    recorders: Recorders = recorder_of,
 ) -> SelfTestReport:
     """The self-test of a board, whatever its health; one that passes heals it, one that fails quarantines it.
 

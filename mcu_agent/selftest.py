@@ -35,6 +35,7 @@ from mcu_agent.kinds import BoardKind
 from mcu_agent.meters.protocol import Recorder, Trace
 from mcu_agent.rack import RackBoard
 from mcu_agent.session import Job, Layer, Profile, profile
+from mcu_agent.windows import check_trace
 
 KNOWN_VERSION = 1
 IMAGE_FILE, VECTORS_FILE, LAYERS_FILE, FACTS_FILE = "image.elf", "vectors.npz", "layers.json", "facts.json"
@@ -45,8 +46,6 @@ TIMEOUT_S = 30.0
 _CYCLES_RATIO = (0.7, 6.0)
 # The mean current while the core runs, against the catalogue's; regulators, LEDs and debug probes differ that much.
 _CURRENT_RATIO = (0.05, 20.0)
-_SUPPLY_SHARE = 0.05
-_RATE_SHARE = 0.01
 
 
 class NoKnownImage(InventoryError):
@@ -276,26 +275,18 @@ def _of_error(error: AgentError) -> list[Check]:
 
 
 def _of_trace(trace: Trace, entry: RackBoard, kind: BoardKind) -> Check:
-    wrong = implausible(trace, kind, entry.meter.supply_v if entry.meter else None)
-    mean_a = float(trace.current_a.mean()) if len(trace.current_a) else 0.0
-    found = f"{mean_a * 1e3:.2f} mA at {trace.supply_v:.2f} V"
-    return Check(name="meter", is_ok=not wrong, found=f"{found}: {wrong}" if wrong else found)
-
-
-def implausible(trace: Trace, kind: BoardKind, supply_v: float | None) -> str:
-    """What cannot be true of a trace that was taken while the board ran; empty where nothing."""
-    wanted_v = supply_v or kind.supply_v
+    """
+    Raises:
+        MeterError: the trace cannot be true.
+    """
+    supply_v = kind.supply_v if entry.meter is None or entry.meter.supply_v is None else entry.meter.supply_v
+    check_trace(trace, supply_v)
+    mean_a = float(trace.current_a.mean())
     usual_a = estimate_energy_j(1.0, kind) * kind.clock_hz / kind.supply_v
-    if not len(trace.current_a):
-        return "no readings"
-    mean_a, n = float(trace.current_a.mean()), len(trace.current_a) + trace.n_lost
     low_a, high_a = (ratio * usual_a for ratio in _CURRENT_RATIO)
-    expected_n = trace.rate_hz * trace.seconds
-    findings = [
-        (trace.n_lost > 0, f"{trace.n_lost} readings are missing"),
-        (bool(trace.saturated.any()), "the current goes beyond the range"),
-        (abs(trace.supply_v - wanted_v) > _SUPPLY_SHARE * wanted_v, f"the supply should be {wanted_v:g} V"),
-        (abs(n - expected_n) > max(_RATE_SHARE * expected_n, 0.1 * trace.rate_hz), "the rate is not the meter's"),
-        (not low_a <= mean_a <= high_a, f"{low_a * 1e3:.2g} to {high_a * 1e3:.2g} mA are plausible"),
-    ]
-    return "; ".join(text for is_wrong, text in findings if is_wrong)
+    if not low_a <= mean_a <= high_a:
+        raise MeterError(
+            f"the mean current is {mean_a * 1e3:.3g} mA while the board runs; {low_a * 1e3:.2g} to "
+            f"{high_a * 1e3:.2g} mA are plausible for a {kind.name}: check how the meter is wired"
+        )
+    return Check(name="meter", is_ok=True, found=f"{mean_a * 1e3:.2f} mA at {trace.supply_v:.2f} V")

@@ -13,9 +13,9 @@ from mcu_agent.boards.virtual import VirtualBoard
 from mcu_agent.errors import LeaseLost, MeterLost
 from mcu_agent.image import read_image
 from mcu_agent.kinds import kinds, load_kind
-from mcu_agent.meters.protocol import Trace
+from mcu_agent.meters.protocol import Trace, WindowBy
 from mcu_agent.rack import MeterEntry, RackBoard
-from mcu_agent.selftest import NoKnownImage, SelfTestReport, implausible, known_image, self_test
+from mcu_agent.selftest import NoKnownImage, SelfTestReport, known_image, self_test
 from tasks import selftest
 from tasks.firmware.toolchain import zig_version
 from tests.support.rigs import KIND, Rig, RigBoard
@@ -122,7 +122,7 @@ def trace(current_a: float = 0.004, supply_v: float = 3.0, seconds: float = 0.5,
 class FakeRecorder:
     """A meter that has this trace, or is gone."""
 
-    name, rate_hz, accuracy = "fake", 1000.0, "none"
+    name, rate_hz, accuracy, window_by = "fake", 1000.0, "none", WindowBy.PIN
 
     def __init__(self, found: Trace | None) -> None:
         self._found = found
@@ -152,26 +152,25 @@ def test_a_meter_records_while_the_known_image_runs() -> None:
     assert report.check("meter").found == "4.00 mA at 3.00 V"
 
 
-def test_a_meter_that_is_gone_or_not_to_be_believed_is_a_fault() -> None:
-    gone = self_test(RigBoard("b", Rig()), ENTRY, FakeRecorder(None))
-    assert (gone.reason, gone.check("answer").is_ok) == ("meter_lost", True)
-    entry = replace(ENTRY, meter=MeterEntry(driver="ppk2", supply_v=1.8))
-    wrong = self_test(RigBoard("b", Rig()), entry, FakeRecorder(trace()))
-    assert wrong.fault == "meter: 4.00 mA at 3.00 V: the supply should be 1.8 V"
-
-
 @pytest.mark.parametrize(
-    ("found", "text"),
+    ("found", "reason", "text"),
     [
-        (trace(), ""),
-        (trace(n_lost=3), "3 readings are missing"),
-        (trace(current_a=4.0), "mA are plausible"),
-        (trace(current_a=4e-9), "mA are plausible"),
-        (trace(seconds=5.0), "the rate is not the meter's"),
-        (replace(trace(), saturated=np.ones(500, dtype=bool)), "beyond the range"),
-        (replace(trace(), current_a=np.zeros(0)), "no readings"),
+        (None, "meter_lost", "the meter does not answer"),
+        (trace(n_lost=3), "meter_gap", "3 of 500 readings are missing"),
+        (trace(current_a=4.0), "meter", r"the mean current is 4e+03 mA while the board runs; 0.18 to 74 mA"),
+        (trace(current_a=4e-9), "meter", "the mean current is 4e-06 mA"),
+        (trace(seconds=5.0), "meter_drift", "readings were lost unseen"),
+        (trace(supply_v=1.8), "wrong_supply", "the supply is 1.800 V, the rack file says 3 V"),
+        (replace(trace(), current_a=np.zeros(0)), "meter_gap", "the trace is empty"),
     ],
 )
-def test_what_cannot_be_true_of_a_trace_is_named(found: Trace, text: str) -> None:
-    assert text in implausible(found, load_kind(KIND), None)
-    assert bool(text) == bool(implausible(found, load_kind(KIND), None))
+def test_a_meter_that_is_gone_or_not_to_be_believed_is_a_fault(found: Trace | None, reason: str, text: str) -> None:
+    report = self_test(RigBoard("b", Rig()), ENTRY, FakeRecorder(found))
+    assert (report.reason, report.check("answer").is_ok, report.check("meter").is_ok) == (reason, True, False)
+    assert text in report.fault
+
+
+def test_the_supply_is_that_of_the_rack_file_or_of_the_kind() -> None:
+    entry = replace(ENTRY, meter=MeterEntry(driver="ppk2", supply_v=1.8))
+    assert self_test(RigBoard("b", Rig()), entry, FakeRecorder(trace(supply_v=1.8))).is_ok
+    assert self_test(RigBoard("b", Rig()), entry, FakeRecorder(trace())).reason == "wrong_supply"
