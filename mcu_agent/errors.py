@@ -226,3 +226,27 @@ class TriggerMissing(MeterError):
     """The trace has no window, or one that does not last as long as the board says."""
 
     reason = "trigger_missing"
+
+
+class PowerFault(AgentError):
+    """A board's power could not be switched: the program that does it is missing, failed or took too long."""
+
+    is_transient = True
+    reason = "power"
+
+
+class PowerNotCut(PowerFault):
+    """The board was switched off and on, and yet its RAM has kept what was in it: it has power from elsewhere, or the
+    hub does not switch."""
+
+    reason = "power_not_cut"
+
+
+class ImageAtFault(FirmwareError):
+    """The image fails in the same way on boards that pass their self-test; ``cause`` is the reason of that failure."""
+
+    reason = "image_at_fault"
+
+    def __init__(self, detail: str, cause: str) -> None:
+        super().__init__(detail)
+        self.cause = cause

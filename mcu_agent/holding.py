@@ -71,17 +71,16 @@ class Holding:
             LeaseLost: it does not.
         """
         self.check()
-        check(self.lease, self._lock.read(), self._now())
-        if self._shared is not None:
-            self._renew_shared(*self._shared)
+        self._check_mine()
 
     def extend(self, duration_s: float) -> None:
-        """Hold the board for ``duration_s`` from now.
+        """Hold the board for ``duration_s`` from now, even where the deadline has just passed: nobody else can have
+        taken a board whose lock is held by a process that beats.
 
         Raises:
-            LeaseLost: the lease has ended already.
+            LeaseLost: another has the board.
         """
-        self.check_fully()
+        self._check_mine()
         self.lease = replace(self.lease, deadline=self._now() + duration_s)
         self.update(lambda record: replace(record, deadline=self.lease.deadline))
 
@@ -99,6 +98,11 @@ class Holding:
                 self._shared[0].give_back(self._shared[1])
         finally:
             self._lock.release()
+
+    def _check_mine(self) -> None:
+        check(self.lease, self._lock.read())
+        if self._shared is not None:
+            self._renew_shared(*self._shared)
 
     def _given_back(self, fault: str) -> Callable[[BoardRecord], BoardRecord]:
         def change(record: BoardRecord) -> BoardRecord:

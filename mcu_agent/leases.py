@@ -129,15 +129,15 @@ def grant(
     return replace(held, host=by.host, pid=by.pid, born=by.born), lease
 
 
-def check(lease: Lease, record: BoardRecord, now: float) -> None:
-    """Pass while ``lease`` is the board's current one and not past its deadline.
+def check(lease: Lease, record: BoardRecord, now: float | None = None) -> None:
+    """Pass while ``lease`` is the board's current one and, where ``now`` is given, not past its deadline.
 
     Raises:
         LeaseLost: it is not; whatever is done on the board from here on is void.
     """
     if record.token != lease.token:
         raise LeaseLost(f"board {lease.board_id}: lease {lease.token} was followed by {record.token} of {record.owner}")
-    if now >= lease.deadline:
+    if now is not None and now >= lease.deadline:
         raise LeaseLost(f"board {lease.board_id}: lease {lease.token} ended {now - lease.deadline:.1f} s ago")
 
 
@@ -149,6 +149,13 @@ def give_back(record: BoardRecord, *, now: float = 0.0, fault: str = "") -> Boar
     if faults < FAULTS_BEFORE_QUARANTINE or record.quarantine:
         return after
     return quarantine(after, f"{faults} faults in a row, the last: {fault}", now=now)
+
+
+def add_fault(record: BoardRecord, fault: str, *, now: float) -> BoardRecord:
+    """The record after a fault of the rig outside a lease, or one that a lease has not told of."""
+    after = give_back(record, now=now, fault=fault)
+    names = ("owner", "since", "deadline", "host", "pid", "born")
+    return replace(after, **{name: getattr(record, name) for name in names})
 
 
 def quarantine(record: BoardRecord, reason: str, *, now: float, by: str = AUTOMATIC) -> BoardRecord:

@@ -21,6 +21,7 @@ from mcu_agent.leases import (
     BoardRecord,
     State,
     Timing,
+    add_fault,
     clear,
     grant,
     is_due,
@@ -33,7 +34,7 @@ from mcu_agent.leases import (
 )
 from mcu_agent.locks import BoardLock
 from mcu_agent.processes import end, this_process
-from mcu_agent.rack import Rack, RackBoard
+from mcu_agent.rack import Hub, Rack, RackBoard
 from mcu_agent.waiting import Place, Queue
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Pool:
         make: Callable[[RackBoard], Board] = make_board,
         now: Callable[[], float] = time.time,
         timing: Timing | None = None,
+        usb: Path = Path("/sys/bus/usb/devices"),
     ) -> None:
         self.rack = rack
         self._folder = folder
@@ -85,6 +87,7 @@ class Pool:
         self._now = now
         self._timing = timing or Timing()
         self._queue = Queue(folder / "queue")
+        self._usb = usb
         self._shared = _shared_leases(rack, self._timing)
 
     @contextmanager
@@ -155,6 +158,14 @@ class Pool:
         found = Tally(status.state for status in self.statuses())
         return {item.value: found[item] for item in State}
 
+    def is_hub_present(self, hub: Hub) -> bool | None:
+        """Whether this host sees a hub; None where it cannot be asked."""
+        return (self._usb / hub.location).exists() if self._usb.exists() else None
+
+    def now(self) -> float:
+        """The time that leases go by, in seconds since the epoch."""
+        return self._now()
+
     def n_waiting(self) -> int:
         """How many wait for a board, in this process and others."""
         return len(self._queue.waiting())
@@ -196,6 +207,14 @@ class Pool:
             InventoryError: the rack has no such board.
         """
         self._change(board_id, lambda record: suspect(record, reason, now=self._now()))
+
+    def note_fault(self, board_id: str, fault: str) -> None:
+        """Count a fault of the rig against a board; three in a row quarantine it.
+
+        Raises:
+            InventoryError: the rack has no such board.
+        """
+        self._change(board_id, lambda record: replace(add_fault(record, fault, now=self._now()), suspect=""))
 
     def note_test(self, board_id: str, fault: str) -> BoardRecord:
         """Remember a self-test: one that passed (``fault`` is empty) heals the board, one that failed quarantines it.

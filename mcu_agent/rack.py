@@ -298,8 +298,7 @@ def _claims(board: RackBoard) -> Iterator[tuple[tuple[str, ...], str, object]]:
     if board.probe:
         yield ("probe",), "probe", board.probe
     if board.connection:
-        host, port = board.connection.lower().rsplit(":", 1)
-        yield ("connection",), "connection", f"{'localhost' if host in _LOCAL_HOSTS else host}:{int(port)}"
+        yield ("connection",), "connection", _same_connection(board.connection)
     if board.uart:
         yield ("uart",), "serial port", board.uart
     if board.power:
@@ -307,5 +306,13 @@ def _claims(board: RackBoard) -> Iterator[tuple[tuple[str, ...], str, object]]:
         yield ("power",), "power switch", switch.command or (switch.hub, "port", switch.port)
     if board.meter and board.meter.driver != "model":
         meter = board.meter
-        address = meter.options.get("address", "") if meter.driver == "ina226" else ""
-        yield ("meter",), "meter", (meter.driver, meter.serial or meter.port, address)
+        place = (meter.options.get("bus", ""), meter.options.get("address", "")) if meter.driver == "ina226" else ()
+        yield ("meter",), "meter", (meter.driver, meter.serial or meter.port, *place)
+
+
+def _same_connection(connection: str) -> str:
+    """One spelling for all names of this host."""
+    if connection.startswith("unix:"):
+        return connection
+    host, port = connection.lower().rsplit(":", 1)
+    return f"{'localhost' if host in _LOCAL_HOSTS else host}:{int(port)}"

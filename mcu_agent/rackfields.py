@@ -11,10 +11,8 @@ from mcu_agent.kinds import kinds
 
 DRIVERS = ("virtual", "gdb", "pyocd")
 EMULATORS = ("unicorn", "qemu")
-SERVERS = ("openocd", "pyocd", "jlink", "qemu")
-CONNECT_MODES = ("under-reset", "halt", "pre-reset", "attach")
-METERS = ("model", "ppk2", "joulescope", "lpm01a", "ina226")
-METER_MODES = ("source", "ampere")
+SERVERS = ("pyocd", "openocd", "jlink", "qemu")
+CONNECT_MODES = ("under-reset", "normal", "attach")
 MAX_COUNT = 1000
 MIN_SELF_TEST_S = 60.0
 
@@ -95,15 +93,14 @@ def _whole(low: int, high: int) -> Callable[[Any], bool]:
 
 
 def _is_connection(value: Any) -> bool:
-    match = _CONNECTION.match(value) if isinstance(value, str) else None
-    return match is not None and 1 <= int(match[2]) <= 65535
+    if not isinstance(value, str):
+        return False
+    match = _CONNECTION.match(value)
+    return 1 <= int(match[2]) <= 65535 if match else re.match(r"^unix:/\S+$", value) is not None
 
 
 _ID_WORDS = "letters, digits, '.', '_', '-', at most 63 of them"
 _REAL, _PROBED = ("gdb", "pyocd"), ("pyocd",)
-_PORTED = ("ppk2", "lpm01a", "ina226")
-_SERIAL = ("ppk2", "joulescope", "lpm01a")
-_MEASURING = METERS[1:]
 
 BOARD: Mapping[str, Field] = {
     "id": Field(is_allowed=_is_id, allowed=_ID_WORDS, meaning="name of the board", needed_by=DRIVERS),
@@ -128,8 +125,8 @@ BOARD: Mapping[str, Field] = {
         meaning="which probe, by its serial number; resolved anew whenever the board is opened",
     ),
     "connection": Field(
-        is_allowed=_is_connection, allowed="host:port", drivers=("gdb",), needed_by=("gdb",),
-        meaning="where the GDB server listens",
+        is_allowed=_is_connection, allowed="host:port, or unix: and the path of a socket", drivers=("gdb",),
+        needed_by=("gdb",), meaning="where the GDB server listens",
     ),
     "server": Field(
         is_allowed=_one_of(SERVERS), allowed=", ".join(SERVERS), default="found out", drivers=("gdb",),
@@ -152,7 +149,7 @@ BOARD: Mapping[str, Field] = {
         drivers=_REAL, meaning="how its USB port is switched; see below",
     ),
     "meter": Field(
-        is_allowed=lambda value: isinstance(value, dict), allowed="a table {driver, …}", drivers=_REAL,
+        is_allowed=lambda value: isinstance(value, dict), allowed="a table with the meter's driver", drivers=_REAL,
         meaning="the power meter in its supply; see below",
     ),
     "tags": Field(
@@ -175,45 +172,6 @@ POWER: Mapping[str, Field] = {
     "off": Field(
         is_allowed=_between(0.1, 60.0, seconds), allowed="0.1 s to 60 s: a number of seconds or a text like '2 s'",
         default="2 s", meaning="how long the power stays off",
-    ),
-}  # fmt: skip
-
-METER: Mapping[str, Field] = {
-    "driver": Field(
-        is_allowed=_one_of(METERS), allowed=", ".join(METERS), needed_by=METERS, choices=lambda: METERS,
-        meaning="`model`: none, energy is estimated from cycles",
-    ),
-    "serial": Field(
-        is_allowed=_is_text, allowed="a serial number, as text", drivers=_SERIAL,
-        meaning="which meter; may be left out where only one is plugged in",
-    ),
-    "port": Field(
-        is_allowed=_is_text, allowed="a serial port or an I²C bus, as text", drivers=_PORTED,
-        meaning="where it is, like `/dev/ttyACM0` or `/dev/i2c-1`", needed_by=("ina226",),
-    ),
-    "mode": Field(
-        is_allowed=_one_of(METER_MODES), allowed=", ".join(METER_MODES), default="source", drivers=("ppk2",),
-        meaning="`source`: it supplies the board; `ampere`: it measures in another supply", choices=lambda: METER_MODES,
-    ),
-    "trigger": Field(
-        is_allowed=_whole(0, 7), allowed="a whole number from 0 to 7", default="0", drivers=_MEASURING,
-        meaning="the logic input that the board's trigger pin is wired to",
-    ),
-    "supply": Field(
-        is_allowed=_between(0.8, 5.5, volts), allowed="0.8 V to 5.5 V: a number of volts or a text like '1800 mV'",
-        default="the kind's", drivers=_MEASURING, meaning="supply voltage that is set, or must be found",
-    ),
-    "known_load_ohms": Field(
-        is_allowed=_between(1.0, 1e7, lambda value: _amount(value, {})), allowed="a number from 1 to 10,000,000",
-        drivers=_MEASURING, meaning="a resistor in place of the board, to check the meter's drift at start",
-    ),
-    "shunt_ohms": Field(
-        is_allowed=_between(1e-4, 1e3, lambda value: _amount(value, {})), allowed="a number from 0.0001 to 1000",
-        drivers=("ina226",), meaning="resistance of the shunt", needed_by=("ina226",),
-    ),
-    "address": Field(
-        is_allowed=_whole(0x03, 0x77), allowed="a whole number from 0x03 to 0x77", default="0x40", drivers=("ina226",),
-        meaning="its address on the I²C bus",
     ),
 }  # fmt: skip
 

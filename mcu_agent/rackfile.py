@@ -14,7 +14,8 @@ from typing import Any
 
 from mcu_agent.errors import InventoryError
 from mcu_agent.kinds import kinds
-from mcu_agent.rackfields import BOARD, DRIVERS, LISTS, METER, POWER, TABLES, Field
+from mcu_agent.meters.fields import METER_DRIVERS, meter_mistakes
+from mcu_agent.rackfields import BOARD, DRIVERS, LISTS, POWER, TABLES, Field, volts
 
 _Found = tuple[tuple[str, ...], str]  # path of fields, and what is wrong there
 
@@ -99,8 +100,26 @@ def _inner_mistakes(entry: Mapping[str, Any]) -> Iterator[_Found]:
         if is_hub == is_command or (is_hub and not {"hub", "port"} <= set(power)):
             yield ("power",), f"found {', '.join(power) or 'nothing'}; allowed: hub and port, or command"
     if isinstance(meter, dict):
-        driver = meter.get("driver", "")
-        yield from ((("meter", *path), text) for path, text in _mistakes(meter, METER, driver, "meter"))
+        yield from _meter_mistakes(meter)
+
+
+def _meter_mistakes(meter: Mapping[str, Any]) -> Iterator[_Found]:
+    """As :func:`mcu_agent.meters.fields.meter_mistakes`, for a supply voltage that may have a unit."""
+    table = {name: value for name, value in meter.items() if name != "supply"}
+    if "supply" in meter:
+        found = volts(meter["supply"])
+        table["supply_v"] = meter["supply"] if found is None else found
+    fields = [one.name for one in METER_DRIVERS.get(str(meter.get("driver")), ())]
+    for field, message in meter_mistakes(table):
+        text = message.replace("supply_v", "supply")
+        name = "supply" if field == "supply_v" else field
+        if name not in meter:
+            yield ("meter",), text
+        elif name not in ("driver", "supply", *fields):
+            yield ("meter", name), text.removeprefix(f"{name}: ") + _meant(name, fields)
+        else:
+            near = _meant(str(meter[name]), METER_DRIVERS) if name == "driver" else ""
+            yield ("meter", name), text.removeprefix(f"{name}: ") + near
 
 
 def _mistakes(entry: Mapping[str, Any], fields: Mapping[str, Field], driver: Any, what: str) -> Iterator[_Found]:

@@ -98,7 +98,7 @@ kind = "nucleo-l4r5zi"
 driver = "pyocd"
 probe = "066AFF3031"
 frequency = "2 MHz"
-connect = "halt"
+connect = "attach"
 uart = "/dev/serial/by-id/usb-desk"
 tags = ["fast"]
 meter = {driver = "ppk2", serial = "D0", mode = "ampere", trigger = 3, supply = "1800 mV", known_load_ohms = 330}
@@ -125,7 +125,7 @@ def test_a_real_board_has_a_probe_a_switch_and_a_meter() -> None:
         driver="pyocd",
         probe="066AFF3031",
         frequency_hz=2_000_000,
-        connect="halt",
+        connect="attach",
         uart="/dev/serial/by-id/usb-desk",
         tags=("fast",),
         power=PowerSwitch(hub="1-1", port=2, off_s=5.0),
@@ -170,11 +170,23 @@ def test_what_concerns_the_whole_host_stands_in_tables_of_its_own() -> None:
             'hub = "lef"',
             r":28: board 1: power.hub: found 'lef'; allowed: a location .* \[\[hub\]\]: left",
         ),
-        ("trigger = 3", "trigger = 8", r":26: board 1: meter.trigger: found 8; allowed: a whole number from 0 to 7"),
+        (
+            "trigger = 3",
+            "trigger = 8",
+            r":26: board 1: meter.trigger: found 8; allowed for meter ppk2: 0, 1, 2, 3, 4, 5, 6, 7",
+        ),
+        ('"1800 mV"', '"9 V"', r":26: board 1: meter.supply: found 9.0; allowed for meter ppk2: 0.8 to 5 V"),
+        ('"1800 mV"', '"low"', r":26: board 1: meter.supply: found 'low'; allowed for meter ppk2: 0.8 to 5 V"),
+        ('driver = "ppk2"', 'driver = "ppk"', r":26: board 1: meter.driver: found 'ppk'; .*did you mean 'ppk2'"),
+        (
+            'driver = "ppk2", serial = "D0", mode = "ampere", trigger = 3',
+            'driver = "ina226"',
+            r":26: .*shunt_ohms: missing",
+        ),
         (
             "trigger = 3",
             "shunt_ohms = 1",
-            r":26: board 1: meter.shunt_ohms: does not belong to a meter with driver ppk2",
+            r":26: board 1: meter.shunt_ohms: unknown field of meter ppk2; allowed: driver, serial, port, mode",
         ),
         ("localhost:3333", "localhost", r":36: board 2: connection: found 'localhost'; allowed: host:port"),
         ('server = "openocd"', 'probe = "066AFF3031"', r":37: board 2: probe: probe 066AFF3031 is that of board desk"),
@@ -221,11 +233,11 @@ id = "{0}"
 kind = "nrf52-dk"
 driver = "gdb"
 connection = "lab:{1}"
-meter = {{driver = "ina226", port = "/dev/i2c-1", address = {1}, shunt_ohms = 0.1}}
+meter = {{driver = "ina226", bus = 1, address = {1}, shunt_ohms = 0.1}}
 """
     rack = parse_rack(board.format("a", 64) + board.format("b", 65), "rack.toml")
     assert [board.meter.options["address"] for board in rack.boards if board.meter] == [64, 65]
-    with pytest.raises(InventoryError, match="board 2: meter: meter ina226 /dev/i2c-1 64 is that of board a already"):
+    with pytest.raises(InventoryError, match="board 2: meter: meter ina226 1 64 is that of board a already"):
         parse_rack(board.format("a", 64) + board.format("b", 64).replace("lab:64", "lab:65"), "rack.toml")
 
 
