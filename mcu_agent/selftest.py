@@ -33,8 +33,9 @@ from mcu_agent.errors import (
 )
 from mcu_agent.kinds import BoardKind
 from mcu_agent.meters.protocol import Recorder, Trace
+from mcu_agent.profiling import Profile, profile
 from mcu_agent.rack import RackBoard
-from mcu_agent.session import Job, Layer, Profile, profile
+from mcu_agent.session import Job, Layer
 from mcu_agent.windows import check_trace
 
 KNOWN_VERSION = 1
@@ -233,7 +234,7 @@ def _of_profile(found: Profile, image: KnownImage, board: Board) -> list[Check]:
     stack = f"{found.stack_used_bytes} of {found.stack_reserved_bytes} bytes"
     return [
         Check(name="image", is_ok=True, found=found.image_id[:12]),
-        Check(name="answer", is_ok=True, found=f"{found.n_runs} of {found.n_runs}"),
+        Check(name="answer", is_ok=True, found=f"{len(found.outputs)} of {len(image.inputs)}"),
         Check(name="stack", is_ok=stack_ok, found=stack if stack_ok else f"{stack}, which cannot be"),
         _of_cycles(found, image, board),
     ]

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from mcu_agent.boards.virtual import VirtualBoard
 from mcu_agent.errors import CyclesUnknown
 from mcu_agent.kinds import BoardKind, kinds, load_kind
+from mcu_agent.profiling import Profile, profile
 from mcu_agent.selftest import FACTS_FILE, IMAGE_FILE, KNOWN_VERSION, LAYERS_FILE, VECTORS_FILE
 from mcu_agent.session import Job as ProfileJob
-from mcu_agent.session import Layer, Profile, profile
+from mcu_agent.session import Layer
 from tasks.firmware.compiler import Compiled, compile_graph
 from tasks.firmware.ir import Graph, Int8Array, Pads, Tensor, Window
 from tasks.firmware.lower import lower

@@ -33,7 +33,12 @@ _OVERHEAD = 32  # of a packet: command, address, length, checksum
 _FLASH_TIMEOUT_S = 120.0  # erasing 2 MB of an STM32 takes up to half a minute
 _RESET_TIMEOUT_S = 20.0
 _HALT_TIMEOUT_S = 5.0
-_REGISTERS = {"sp": 13, "lr": 14, "pc": 15, "xpsr": 25}  # of org.gnu.gdb.arm.m-profile, where the server has no own ones
+_REGISTERS = {
+    "sp": 13,
+    "lr": 14,
+    "pc": 15,
+    "xpsr": 25,
+}  # of org.gnu.gdb.arm.m-profile, where the server has no own ones
 
 
 class GdbRemote:
@@ -291,4 +296,3 @@ def _chunks(address: int, size: int, step: int) -> Iterable[tuple[int, int]]:
 
 def _text(answer: bytes) -> str:
     return repr(answer.decode("ascii", "backslashreplace")) if answer else "it does not know the command"
-

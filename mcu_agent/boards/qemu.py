@@ -72,7 +72,7 @@ class QemuBoard:
         if machine not in MACHINES:
             raise InventoryError(
                 f"board {board_id}: no machine of QEMU stands for the kind {kind.name} "
-                f"(qemu_machine is {machine!r}; known: {', '.join(MACHINES)}); use emulator = \"unicorn\""
+                f'(qemu_machine is {machine!r}; known: {", ".join(MACHINES)}); use emulator = "unicorn"'
             )
         self.board_id = board_id
         self.kind = kind

@@ -55,7 +55,16 @@ _COMPARATORS = [_FPB + 8 + 4 * index for index in range(6)]
 def _identification(part: int) -> dict[int, int]:
     """Component registers at the end of a page: Arm (JEP106 0x3B, bank 4), class 0xE (generic IP) or 1 (ROM table)."""
     kind = 0x10 if part == 0x4C4 else 0xE0
-    values = {0xFE0: part & 0xFF, 0xFE4: 0xB0 | part >> 8, 0xFE8: 0x0B, 0xFEC: 0, 0xFD0: 4, 0xFD4: 0, 0xFD8: 0, 0xFDC: 0}
+    values = {
+        0xFE0: part & 0xFF,
+        0xFE4: 0xB0 | part >> 8,
+        0xFE8: 0x0B,
+        0xFEC: 0,
+        0xFD0: 4,
+        0xFD4: 0,
+        0xFD8: 0,
+        0xFDC: 0,
+    }
     return values | {0xFF0: 0x0D, 0xFF4: kind, 0xFF8: 0x05, 0xFFC: 0xB1}
 
 
@@ -172,7 +181,9 @@ class EmulatedPart:
         }
 
     def _memory(self, address: int, size: int) -> bytes:
-        if not any(start <= address and address + size <= start + length for start, length in self._memories().values()):
+        if not any(
+            start <= address and address + size <= start + length for start, length in self._memories().values()
+        ):
             raise MemoryFault(f"{address:#010x}")
         data = bytearray(self._uc.mem_read(address, size))
         stuck = self.misbehaviour.stuck_at

@@ -29,9 +29,9 @@ from mcu_agent.errors import (
 from mcu_agent.health import Attempt, Fault, Step, Verdict, fault_of, is_hub_away, next_step, verdict
 from mcu_agent.leases import BoardRecord, State
 from mcu_agent.pool import Pool
+from mcu_agent.profiling import profile
 from mcu_agent.rack import Hub, PowerSwitch, RackBoard
 from mcu_agent.recovery import check_board, run_on_rack
-from mcu_agent.session import profile
 from tests.support import boards
 from tests.support.rigs import KIND, Rig, make_pool, outputs
 
