@@ -17,6 +17,7 @@ MAX_COUNT = 1000
 MIN_SELF_TEST_S = 60.0
 
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+_OWN_DRIVER = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 _HUB_LOCATION = re.compile(r"^\d+(-\d+(\.\d+)*)?$")
 _CONNECTION = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):(\d{1,5})$")
 _QUANTITY = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*$")
@@ -68,6 +69,11 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value in choices
 
 
+def is_own_driver(value: Any) -> bool:
+    """Whether a driver is named as ``module:function``."""
+    return isinstance(value, str) and _OWN_DRIVER.match(value) is not None
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
@@ -109,8 +115,10 @@ BOARD: Mapping[str, Field] = {
         meaning="an entry of the catalogue; `edgefront boards` lists them", choices=lambda: list(kinds()),
     ),
     "driver": Field(
-        is_allowed=_one_of(DRIVERS), allowed=", ".join(DRIVERS), needed_by=DRIVERS, choices=lambda: DRIVERS,
-        meaning="`virtual`: emulated; `gdb`: behind a GDB server; `pyocd`: behind a debug probe",
+        is_allowed=lambda value: _one_of(DRIVERS)(value) or is_own_driver(value), choices=lambda: DRIVERS,
+        allowed=f"{', '.join(DRIVERS)}, or module:function of your own", needed_by=DRIVERS,
+        meaning="`virtual`: emulated; `gdb`: behind a GDB server; `pyocd`: behind a debug probe; `module:function`: "
+        "what your function makes of the entry",
     ),
     "count": Field(
         is_allowed=_whole(1, MAX_COUNT), allowed=f"a whole number from 1 to {MAX_COUNT}", default="1",
