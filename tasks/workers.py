@@ -78,7 +78,8 @@ def run_worker(
 ) -> int:
     """Serve ``queues`` with ``concurrency`` processes until told to stop; returns the exit status.
 
-    ``announce`` is told once what is served, when the broker has answered. SIGTERM finishes the tasks under way; a
+    ``announce`` is told once what is served, when the broker has answered, and before that what is dangerous about the
+    broker's address. SIGTERM finishes the tasks under way; a
     second signal, or SIGQUIT, hands them back after at most a minute. Whatever messages say, only the stages of
     ``queues`` are run, only on boards of the kinds among them, and only with artifacts at or below ``artifact_stores``
     (empty: anywhere).
@@ -94,9 +95,9 @@ def run_worker(
         require("search")
     from tasks.app import WARM_VARIABLE, WORKER_VARIABLE, app, keep_apart, worker_url  # Celery only where it is run
 
-    check_reachable(worker_url())
     if danger := exposure(worker_url()):
         announce(danger)
+    check_reachable(worker_url())
     announce(
         f"serving {', '.join(queues)} of {without_password(worker_url())}, {concurrency} at once; "
         "Ctrl-C finishes what is under way and stops"

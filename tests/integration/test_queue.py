@@ -20,6 +20,7 @@ from tasks.broker import BrokerError, EmbeddedBroker, connect, server_executable
 from tasks.evaluator import CeleryEvaluator
 from tasks.messages import Holder
 from tasks.workers import EmbeddedLab, WorkersError, run_worker
+from tests.support.serving import serving
 from tests.support.studies import BOARD, FAKE_STAGES, Recorder, request
 
 
@@ -204,6 +205,31 @@ def test_a_worker_without_a_broker_says_which_variable_is_missing(monkeypatch: p
 def test_passwords_are_not_shown() -> None:
     assert without_password("redis://:secret@host:6379/0") == "redis://:***@host:6379/0"
     assert without_password("redis://host:6379/0") == "redis://host:6379/0"
+
+
+def test_a_workers_password_is_neither_in_its_log_nor_among_its_arguments(
+    tmp_path: Path, broker: EmbeddedBroker
+) -> None:
+    log = tmp_path / "worker.log"
+    client = connect(broker.url)
+    with serving("build", broker.url, log) as pid:
+        wait_for(lambda: client.keys(messages.WORKER_KEYS))
+        broker.stop_process()
+        wait_for(lambda: "Trying again" in log.read_text())
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        shown = [" ".join(process.cmdline()) for process in processes]
+    client.close()
+    assert broker._password not in log.read_text()
+    assert not [line for line in shown if broker._password in line]
+
+
+def test_a_worker_warns_of_a_broker_that_anybody_can_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFRONT_BROKER_URL", "redis://0.0.0.0:1/0")
+    said: list[str] = []
+    with pytest.raises(BrokerError, match="no Redis answers"):
+        run_worker(["board.nrf52-dk"], 1, announce=said.append)
+    (line,) = said
+    assert line.startswith("warning: the broker at redis://0.0.0.0:1/0 takes commands from anyone who can reach it")
 
 
 def test_the_embedded_broker_asks_for_its_password_and_keeps_what_it_gets(broker: EmbeddedBroker) -> None:
