@@ -84,7 +84,6 @@ def faults(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "lost": len(wanted) - len(tally.results),
         "doubled": tally.doubled,
         "differing": len(differing),
-        "defects": tally.defects[:5],
         "leaked": leaked(lab),
         "seconds": round(tally.seconds, 1),
     }

@@ -30,9 +30,10 @@ from mcu_agent.pool import BoardStatus, Pool, lock_folder
 from mcu_agent.rack import Rack, load_rack
 from orchestrator.exposition import MetricsServer
 from tasks import messages
+from tasks.address import exposure, without_password
 from tasks.agent_channel import CHANNEL_VARIABLE, Channel
 from tasks.agent_metrics import AgentMetrics
-from tasks.broker import check_reachable, connect, without_password
+from tasks.broker import check_reachable, connect
 from tasks.guardian import Guardian
 from tasks.onboard import RACK_VARIABLE
 from tasks.workers import Supervisor, WorkerSpec, worker_broker
@@ -70,6 +71,8 @@ def run_agent(options: AgentOptions, announce: Callable[[str], None] = lambda li
     rack = load_rack(options.rack)
     url = worker_broker()
     check_reachable(url)
+    if danger := exposure(url):
+        announce(danger)
     name = options.name or socket.gethostname()
     os.environ[RACK_VARIABLE] = str(options.rack.absolute())
     with ExitStack() as stack:
@@ -184,6 +187,7 @@ def _specs(rack: Rack, name: str) -> tuple[WorkerSpec, ...]:
             name=name if len(kinds) == 1 else f"{name}.{kind}",
             queue=f"{messages.BOARD_QUEUE}.{kind}",
             concurrency=len(rack.of_kind(kind)),
+            artifact_stores=rack.artifact_stores,
         )
         for kind in kinds
     )

@@ -130,11 +130,13 @@ def run_worker(
 
 @dataclass(kw_only=True)
 class WorkerSpec:
-    """One worker to keep running: its name in logs and events, its queue, how many tasks at once."""
+    """One worker to keep running: its name in logs and events, its queue, how many tasks at once; ``artifact_stores`` as
+    in :func:`run_worker`."""
 
     name: str
     queue: str
     concurrency: int
+    artifact_stores: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -212,6 +214,7 @@ class Supervisor:
     def _launch(self, spec: WorkerSpec) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tasks.workers", "--queues", spec.queue]
         command += ["--concurrency", str(spec.concurrency), "--name", spec.name]
+        command += [f"--artifact-store={store}" for store in spec.artifact_stores]
         path = self.log_of(spec)
         with path.open("ab") if path is not None else contextlib.nullcontext() as log:
             process = subprocess.Popen(
@@ -418,10 +421,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--queues", required=True, help="comma-separated: build, train, board.<kind>")
     parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument("--name", default="")
+    parser.add_argument(
+        "--artifact-store", action="append", default=[], help="an allowed place of artifacts; default: any"
+    )
     parser.add_argument("--log-level", default="WARNING")
     given = parser.parse_args(arguments)
     queues = [queue.strip() for queue in given.queues.split(",") if queue.strip()]
-    return run_worker(queues, given.concurrency, name=given.name, log_level=given.log_level)
+    return run_worker(
+        queues,
+        given.concurrency,
+        name=given.name,
+        artifact_stores=tuple(given.artifact_store),
+        log_level=given.log_level,
+    )
 
 
 if __name__ == "__main__":

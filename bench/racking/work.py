@@ -34,7 +34,6 @@ class Tally:
     results: dict[int, StageResult] = field(default_factory=dict)
     doubled: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    defects: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -47,7 +46,7 @@ def study_of(kind: str) -> StudyFile:
             "network": {"family": "mlp"},
             "space": {"network.width": {"type": "int", "low": 1, "high": 64}, "network.depth": 1},
             "board": kind,
-            "objectives": {"error": {}, "latency": {}},
+            "objectives": {"error": {}, "latency": {"limit": "1 s"}},
             "budget": {"trials": 1},
             "profiling": {"samples": SAMPLES, "timeout": 60},
         }
@@ -129,10 +128,7 @@ def _take(tally: Tally, open_: dict[str, StageRequest], waiting: deque[StageRequ
         return
     fault = result.fault
     if fault is None or fault.kind is FaultKind.DEFECT:
-        tally.defects.append(f"trial {result.trial}: {fault.reason if fault else result.ending}: {fault}")
-        if task_id is not None:
-            del open_[task_id]
-        return
+        raise RuntimeError(f"trial {result.trial} ended as {result.ending}: {fault}; {result.violations}")
     tally.faults[fault.reason] += 1
     if task_id is not None and open_[task_id].attempt == result.attempt:
         _again(open_, waiting, task_id)
