@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli_rack import agent, aligned, boards, json_option
+from cli_rack import agent, aligned, boards, json_option, rack
 from orchestrator.errors import OrchestratorError, UsageError
 
 if TYPE_CHECKING:
@@ -732,7 +732,7 @@ def doctor(as_json: bool, studies: Path) -> None:
         sys.exit(EXIT_RUN)
 
 
-for lab_command in (boards, agent):
+for lab_command in (boards, rack, agent):
     main.add_command(lab_command)
 
 
