@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli_rack import agent, aligned, boards, json_option, measure
+from cli_rack import agent, aligned, boards, json_option, measure, rack
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.extras import extra_of, missing_text
 
@@ -747,7 +747,7 @@ def doctor(as_json: bool, studies: Path) -> None:
         sys.exit(EXIT_RUN)
 
 
-for lab_command in (boards, measure, agent):
+for lab_command in (boards, rack, measure, agent):
     main.add_command(lab_command)
 
 

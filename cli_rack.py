@@ -9,9 +9,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from mcu_agent.pool import BoardStatus, Pool
+    from mcu_agent.rack import RackBoard
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -19,8 +23,8 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")(function)
 
 
-def rack_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The option ``--rack`` of a command that works on boards of a rack file."""
+def rack_choice(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``--rack`` of a command that can do without."""
     return click.option(
         "--rack",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -35,31 +39,226 @@ def aligned(rows: list[list[str]]) -> list[str]:
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-@click.command(short_help="List board kinds, or the boards of a rack.")
+def rack_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``--rack`` of a command that needs one."""
+    file = click.Path(path_type=Path, dir_okay=False)
+    return click.option("--rack", type=file, required=True, help="Rack file (TOML) with the boards of this host.")(
+        function
+    )
+
+
+@click.group(invoke_without_command=True, short_help="List board kinds, or the boards of a rack.")
 @click.option("--rack", type=click.Path(path_type=Path, dir_okay=False), help="List the boards of this rack file.")
+@click.option("--watch", is_flag=True, help="Keep showing what they are doing, until Ctrl-C.")
 @json_option
-def boards(rack: Path | None, as_json: bool) -> None:
+@click.pass_context
+def boards(context: click.Context, rack: Path | None, watch: bool, as_json: bool) -> None:
     """List the board kinds a study can name, or the boards of a rack and what they are doing.
+
+    A board is idle, leased (to whom, since when), stuck (its holder does not come back), suspect (being looked into) or
+    quarantined (why, since when).
 
     \b
     Example:
       edgefront boards
-      edgefront boards --rack rack.toml
+      edgefront boards --rack rack.toml --watch
     """
+    if context.invoked_subcommand is not None:
+        return
+    if watch and (as_json or rack is None):
+        raise click.UsageError("--watch shows the boards of --rack FILE, for people")
+    if watch and rack is not None:
+        _watch_boards(rack)
+        return
     rows = _board_kinds() if rack is None else _rack_boards(rack)
     if as_json:
         click.echo(json.dumps(rows))
         return
-    for line in aligned(
-        [
-            [_HEADINGS.get(name, name) for name in rows[0]],
-            *[[str(value) for value in row.values()] for row in _readable(rows)],
-        ]
-    ):
+    for line in aligned(_cells(_readable(rows) if rack is None else _for_people(rows))):
         click.echo(line)
 
 
-_HEADINGS = {"clock_hz": "clock", "flash_bytes": "flash", "ram_bytes": "RAM", "nj_per_cycle": "nJ a cycle"}
+@boards.command(short_help="Take a board out of use.")
+@click.argument("board")
+@rack_option
+@click.option("--reason", required=True, help="Why; shown to everybody who asks for the board.")
+def quarantine(board: str, rack: Path, reason: str) -> None:
+    """Take a board out of use until `edgefront boards release` puts it back. A lease under way is not disturbed.
+
+    \b
+    Example:
+      edgefront boards quarantine bench-2 --rack rack.toml --reason "new wires"
+    """
+    import getpass
+
+    _pool(rack).quarantine(board, reason, by=getpass.getuser())
+    click.echo(f"{board} is out of use: {reason}")
+
+
+@boards.command(short_help="Put a board back into use.")
+@click.argument("board")
+@rack_option
+def release(board: str, rack: Path) -> None:
+    """Put a board back into use, whoever took it out.
+
+    \b
+    Example:
+      edgefront boards release bench-2 --rack rack.toml
+    """
+    _pool(rack).put_back(board)
+    click.echo(f"{board} is in use again")
+
+
+@click.group()
+def rack() -> None:
+    """Set up and test the boards of this host."""
+
+
+@rack.command(short_help="List what is plugged in; write a rack file.")
+@click.option("--to", type=click.Path(path_type=Path, dir_okay=False), help="Write a rack file to start from.")
+@click.option("--force", is_flag=True, help="Replace the file.")
+@json_option
+def discover(to: Path | None, force: bool, as_json: bool) -> None:
+    """List the debug probes, serial ports, power meters and GDB servers of this host, and write a rack file of them.
+
+    What cannot be known – the kind of a board whose probe does not say, which board a meter supplies – is commented
+    out.
+
+    \b
+    Example:
+      edgefront rack discover --to rack.toml
+    """
+    from mcu_agent.discover import discover as look
+    from mcu_agent.discover import rack_text
+
+    if to is not None and to.exists() and not force:
+        raise click.UsageError(f"--to: {to} exists already; choose another name, or give --force to replace it")
+    found = look()
+    rows = found.rows()
+    if as_json:
+        click.echo(json.dumps(rows))
+    elif rows:
+        for line in aligned(_cells(rows)):
+            click.echo(line)
+    else:
+        click.echo("Nothing is plugged in that is known: no probe, serial port, meter or GDB server.")
+    if to is not None:
+        to.write_text(rack_text(found), encoding="utf-8")
+        click.echo(f"{to}: written; check its entries, then: edgefront rack check --rack {to}", err=as_json)
+
+
+@rack.command(short_help="Test boards with a known image.")
+@click.argument("board", nargs=-1)
+@rack_option
+@click.option("--wait", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds to wait for a board.")
+@json_option
+def check(board: tuple[str, ...], rack: Path, wait: float, as_json: bool) -> None:
+    """Run the self-test of each BOARD, of all without one: flash a known image, compare its identity, its answers bit
+    by bit, its stack and its cycles, and look at what the meter reads. A board that passes is no longer quarantined,
+    one that fails is. Ends with 1 if one fails or cannot be tested.
+
+    \b
+    Example:
+      edgefront rack check --rack rack.toml
+    """
+    rows = _checked(_pool(rack), board, wait)
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        for line in aligned(_cells([_check_row(row) for row in rows])):
+            click.echo(line)
+    if not all(row["ok"] for row in rows):
+        sys.exit(1)
+
+
+@rack.command(short_help="Fit estimates of a board kind to a real board.")
+@click.argument("board")
+@rack_option
+@click.option("--to", type=click.Path(path_type=Path, dir_okay=False), help="File; default: calibration-BOARD.json.")
+@click.option(
+    "--wait", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds to wait for the board."
+)
+@json_option
+def calibrate(board: str, rack: Path, to: Path | None, wait: float, as_json: bool) -> None:
+    """Run the known image of BOARD's kind on it and fit the factor between emulated and measured cycles, layer by
+    layer, and the energy of a cycle where the board has a meter. A study file names the result: profiling.calibration.
+
+    \b
+    Example:
+      edgefront rack calibrate bench-1 --rack rack.toml --to bench-1.json
+    """
+    from mcu_agent.calibrate import calibrate_on
+    from mcu_agent.calibration import save_calibration
+
+    found = calibrate_on(_pool(rack), board, wait_s=wait)
+    path = to or Path(f"calibration-{board}.json")
+    save_calibration(found, path)
+    click.echo(json.dumps(found.to_json()) if as_json else f"{found.basis}\n{found.energy_text}\nwritten to {path}")
+
+
+_HEADINGS = {
+    "clock_hz": "clock",
+    "flash_bytes": "flash",
+    "ram_bytes": "RAM",
+    "nj_per_cycle": "nJ a cycle",
+    "self_test": "self-test",
+}
+
+
+def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    return [[_HEADINGS.get(name, name) for name in rows[0]], *[[str(value) for value in row.values()] for row in rows]]
+
+
+def _pool(rack: Path) -> Pool:
+    from mcu_agent.pool import Pool, lock_folder
+    from mcu_agent.rack import load_rack
+
+    return Pool(load_rack(rack), lock_folder())
+
+
+def _checked(pool: Pool, names: tuple[str, ...], wait_s: float) -> list[dict[str, Any]]:
+    """The self-tests of boards, side by side."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from mcu_agent.errors import NoBoardFree
+    from mcu_agent.measuring import recorder_of
+    from mcu_agent.recovery import check_board
+    from mcu_agent.selftest import NoKnownImage
+
+    entries = [pool.rack.board(name) for name in names] if names else list(pool.rack.boards)
+
+    def one(entry: RackBoard) -> dict[str, Any]:
+        try:
+            report = check_board(pool, entry.board_id, "self-test", wait_s=wait_s, recorders=recorder_of)
+            return {**report.to_json(), "quarantine": pool.record(entry.board_id).quarantine}
+        except (NoBoardFree, NoKnownImage) as error:
+            fields = {"board": entry.board_id, "kind": entry.kind, "driver": entry.driver}
+            return {
+                **fields,
+                "ok": False,
+                "reason": error.reason,
+                "fault": str(error),
+                "checks": {},
+                "seconds": 0.0,
+                "quarantine": pool.record(entry.board_id).quarantine,
+            }
+
+    with ThreadPoolExecutor(min(len(entries), _CHECKS_AT_ONCE)) as executor:
+        return list(executor.map(one, entries))
+
+
+_CHECKS_AT_ONCE = 8
+
+
+def _check_row(row: dict[str, Any]) -> dict[str, Any]:
+    def found(name: str) -> str:
+        check = row["checks"].get(name, {"ok": None, "found": ""})
+        return "FAILS" if check["ok"] is False else check["found"] or "-"
+
+    fields = {name: row[name] for name in ("board", "kind", "driver")}
+    columns = {name: found(name) for name in ("image", "answer", "cycles", "meter")}
+    stays_out = f"ok, but out of use: {row['quarantine']}" if row["quarantine"] else "ok"
+    return {**fields, **columns, "seconds": f"{row['seconds']:.1f}", "result": row["fault"] or stays_out}
 
 
 def _board_kinds() -> list[dict[str, Any]]:
@@ -70,19 +269,73 @@ def _board_kinds() -> list[dict[str, Any]]:
 
 
 def _rack_boards(rack: Path) -> list[dict[str, Any]]:
-    from mcu_agent.pool import Pool, lock_folder
-    from mcu_agent.rack import load_rack
+    return [_status_row(status) for status in _pool(rack).statuses()]
+
+
+def _status_row(status: BoardStatus) -> dict[str, Any]:
+    """Times in seconds since the epoch, null where there is none."""
+    record = status.record
+    return {
+        "board": status.board.board_id,
+        "kind": status.board.kind,
+        "driver": status.board.driver,
+        "state": status.state.value,
+        "since": status.since or None,
+        "detail": status.detail,
+        "self_test": {"at": record.tested_at, "ok": not record.test, "found": record.test}
+        if record.tested_at
+        else None,
+    }
+
+
+def _for_people(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    import time
+
+    now = time.time()
+
+    def test(found: dict[str, Any] | None) -> str:
+        return f"{'passed' if found['ok'] else 'failed'} {_ago(found['at'], now)}" if found else "never"
 
     return [
-        {
-            "board": status.board.board_id,
-            "kind": status.board.kind,
-            "driver": status.board.driver,
-            "state": status.state.value,
-            "detail": status.detail,
-        }
-        for status in Pool(load_rack(rack), lock_folder()).statuses()
+        {**row, "since": _ago(row["since"], now) if row["since"] else "", "self_test": test(row["self_test"])}
+        for row in rows
     ]
+
+
+def _ago(then: float, now: float) -> str:
+    seconds = max(now - then, 0.0)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _watch_boards(rack: Path) -> None:
+    """Show the boards of a rack, again every second, until interrupted."""
+    import threading
+
+    pool = _pool(rack)
+    while True:
+        click.clear()
+        for line in _coloured(pool):
+            click.echo(line)
+        try:
+            threading.Event().wait(1.0)
+        except KeyboardInterrupt:
+            return
+
+
+_COLOURS = {"idle": "green", "leased": "cyan", "suspect": "yellow", "stuck": "red", "quarantined": "red"}
+
+
+def _coloured(pool: Pool) -> list[str]:
+    import shutil
+
+    width = shutil.get_terminal_size().columns
+    rows = _for_people([_status_row(status) for status in pool.statuses()])
+    heading, *lines = [line[:width] for line in aligned(_cells(rows))]
+    boards = [click.style(line, fg=_COLOURS[row["state"]]) for row, line in zip(rows, lines, strict=True)]
+    return [heading, *boards, "", f"{pool.n_waiting()} waiting for a board; Ctrl-C ends this"]
 
 
 def _readable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -97,16 +350,13 @@ def _readable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @click.command(short_help="Offer the boards of a rack to a lab.")
+@rack_option
+@click.option("--name", default="", help="Name in logs, on the screen and in reports; default: the rack file's.")
 @click.option(
-    "--rack",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Rack file (TOML) with the boards of this host.",
+    "--metrics-port", type=click.IntRange(0, 65535), help="Port of /metrics; default: the rack file's, or any free one."
 )
-@click.option("--name", default="", help="Name in logs, on the screen and in reports; default: the host's.")
-@click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Port of /metrics; 0: any free one.")
-@click.option("--metrics-address", default="127.0.0.1", show_default=True, help="Interface of /metrics.")
-def agent(rack: Path, name: str, metrics_port: int, metrics_address: str) -> None:
+@click.option("--metrics-address", help="Interface of /metrics; default: the rack file's, or 127.0.0.1.")
+def agent(rack: Path, name: str, metrics_port: int | None, metrics_address: str | None) -> None:
     """Offer the boards of a rack to the studies of the broker at EDGEFRONT_BROKER_URL until told to stop.
 
     \b
@@ -133,8 +383,9 @@ def agent(rack: Path, name: str, metrics_port: int, metrics_address: str) -> Non
 @click.command(short_help="Measure one image on one board, without a study.")
 @click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--board", required=True, help="Id of a board of the rack; or a board kind: a virtual one.")
-@rack_option
+@rack_choice
 @click.option("--vectors", type=click.Path(path_type=Path, dir_okay=False), help="Known answers (npz).")
+@click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False), help="Estimate with this calibration.")
 @click.option("--samples", type=click.IntRange(1, 10_000), default=32, show_default=True, help="Known answers to run.")
 @click.option(
     "--timeout", type=click.FloatRange(1, 3600), default=120, show_default=True, help="Seconds for all of it."
@@ -146,6 +397,7 @@ def measure(
     board: str,
     rack: Path | None,
     vectors: Path | None,
+    calibration: Path | None,
     samples: int,
     timeout: float,
     wait: float,
@@ -160,21 +412,24 @@ def measure(
       edgefront measure build/firmware.elf --board nrf52840-dk
       edgefront measure build/firmware.elf --board bench-1 --rack rack.toml
     """
+    from mcu_agent.calibration import estimates, load_calibration
     from mcu_agent.errors import ImageRejected, InventoryError
     from mcu_agent.measure import find_known_answers, read_elf, to_json
-    from mcu_agent.measure_view import lines
+    from mcu_agent.measure_view import estimate_lines, lines
     from mcu_agent.measuring import Request, measure_on
 
     elf, known = read_elf(image), find_known_answers(image, vectors)
+    fitted = load_calibration(calibration) if calibration is not None else None
     request = Request(elf=elf, known=known, samples=samples, timeout_s=timeout, wait_s=wait)
     try:
         found = measure_on(_rack_with(board, rack), board, request)
     except ImageRejected as error:
         raise InventoryError(f"{image}: {error}") from error
+    estimate = estimates(fitted, found.kind, found.cycles.median, is_emulated=bool(found.emulator)) if fitted else None
     if as_json:
-        click.echo(json.dumps({**to_json(found), "known_answers": known.file if known else None}))
+        click.echo(json.dumps({**to_json(found), "estimate": estimate, "known_answers": known.file if known else None}))
         return
-    click.echo("\n".join(lines(found, known.file if known else "")))
+    click.echo("\n".join([*lines(found, known.file if known else ""), *estimate_lines(estimate)]))
 
 
 def _rack_with(board: str, path: Path | None) -> Any:

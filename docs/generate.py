@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.testing import CliRunner
@@ -22,6 +22,10 @@ from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+if TYPE_CHECKING:
+    from mcu_agent.meters.fields import MeterField
+    from mcu_agent.rackfields import Field as RackField
 
 _MARK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -60,6 +64,8 @@ def main_command() -> click.Group:
 def commands(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Every command that does something, with the words that call it, in the order of the help."""
     if isinstance(command, click.Group):
+        if command.invoke_without_command and len(words) > 1:
+            yield words, command
         context = click.Context(command)
         for name in command.list_commands(context):
             child = command.get_command(context, name)
@@ -155,7 +161,40 @@ def _scalar_text(entry: dict[str, Any]) -> str:
     return ", ".join([word, *(f"{sign} {bound:g}" for sign, bound in known)])
 
 
+def rack_file() -> str:
+    from mcu_agent.meters.fields import METER_DRIVERS
+    from mcu_agent.rackfields import POWER, TABLES
+
+    titles = {name: f"`[[{name}]]`" if name in ("board", "hub") else f"`[{name}]`" for name in TABLES}
+    tables = {"board": TABLES["board"], "power": POWER, **TABLES}
+    parts = [_rack_table(titles.get(name, "`power`, of a board"), fields) for name, fields in tables.items()]
+    rows = [
+        f"| `{driver}` | {', '.join(_meter_field(one) for one in fields) or 'nothing more'} |"
+        for driver, fields in METER_DRIVERS.items()
+    ]
+    meter = "\n".join(["### `meter`, of a board", "", "| `driver` | further fields |", "|---|---|", *rows])
+    return "\n\n".join([*parts[:2], meter, *parts[2:]])
+
+
+def _rack_table(title: str, fields: Mapping[str, RackField]) -> str:
+    rows = []
+    for name, field in fields.items():
+        default = field.default or "–"
+        if field.needed_by and set(field.needed_by) >= set(field.drivers):
+            default = "**required**"
+        takes = "a name from `edgefront boards`" if "{" in field.allowed and name == "kind" else field.allowed
+        only = f" ({', '.join(field.drivers)})" if field.drivers else ""
+        rows.append(f"| `{name}`{only} | {takes} | {default} | {field.meaning} |")
+    return "\n".join([f"### {title}", "", "| field | takes | default | |", "|---|---|---|---|", *rows])
+
+
+def _meter_field(field: MeterField) -> str:
+    name = "supply" if field.name == "supply_v" else field.name
+    return f"`{name}`{' (required)' if field.is_required else ''}: {field.allowed.replace('|', '/')}"
+
+
 GENERATED: dict[str, Callable[[], str]] = {
+    "rack-file": rack_file,
     "metrics": metrics,
     "agent-metrics": agent_metrics,
     "cli": cli,

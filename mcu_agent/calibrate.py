@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from mcu_agent.boards.protocol import Board
 from mcu_agent.calibration import Calibration, fit
 from mcu_agent.errors import CalibrationError
+from mcu_agent.measuring import recorder_of
 from mcu_agent.meters.protocol import Recorder
+from mcu_agent.pool import Pool
 from mcu_agent.profiling import Plan, Profile, profile
-from mcu_agent.selftest import KnownImage
+from mcu_agent.selftest import KnownImage, known_image
+
+_LEASE_S = 300.0
+
+
+def calibrate_on(pool: Pool, board_id: str, *, wait_s: float = 0.0) -> Calibration:
+    """The calibration of a board of a rack, with its meter where it has one.
+
+    Raises:
+        InventoryError: the rack has no such board.
+        NoBoardFree: it is in use or out of use (transient).
+        CalibrationError, AgentError: as :func:`calibrate`.
+    """
+    entry = pool.rack.board(board_id)
+    known = known_image(entry.kind)
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    with pool.lease(entry.kind, "calibration", duration_s=_LEASE_S, wait_s=wait_s, board_id=board_id) as board:
+        return calibrate(board, known, at, recorder_of(entry))
 
 
 def calibrate(

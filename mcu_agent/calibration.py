@@ -89,6 +89,34 @@ class Calibration:
             f"({self.n_layers} layers, ±{100 * self.residual:.1f} % a layer, at worst {100 * self.worst:.1f} %)"
         )
 
+    @property
+    def energy_text(self) -> str:
+        """The energy of a cycle in words."""
+        if self.nj_per_cycle is None or self.nj_interval is None:
+            return "energy of a cycle: not measured, the board has no meter"
+        low, high = self.nj_interval
+        return f"energy of a cycle: {self.nj_per_cycle:.3f} nJ ({low:.3f} to {high:.3f}), by {self.meter}"
+
+
+def estimates(record: Calibration, kind: str, cycles: float, *, is_emulated: bool) -> dict[str, Any]:
+    """What ``cycles`` of a virtual board of ``kind`` would take on a real one: latency, energy (None without a meter)
+    and where that comes from.
+
+    Raises:
+        InventoryError: the calibration is of another kind, or the cycles were measured on a device already.
+    """
+    if record.kind != kind:
+        raise InventoryError(f"the calibration is of {record.kind}, the board is a {kind}")
+    if not is_emulated:
+        raise InventoryError("a calibration corrects emulated cycles; these were measured on a device")
+    energy = record.energy_j(cycles)
+    return {
+        "latency_s": record.latency_s(cycles),
+        "energy_j": energy,
+        "residual": record.residual,
+        "basis": record.basis,
+    }
+
 
 def fit(emulated: Sequence[float], measured: Sequence[float]) -> tuple[float, float, float]:
     """(factor, residual, worst) from the cycles of layers, emulated and measured, in the same order.

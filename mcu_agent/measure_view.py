@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mcu_agent.profiling import LayerCounts, Profile
 
@@ -38,6 +39,14 @@ def lines(found: Profile, known_from: str) -> list[str]:
     )
     text = [f"{name:<11}  {value}" for name, value in rows]
     return text + (["", *_layer_table(found.layers)] if found.layers else [])
+
+
+def estimate_lines(estimate: Mapping[str, Any] | None) -> list[str]:
+    """What a calibration makes of the cycles, if there is one."""
+    if estimate is None:
+        return []
+    energy = f", {si(estimate['energy_j'], 'J')}" if estimate["energy_j"] is not None else ""
+    return [f"{'estimate':<11}  {si(estimate['latency_s'], 's')}{energy} (estimated); {estimate['basis']}"]
 
 
 def _board(found: Profile) -> str:

@@ -49,7 +49,7 @@ def measure_on(rack: Rack, board_id: str, request: Request) -> Profile:
     kind, only = entries[0].kind, entries[0].board_id if entries[0].board_id == board_id else None
     duration_s = request.timeout_s + LEASE_MARGIN_S
     with pool.lease(kind, owner, duration_s=duration_s, wait_s=request.wait_s, board_id=only) as board:
-        return measure_leased(board, rack.entry(board.board_id), request)
+        return measure_leased(board, rack.board(board.board_id), request)
 
 
 def measure_leased(board: Board, entry: RackBoard, request: Request) -> Profile:

@@ -120,18 +120,6 @@ class Rack:
         """The boards of one kind, in the order of the file."""
         return tuple(board for board in self.boards if board.kind == kind)
 
-    def entry(self, board_id: str) -> RackBoard:
-        """The board called ``board_id``.
-
-        Raises:
-            InventoryError: there is none.
-        """
-        for board in self.boards:
-            if board.board_id == board_id:
-                return board
-        known = ", ".join(f"{board.board_id} ({board.kind})" for board in self.boards)
-        raise InventoryError(f"no board is called {board_id!r}; the rack has {known}")
-
     def board_kinds(self) -> tuple[str, ...]:
         """The kinds there are boards of, in alphabetical order."""
         return tuple(sorted({board.kind for board in self.boards}))

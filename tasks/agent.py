@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,12 @@ from mcu_agent.leases import State
 from mcu_agent.pool import BoardStatus, Pool, lock_folder
 from mcu_agent.rack import Rack, load_rack
 from orchestrator.exposition import MetricsServer
+from orchestrator.records import Event
 from tasks import messages
 from tasks.address import exposure, without_password
 from tasks.agent_channel import CHANNEL_VARIABLE, Channel
 from tasks.agent_metrics import AgentMetrics
+from tasks.agent_tests import SelfTests
 from tasks.broker import check_reachable, connect
 from tasks.guardian import Guardian
 from tasks.onboard import RACK_VARIABLE
@@ -49,12 +51,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AgentOptions:
-    """How an agent is run; ``metrics_port`` 0 takes any free one."""
+    """How an agent is run. What is empty or None is as the rack file has it; metrics port 0 takes any free one."""
 
     rack: Path
     name: str = ""
-    metrics_port: int = 0
-    metrics_address: str = "127.0.0.1"
+    metrics_port: int | None = None
+    metrics_address: str | None = None
 
 
 def run_agent(options: AgentOptions, announce: Callable[[str], None] = lambda line: None) -> int:
@@ -73,14 +75,14 @@ def run_agent(options: AgentOptions, announce: Callable[[str], None] = lambda li
     check_reachable(url)
     if danger := exposure(url):
         announce(danger)
-    name = options.name or socket.gethostname()
+    name = options.name or rack.agent.name
+    port = rack.agent.metrics_port if options.metrics_port is None else options.metrics_port
+    address = options.metrics_address or rack.agent.metrics_address
     os.environ[RACK_VARIABLE] = str(options.rack.absolute())
     with ExitStack() as stack:
         agent = Agent(rack, name, url)
         stack.callback(agent.close)
-        server = stack.enter_context(
-            MetricsServer(agent.registry, port=options.metrics_port, address=options.metrics_address)
-        )
+        server = stack.enter_context(MetricsServer(agent.registry, port=port, address=address))
         queues = ", ".join(spec.queue for spec in agent.specs)
         announce(f"{len(rack.boards)} boards serve {queues} of {without_password(url)}; metrics at {server.url}")
         announce("Ctrl-C or SIGTERM finishes the measurements under way and stops; twice: at once")
@@ -97,6 +99,7 @@ class Agent:
         self.pool = pool or Pool(rack, lock_folder())
         self.specs = _specs(rack, name)
         self._client = connect(url, retries=0)
+        self._tests = SelfTests(self.pool, rack.agent.self_test_every_s, self._take)
         self._metrics = AgentMetrics(self.registry, rack.board_kinds(), [state.value for state in State])
         self._channel = Channel(self._metrics.take)
         self._guardian = Guardian()
@@ -125,15 +128,20 @@ class Agent:
         for spec in self.specs:
             self._hold_or_let_go(spec, statuses)
         self._report(statuses)
+        self._tests.start_due()
         self._say_failure()
         return statuses
 
     def close(self) -> None:
         """End everything that still runs; harmless after :meth:`serve`."""
+        self._tests.close()
         self._supervisor.stop(0.0)
         self._guardian.stop()
         self._channel.close()
         self._client.close()
+
+    def _take(self, name: str, fields: Mapping[str, Any]) -> None:
+        self._metrics.take(Event(name=name, fields=dict(fields)))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stop.is_set():

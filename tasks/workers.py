@@ -130,8 +130,8 @@ def run_worker(
 
 @dataclass(kw_only=True)
 class WorkerSpec:
-    """One worker to keep running: its name in logs and events, its queue, how many tasks at once; ``artifact_stores`` as
-    in :func:`run_worker`."""
+    """One worker to keep running: its name in logs and events, its queue, how many tasks at once, and the
+    ``artifact_stores`` of :func:`run_worker`."""
 
     name: str
     queue: str
