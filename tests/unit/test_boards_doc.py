@@ -28,7 +28,7 @@ def test_the_table_of_kinds_is_the_catalogue() -> None:
         f"| {kind.ram_bytes // 1024} KiB | {kind.nj_per_cycle} | {kind.nj_per_cycle_source.split(':')[0]} |"
         for kind in kinds().values()
     ]
-    assert re.findall(r"^\| `n[^|]*` \|(?:[^|]*\|){7}$", PAGE, re.MULTILINE) == rows
+    assert re.findall(r"^\| `n[^|\n]*` \|(?:[^|\n]*\|){7}$", PAGE, re.MULTILINE) == rows
 
 
 def test_the_cost_model_is_the_programs() -> None:
