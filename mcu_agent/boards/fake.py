@@ -33,7 +33,7 @@ LayerFunction = Callable[[bytes], Sequence[bytes]]
 class FakeNetwork:
     """What the fake firmware computes: ``run`` gives the output of every layer for an input, the last being the
     network's; ``layers`` are (symbol, offset in the arena) in the same order. ``cycles`` are those of an inference;
-    ``temperature_c`` None: the part has no thermometer.
+    ``temperature_c`` None: the part has no thermometer; ``clock_hz`` None: it runs at its kind's clock.
     """
 
     run: LayerFunction
@@ -43,6 +43,7 @@ class FakeNetwork:
     cycles: int = 1000
     stack_used_bytes: int = 200
     temperature_c: float | None = 23.5
+    clock_hz: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,7 +213,7 @@ class FakeBoard:
             repeats=0,
             idle_ms=0,
             window_cycles=0,
-            clock_hz=self.kind.clock_hz,
+            clock_hz=self.kind.clock_hz if self._network.clock_hz is None else self._network.clock_hz,
             temperature_mdeg=_millidegrees(self._network.temperature_c),
             keeps_input=0,
         )

@@ -51,6 +51,7 @@ def _choice(name: str, values: tuple[Any, ...], *, option: bool = True) -> Meter
 
 _SERIAL = _text("serial", "the meter's serial number, as `edgefront rack discover` shows it")
 _PORT = _text("port", "a serial port such as /dev/ttyACM0")
+_TIMING = _number("timing_error_ms", 0.1, 100, "ms")
 _KNOWN_LOAD = _number("known_load_ohms", 0.1, 10_000_000, "ohm")
 
 
@@ -66,6 +67,7 @@ def _st(kind: stlpm01.StMeter) -> tuple[MeterField, ...]:
         _supply(kind.lowest_v, kind.highest_v),
         _choice("format", stlpm01.FORMATS),
         _choice("rate_hz", stlpm01.RATES_HZ),
+        _TIMING,
         _KNOWN_LOAD,
     )
 
@@ -78,6 +80,7 @@ METER_DRIVERS: Mapping[str, tuple[MeterField, ...]] = {
         _choice("trigger", tuple(range(8)), option=False),
         _supply(ppk2.LOWEST_V, ppk2.HIGHEST_V),
         _choice("spike_filter", tuple(one.value for one in SpikeFilter)),
+        _TIMING,
         _KNOWN_LOAD,
     ),
     "joulescope": (
@@ -86,6 +89,7 @@ METER_DRIVERS: Mapping[str, tuple[MeterField, ...]] = {
         _choice("trigger", (0, 1), option=False),
         _supply(0.8, 15.0),
         _choice("rate_hz", joulescope.RATES_HZ),
+        _TIMING,
         _KNOWN_LOAD,
     ),
     "stlpm01": _st(stlpm01.LPM01A),

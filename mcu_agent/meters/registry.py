@@ -54,6 +54,11 @@ def make_recorder(entry: MeterEntry, supply_v: float = _DEFAULT_SUPPLY_V) -> Rec
     return _MAKERS[entry.driver](entry, volts, options)
 
 
+def _timing(options: Mapping[str, Any]) -> dict[str, float]:
+    """The timing error as the drivers take it, where the rack file has one."""
+    return {"timing_error_s": options["timing_error_ms"] / 1000} if "timing_error_ms" in options else {}
+
+
 def _ppk2(entry: MeterEntry, supply_v: float, options: Mapping[str, Any]) -> Recorder:
     return Ppk2(
         supply_v=supply_v,
@@ -62,11 +67,13 @@ def _ppk2(entry: MeterEntry, supply_v: float, options: Mapping[str, Any]) -> Rec
         mode=entry.mode,
         trigger=entry.trigger,
         spike_filter=SpikeFilter(options.get("spike_filter", SpikeFilter.SETTLED)),
+        **_timing(options),
     )
 
 
 def _joulescope(entry: MeterEntry, supply_v: float, options: Mapping[str, Any]) -> Recorder:
-    return Joulescope(serial=entry.serial, trigger=entry.trigger, io_v=supply_v, **options)
+    rate = {name: options[name] for name in ("rate_hz",) if name in options}
+    return Joulescope(serial=entry.serial, trigger=entry.trigger, io_v=supply_v, **rate, **_timing(options))
 
 
 def _st(kind: StMeter) -> Callable[[MeterEntry, float, Mapping[str, Any]], Recorder]:
@@ -78,6 +85,7 @@ def _st(kind: StMeter) -> Callable[[MeterEntry, float, Mapping[str, Any]], Recor
             port=entry.port,
             data_format=options.get("format", ""),
             rate_hz=options.get("rate_hz", 0),
+            **_timing(options),
         )
 
     return make

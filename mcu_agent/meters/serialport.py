@@ -126,7 +126,9 @@ class StreamReader:
         quiet_since = None
         try:
             while True:
-                piece = self._port.read(max(1, min(self._port.in_waiting, LARGEST_READ)))
+                piece = self._port.read(1)
+                if piece:
+                    piece += self._port.read(min(self._port.in_waiting, LARGEST_READ))
                 now = self._clock()
                 if piece:
                     self._pieces.append(piece)

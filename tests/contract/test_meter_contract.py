@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from mcu_agent.energy import WindowPlan, measure_energy
 from mcu_agent.errors import MeterDrift, MeterError, MeterLost, TraceGap
 from mcu_agent.meters.protocol import Trace, WindowBy
 from mcu_agent.windows import Call, check_trace, cut
@@ -24,6 +25,8 @@ ALL = [
     )
     for name in RIGS
 ]
+
+LONG = ("lpm01a", "v3pwr")  # windows of seconds, over a terminal: too long for a test
 
 
 @pytest.fixture(params=ALL)
@@ -105,6 +108,28 @@ def test_a_meter_that_somebody_else_uses_is_lost_with_a_remedy(rig: Rig) -> None
     with rig.busy(), pytest.raises(MeterLost, match=r"close it|other program|check wiring"):
         rig.recorder.open()
     rig.recorder.open()
+
+
+@pytest.mark.parametrize("rig", [one for one in ALL if one.values[0] not in LONG], indirect=True)
+def test_an_energy_is_measured_through_the_whole_path(rig: Rig) -> None:
+    clock_hz, cycles = 64e6, 64_000.0
+
+    def run_window(repeats: int, idle_ms: int) -> int:
+        return round(rig.window(idle_ms / 1000, repeats * cycles / clock_hz).length_s * clock_hz)
+
+    rig.recorder.open()
+    found = measure_energy(
+        rig.recorder,
+        run_window,
+        WindowPlan(n_windows=5, n_warm_up=0, idle_ms=20, total_s=0.5),
+        cycles=cycles,
+        clock_hz=clock_hz,
+        supply_v=SUPPLY_V,
+        clock=rig.clock,
+    )
+    assert found.energy_j == pytest.approx(SUPPLY_V * RUN_A * cycles / clock_hz, rel=0.01)
+    assert found.net_j == pytest.approx(SUPPLY_V * (RUN_A - IDLE_A) * cycles / clock_hz, rel=0.01)
+    assert rig.recorder.name in found.basis
 
 
 def test_a_recorder_says_what_it_is(rig: Rig) -> None:

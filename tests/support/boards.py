@@ -102,14 +102,14 @@ def layer_outputs(x: np.ndarray) -> list[np.ndarray]:
     return [doubled, (doubled.astype(np.int64) + 1).astype(np.int8)]
 
 
-def fake_network() -> FakeNetwork:
+def fake_network(clock_hz: int | None = None) -> FakeNetwork:
     """What the firmware computes, for a fake board."""
 
     def run(data: bytes) -> list[bytes]:
         return [layer[0].tobytes() for layer in layer_outputs(np.frombuffer(data, dtype=np.int8)[None])]
 
     places = [(str(layer["symbol"]), int(str(layer["output_offset"]))) for layer in LAYERS]
-    return FakeNetwork(run=run, layers=places, input_bytes=N, output_bytes=N)
+    return FakeNetwork(run=run, layers=places, input_bytes=N, output_bytes=N, clock_hz=clock_hz)
 
 
 def make_job(first_byte: int = 0, n: int = 4, timeout_s: float = 5.0, kind: str = "nrf52-dk") -> Job:

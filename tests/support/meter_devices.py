@@ -13,11 +13,11 @@ from mcu_agent.meters.ina226 import AVERAGES, CONVERSION_US, FULL_SCALE_V
 from mcu_agent.windows import Call
 from tests.support.meter_ptys import IDLE_A, LEAD_S, RUN_A, WAITING_A, Played
 
-_TRANSFER_S = 100e-6
+_TRANSFER_S = 200e-6
 
 
 class FakeInaBus:
-    """An SMBus with one INA226, on a clock of its own that a transfer moves by 100 µs."""
+    """An SMBus with one INA226, on a clock of its own that a transfer moves by 200 µs."""
 
     def __init__(self, shunt_ohms: float, supply_v: float = 3.0, address: int = 0x40) -> None:
         self._shunt_ohms, self._supply_v, self._address = shunt_ohms, supply_v, address
@@ -78,8 +78,8 @@ class FakeInaBus:
         done = int(self._now_s / self._period_s)
         if register == 0x06:
             is_new, self._last_read = done > self._last_read, done
-            is_beyond = abs(self._amperes(done)) * self._shunt_ohms >= FULL_SCALE_V * (1 - 1e-4)
-            return (self._registers[6] & 0xFC01) | 0x0008 * is_new | 0x0010 * (is_new and is_beyond)
+            is_beyond = is_new and abs(self._amperes(done)) * self._shunt_ohms >= FULL_SCALE_V * (1 - 1e-4)
+            return (self._registers[6] & 0xFC01) | 0x0008 * is_new | 0x0010 * is_beyond
         if register == 0x04:
             steps = round(self._amperes(done) * self._shunt_ohms / 2.5e-6 * self._registers[5] / 2048)
             return min(steps, 0x7FFF) & 0xFFFF

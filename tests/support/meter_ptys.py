@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
+import termios
 import threading
 import time
 import tty
@@ -22,7 +24,7 @@ Bools = npt.NDArray[np.bool_]
 
 RUN_A, IDLE_A, WAITING_A = 6.0e-3, 20e-6, 3.0e-3
 LEAD_S = 0.02
-_LARGEST_PIECE_S = 0.02
+_PIECE_S = 0.005
 
 
 @dataclass
@@ -51,7 +53,11 @@ class Played:
 
 
 class PtyMeter(threading.Thread):
-    """The common part: a terminal, commands, and readings that flow in real time while it is started."""
+    """The common part: a terminal, commands, and readings that flow while it is started.
+
+    A piece of 5 ms is sent when the one before has been read, and :meth:`clock` goes by what has been sent: however
+    busy this host is, the meter is never more than two pieces ahead of its reader.
+    """
 
     rate_hz: float = 100_000.0
 
@@ -65,21 +71,28 @@ class PtyMeter(threading.Thread):
         self.is_mute = False
         self.drop_next = 0
         self.played = Played([], [])
-        self._started_s: float | None = None
+        self._is_streaming = False
+        self._epoch_s, self._rested_s = 0.0, time.monotonic()
         self._n_sent = 0
         self._out = b""
         self._changed = threading.Condition()
         self._is_over = False
         self.start()
 
+    def clock(self) -> float:
+        """Seconds: of readings while they flow, of real time in between."""
+        with self._changed:
+            moved = self._n_sent / self.rate_hz if self._is_streaming else time.monotonic() - self._rested_s
+            return self._epoch_s + moved
+
     # What a board does, called by the test.
 
     def window(self, idle_s: float, length_s: float) -> Call:
         """Have the board play one window; returns when the meter has sent all of it."""
-        began_s = time.monotonic()
         with self._changed:
-            assert self._changed.wait_for(lambda: self._started_s is not None, 5.0)
-            start = self._due() + round(LEAD_S * self.rate_hz)
+            assert self._changed.wait_for(lambda: self._is_streaming, 5.0)
+            began_s = self.clock()
+            start = self._n_sent + round(LEAD_S * self.rate_hz)
             n_idle, n_high = round(idle_s * self.rate_hz), round(length_s * self.rate_hz)
             rise, fall = start + n_idle, start + n_idle + n_high
             self.played.windows.append((start, rise, fall, fall + n_idle))
@@ -89,7 +102,8 @@ class PtyMeter(threading.Thread):
                 self.drop_next = 0
             end = fall + n_idle + round(LEAD_S * self.rate_hz)
             assert self._changed.wait_for(lambda: self._n_sent >= end, 30.0)
-        return Call(began_s=began_s, returned_s=time.monotonic(), idle_s=idle_s, length_s=n_high / self.rate_hz)
+            returned_s = self.clock()
+        return Call(began_s=began_s, returned_s=returned_s, idle_s=idle_s, length_s=n_high / self.rate_hz)
 
     def has_heard(self, command: bytes) -> bool:
         """Whether ``command`` arrives; waits for it."""
@@ -105,7 +119,7 @@ class PtyMeter(threading.Thread):
 
     def run(self) -> None:
         while not self._is_over:
-            ready, _, _ = select.select([self._master], [], [], 0.002)
+            ready, _, _ = select.select([self._master], [], [], 0.0005 if self._is_streaming else 0.01)
             if ready:
                 self._take(self._received())
             with self._changed:
@@ -129,26 +143,24 @@ class PtyMeter(threading.Thread):
 
     def _begin(self) -> None:
         with self._changed:
-            self._started_s, self._n_sent = time.monotonic(), 0
+            self._epoch_s, self._n_sent, self._is_streaming = self.clock(), 0, True
             self.played = Played([], [])
             self._changed.notify_all()
 
     def _end(self) -> None:
         with self._changed:
-            self._started_s = None
-
-    def _due(self) -> int:
-        assert self._started_s is not None
-        return int((time.monotonic() - self._started_s) * self.rate_hz)
+            self._epoch_s, self._rested_s, self._is_streaming = self.clock(), time.monotonic(), False
 
     def _stream(self) -> None:
-        if self._started_s is None or len(self._out) > 4096 or self.is_mute:
+        if not self._is_streaming or self._out or self._n_unread():
             return
-        n = min(self._due() - self._n_sent, int(_LARGEST_PIECE_S * self.rate_hz))
-        if n > 0:
-            index = np.arange(self._n_sent, self._n_sent + n)
-            self._out += self._encoded(index)
-            self._n_sent += n
+        index = np.arange(self._n_sent, self._n_sent + round(_PIECE_S * self.rate_hz))
+        self._out += self._encoded(index)
+        self._n_sent += len(index)
+
+    def _n_unread(self) -> int:
+        """Bytes that wait to be read on the other side."""
+        return int.from_bytes(fcntl.ioctl(self._slave, termios.FIONREAD, bytes(4)), "little")
 
     def _flush(self) -> None:
         while self._out:
@@ -229,7 +241,7 @@ class FakePowerShield(PtyMeter):
     def _obey(self, command: str) -> None:
         verb, *arguments = command.split()
         if verb == "stop":
-            if self._started_s is not None:
+            if self._is_streaming:
                 self._end()
                 self._out += b"\r\nPowerShield > Acquisition completed\r\nPowerShield > "
             return
@@ -254,7 +266,7 @@ class FakePowerShield(PtyMeter):
         falls = {fall for _, _, fall, _ in self.played.windows}
         out = bytearray()
         for number, amperes in zip(arriving.tolist(), current.tolist(), strict=True):
-            if number and number % round(self.rate_hz) == 0:
+            if number and number % 1000 == 0:
                 out += self._stamp(number)
             if number in falls:
                 self._n_events += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from tests.support.meter_devices import FakeInaBus, FakeJoulescopeDriver
 from tests.support.meter_ptys import IDLE_A, RUN_A, WAITING_A, FakePowerShield, FakePpk2, PtyMeter
 
 SUPPLY_V = 3.0
-# The fakes share two processor cores with everything else: their timing proves nothing, other tests look at that.
-LOOSE_S = 0.5
+TIMING_S = 0.02  # the meters on pseudo-terminals are at most two pieces of 5 ms ahead of their reader
+LOOSE_S = 0.5  # Joulescope's runs in real time on a host that may be busy: its timing proves nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Rig:
     drop: Callable[[], None]
     unplug: Callable[[], None]
     busy: Callable[[], AbstractContextManager[None]]
+    clock: Callable[[], float]
     idle_s: float
     length_s: float
 
@@ -40,7 +42,7 @@ class Rig:
 @contextmanager
 def ppk2_rig() -> Iterator[Rig]:
     fake = FakePpk2(channel=2)
-    recorder = Ppk2(port=fake.path, supply_v=SUPPLY_V, trigger=2, timing_error_s=LOOSE_S)
+    recorder = Ppk2(port=fake.path, supply_v=SUPPLY_V, trigger=2, timing_error_s=TIMING_S, clock=fake.clock)
     with _pty_rig(fake, recorder, 700, 0.02, 0.12) as rig:
         yield rig
 
@@ -48,7 +50,7 @@ def ppk2_rig() -> Iterator[Rig]:
 @contextmanager
 def lpm01a_rig() -> Iterator[Rig]:
     fake = FakePowerShield()
-    recorder = StPowerMeter(kind=LPM01A, port=fake.path, supply_v=SUPPLY_V, timing_error_s=0.02)
+    recorder = StPowerMeter(kind=LPM01A, port=fake.path, supply_v=SUPPLY_V, timing_error_s=TIMING_S, clock=fake.clock)
     with _pty_rig(fake, recorder, 200, 0.05, 0.4) as rig:
         yield rig
 
@@ -56,8 +58,8 @@ def lpm01a_rig() -> Iterator[Rig]:
 @contextmanager
 def v3pwr_rig() -> Iterator[Rig]:
     fake = FakePowerShield(is_v3pwr=True)
-    recorder = StPowerMeter(kind=V3PWR, port=fake.path, supply_v=SUPPLY_V, timing_error_s=0.01)
-    with _pty_rig(fake, recorder, 600, 0.1, 0.5) as rig:
+    recorder = StPowerMeter(kind=V3PWR, port=fake.path, supply_v=SUPPLY_V, timing_error_s=TIMING_S, clock=fake.clock)
+    with _pty_rig(fake, recorder, 600, 0.15, 0.5) as rig:
         yield rig
 
 
@@ -78,6 +80,7 @@ def _pty_rig(fake: PtyMeter, recorder: Recorder, n_dropped: int, idle_s: float, 
             drop=drop,
             unplug=fake.unplug,
             busy=busy,
+            clock=fake.clock,
             idle_s=idle_s,
             length_s=length_s,
         )
@@ -91,7 +94,7 @@ def _pty_rig(fake: PtyMeter, recorder: Recorder, n_dropped: int, idle_s: float, 
 def joulescope_rig() -> Iterator[Rig]:
     driver = FakeJoulescopeDriver(channel=1)
     device = driver.device()
-    recorder = Joulescope(trigger=1, timing_error_s=LOOSE_S, patience_s=0.3, find=lambda serial: device)
+    recorder = Joulescope(trigger=1, timing_error_s=LOOSE_S, patience_s=1.0, find=lambda serial: device)
 
     @contextmanager
     def busy() -> Iterator[None]:
@@ -107,7 +110,14 @@ def joulescope_rig() -> Iterator[Rig]:
 
     try:
         yield Rig(
-            recorder=recorder, window=driver.window, drop=drop, unplug=unplug, busy=busy, idle_s=0.02, length_s=0.12
+            recorder=recorder,
+            window=driver.window,
+            drop=drop,
+            unplug=unplug,
+            busy=busy,
+            clock=time.monotonic,
+            idle_s=0.02,
+            length_s=0.12,
         )
     finally:
         recorder.close()
@@ -131,7 +141,16 @@ def ina226_rig() -> Iterator[Rig]:
     def unplug() -> None:
         bus.is_gone = True
 
-    yield Rig(recorder=recorder, window=bus.window, drop=drop, unplug=unplug, busy=busy, idle_s=0.3, length_s=1.5)
+    yield Rig(
+        recorder=recorder,
+        window=bus.window,
+        drop=drop,
+        unplug=unplug,
+        busy=busy,
+        clock=bus.clock,
+        idle_s=0.3,
+        length_s=1.5,
+    )
     recorder.close()
 
 
@@ -158,7 +177,16 @@ def fake_rig() -> Iterator[Rig]:
     def unplug() -> None:
         recorder.faults[recorder.n_traces] = Fault.LOST
 
-    yield Rig(recorder=recorder, window=window, drop=drop, unplug=unplug, busy=busy, idle_s=0.02, length_s=0.12)
+    yield Rig(
+        recorder=recorder,
+        window=window,
+        drop=drop,
+        unplug=unplug,
+        busy=busy,
+        clock=recorder.clock,
+        idle_s=0.02,
+        length_s=0.12,
+    )
     recorder.close()
 
 
