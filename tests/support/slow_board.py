@@ -17,15 +17,17 @@ _CYCCNT = 0xE0001004
 
 class SlowBoard(VirtualBoard):
     """Not emulated, as far as it says: no counting by regions, and a core counter that gives ``factor`` cycles for each
-    emulated one; ``factor_at`` may make it depend on the place in the program."""
+    emulated one, and ``wait()`` more between two readings: what one factor cannot explain."""
 
     is_emulated = False
     emulator = ""
 
-    def __init__(self, board_id: str, kind: BoardKind, factor: float, noise: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(self, board_id: str, kind: BoardKind, factor: float, wait: Callable[[], float] = lambda: 0.0) -> None:
         super().__init__(board_id, kind)
         self._factor = factor
-        self._noise = noise
+        self._wait = wait
+        self._waited = 0.0
+        self._n_readings = 0
         self._costs: dict[tuple[int, int], int] = {}
 
     def load(self, image: Image) -> None:
@@ -36,7 +38,9 @@ class SlowBoard(VirtualBoard):
         emulator.hook_add(UC_HOOK_MEM_READ, self._on_reading, begin=_CYCCNT, end=_CYCCNT + 3)
 
     def _on_reading(self, emulator: Uc, access: int, address: int, size: int, value: int, user: object) -> None:
-        cycles = int(self._factor * self._emulated_cycles(emulator) + self._noise())
+        self._n_readings += 1  # blocks are counted whole, and two readings in one must differ all the same
+        self._waited += self._wait()
+        cycles = int(self._factor * self._emulated_cycles(emulator) + self._waited) + self._n_readings
         emulator.mem_write(_CYCCNT, (cycles % 2**32).to_bytes(4, "little"))
 
     def _emulated_cycles(self, emulator: Uc) -> int:
