@@ -284,12 +284,12 @@ def _watch_boards(rack: Path) -> None:
     from rich.live import Live
 
     pool = _pool(rack)
-    with Live(_board_table(pool), auto_refresh=False) as live:
-        try:
+    try:
+        with Live(_board_table(pool), auto_refresh=False) as live:
             while not threading.Event().wait(1.0):
                 live.update(_board_table(pool), refresh=True)
-        except KeyboardInterrupt:
-            return
+    except KeyboardInterrupt:
+        return
 
 
 _COLOURS = {"idle": "green", "leased": "cyan", "suspect": "yellow", "stuck": "red", "quarantined": "red"}
