@@ -7,7 +7,6 @@ to those who are next, so nobody has to ask again and again.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import json
@@ -22,6 +21,7 @@ from pathlib import Path
 from mcu_agent.locks import close, open_until_fork
 
 _WOKEN = 2  # the next in the queue, and one more in case it sleeps
+_FORGOTTEN = 256  # tickets that have gone, before they are forgotten
 _serial = itertools.count()
 
 
@@ -73,13 +73,15 @@ class Queue:
 
     def waiting(self) -> list[Ticket]:
         """All who wait, in the order of their arrival; what the dead have left is removed."""
-        found = []
-        for name in self._names():
-            rigs = self._rigs(name) if self._touch(name, b"") else None
-            if rigs is not None:
-                found.append(Ticket(name=name, rigs=rigs))
-        self._known = {ticket.name: ticket.rigs for ticket in found}
-        return found
+        return self._tickets([name for name in self._names() if self.is_alive(name)])
+
+    def before(self, name: str) -> list[Ticket]:
+        """All tickets from before ``name``, those of the dead included."""
+        return self._tickets([one for one in self._names() if one < name])
+
+    def is_alive(self, name: str) -> bool:
+        """Whether somebody still waits with this ticket."""
+        return self._touch(name, b"")
 
     def wake(self, rigs: Collection[str]) -> None:
         """Tell the next who would take one of ``rigs`` to look again."""
@@ -90,21 +92,30 @@ class Queue:
             if woken == _WOKEN:
                 return
 
+    def _tickets(self, names: Sequence[str]) -> list[Ticket]:
+        wishes = [(name, self._rigs(name)) for name in names]
+        return [Ticket(name=name, rigs=rigs) for name, rigs in wishes if rigs is not None]
+
     def _names(self) -> list[str]:
         try:
             names = os.listdir(self._folder)  # noqa: PTH208 - names are all that is needed, thousands of times
         except FileNotFoundError:
             return []
-        return sorted(name for name in names if name[0] != "." and not name.endswith(".json"))
+        tickets = sorted(name for name in names if name[0] != "." and not name.endswith(".json"))
+        if len(self._known) > len(tickets) + _FORGOTTEN:
+            self._known = {name: rigs for name, rigs in self._known.copy().items() if name in tickets}
+        return tickets
 
     def _rigs(self, name: str) -> tuple[str, ...] | None:
         known = self._known.get(name)
         if known is not None:
             return known
         try:
-            return tuple(json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8")))
+            rigs = tuple(json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return None  # just leaving
+        self._known[name] = rigs
+        return rigs
 
     def _touch(self, name: str, data: bytes) -> bool:
         """Write to a ticket; False where nobody reads it any more."""
@@ -116,14 +127,18 @@ class Queue:
             return False
         try:
             if data:
-                with contextlib.suppress(BlockingIOError):  # full of bytes: it will wake from those
-                    os.write(file, data)
+                os.write(file, data)
+        except BlockingIOError:  # full of bytes: it will wake from those
+            return True
+        except BrokenPipeError:  # it has left this moment
+            return False
         finally:
             os.close(file)
         return True
 
     def remove(self, name: str) -> None:
         """Take a ticket out of the queue; harmless when it is not there."""
+        self._known.pop(name, None)
         for path in (self._folder / name, self._folder / f"{name}.json"):
             path.unlink(missing_ok=True)
 
@@ -145,9 +160,9 @@ class Place:
             os.read(self._file, 4096)
 
     def ahead(self) -> list[Ticket]:
-        """Those who came earlier and want one of the same rigs."""
+        """Those who came earlier and want one of the same rigs, the dead among them until :meth:`turn`."""
         mine = set(self.ticket.rigs)
-        return [t for t in self._queue.waiting() if t.name < self.ticket.name and mine & set(t.rigs)]
+        return [ticket for ticket in self._queue.before(self.ticket.name) if not mine.isdisjoint(ticket.rigs)]
 
     def turn(self, ahead: Sequence[Ticket], free: Sequence[str], skip_s: float) -> tuple[str | None, bool]:
         """Which of the free rigs is this place's to take, and whether somebody ahead is being waited for. Whoever ahead
@@ -155,6 +170,9 @@ class Place:
         nobody waits for it any more."""
         now = time.monotonic()
         claimed = assign(ahead, free)
+        dead = {name for name in claimed if not self._queue.is_alive(name)}
+        if dead:
+            return self.turn([ticket for ticket in ahead if ticket.name not in dead], free, skip_s)
         self._left_alone = {claim: self._left_alone.get(claim, now) for claim in claimed.items()}
         asleep = {name for (name, _), since in self._left_alone.items() if now - since >= skip_s}
         for name in asleep:

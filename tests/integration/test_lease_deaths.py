@@ -244,3 +244,24 @@ def test_boards_of_one_kind_work_side_by_side(tmp_path: Path) -> None:
     with ThreadPoolExecutor(12) as executor:
         served = list(executor.map(one, range(12)))
     assert {name: served.count(name) for name in set(served)} == dict.fromkeys(["b0", "b1", "b2", "b3"], 3)
+
+
+def test_boards_that_come_back_at_once_are_all_taken_at_once(tmp_path: Path) -> None:
+    slow = replace(FAST, poll_s=5.0)  # so that looking every now and then does not help
+    pool, together = make_pool(tmp_path, count=4, timing=slow), threading.Barrier(5)
+
+    def one(index: int) -> None:
+        with pool.lease(KIND, f"job {index}", duration_s=30.0, wait_s=30.0):
+            together.wait(10.0)
+
+    with ThreadPoolExecutor(4) as executor, ExitStack() as stack:
+        for index in range(4):
+            stack.enter_context(pool.lease(KIND, f"first {index}", duration_s=30.0))
+        found = [executor.submit(one, index) for index in range(4)]
+        wait_for(lambda: pool.n_waiting() == 4)
+        stack.close()
+        started = monotonic()
+        together.wait(10.0)  # passes once all four have a board
+        assert monotonic() - started < 1.0
+        for each in found:
+            each.result()
