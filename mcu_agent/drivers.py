@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
+from mcu_agent.boards.gdb import GdbBoard
 from mcu_agent.boards.protocol import Board
+from mcu_agent.boards.qemu import QemuBoard
 from mcu_agent.errors import InventoryError
-from mcu_agent.kinds import load_kind
+from mcu_agent.kinds import BoardKind, load_kind
 from mcu_agent.rack import RackBoard
+
+EMULATORS = ("unicorn", "qemu")
 
 
 def make_board(entry: RackBoard) -> Board:
     """The driver of a board, not yet powered.
 
     Raises:
-        InventoryError: the emulator that virtual boards need is not installed.
+        InventoryError: the driver is not known, lacks a field, or needs a program or library that is not installed.
     """
+    kind = load_kind(entry.kind)
+    if entry.driver == "virtual":
+        return _virtual(entry, kind)
+    if entry.driver == "gdb":
+        return GdbBoard(entry.board_id, kind, entry.connection, server=entry.server)
+    if entry.driver == "pyocd":
+        return _pyocd(entry, kind)
+    raise InventoryError(f"board {entry.board_id}: driver is {entry.driver!r}; allowed: virtual, gdb, pyocd")
+
+
+def _virtual(entry: RackBoard, kind: BoardKind) -> Board:
+    if entry.emulator == "qemu":
+        return QemuBoard(entry.board_id, kind, getattr(kind, "qemu_machine", ""))
+    if entry.emulator != "unicorn":
+        raise InventoryError(
+            f"board {entry.board_id}: emulator is {entry.emulator!r}; allowed: {', '.join(EMULATORS)}"
+        )
     try:
         from mcu_agent.boards.virtual import VirtualBoard  # the emulator is optional where all boards are real
     except ImportError as error:
         raise InventoryError(f"virtual boards need the emulator Unicorn; pip install unicorn ({error})") from error
-    return VirtualBoard(entry.board_id, load_kind(entry.kind))
+    return VirtualBoard(entry.board_id, kind)
+
+
+def _pyocd(entry: RackBoard, kind: BoardKind) -> Board:
+    try:
+        from mcu_agent.boards.pyocd import PyOcdBoard
+    except ImportError as error:
+        raise InventoryError(
+            f"board {entry.board_id}: debug probes need pyOCD; pip install 'edgefront[boards]' ({error})"
+        ) from error
+    return PyOcdBoard(
+        entry.board_id,
+        kind,
+        entry.probe,
+        getattr(kind, "pyocd_target", ""),
+        connect=entry.connect,
+        frequency_hz=entry.frequency_hz,
+    )
