@@ -194,8 +194,11 @@ def _is_in_handler(image: Image, pc: int) -> bool:
 
 
 def _overflow(stack: int, kind: BoardKind) -> str:
+    """In words, that the stack has left the RAM, at whose start it ends; empty where it has not."""
     below = kind.ram_origin - stack
-    return f"; the stack has overflowed by at least {below} bytes" if 0 < below <= _STACK_REACH else ""
+    if not 0 <= below <= _STACK_REACH:
+        return ""
+    return "; the stack has overflowed" + (f" by at least {below} bytes" if below else "")
 
 
 def _lockup(port: DebugPort, image: Image) -> FirmwareFault:

@@ -17,6 +17,7 @@ from mcu_agent.kinds import BoardKind
 
 _CONNECT_TIMEOUT_S = 5.0
 _UNIX = "unix:"
+_GUARD_BYTES = 4096
 
 
 class GdbBoard:
@@ -79,6 +80,8 @@ class GdbBoard:
                     if not remote.has(segment):
                         verify(self.board_id, segment, remote.read(segment.address, len(segment.data)))
             start_at_reset(remote, image, self.kind)
+            if self.is_emulated:  # some of QEMU's machines have memory below the RAM, where a stack would go on
+                remote.watch_writes(self.kind.ram_origin - _GUARD_BYTES, _GUARD_BYTES)
         except BaseException:
             self.close()
             raise
@@ -111,10 +114,6 @@ class GdbBoard:
         remote, _ = self._powered()
         check_writable(self.kind, address, len(data))
         remote.write(address, data)
-
-    def watch_writes(self, address: int, size: int) -> None:
-        """Halt the core when it writes into a range; until the board is closed. Does nothing where the server cannot."""
-        self._powered()[0].watch_writes(address, size)
 
     def close(self) -> None:
         """Take the breakpoints away and leave the core halted; the server stays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 from mcu_agent.boards.gdb_protocol import (
@@ -27,18 +28,18 @@ RESET_COMMANDS: Mapping[str, Sequence[str]] = {
     "jlink": ("reset",),  # halts after it
     "qemu": ("system_reset",),
 }
-_SIGNS = {"openocd": b"Open On-Chip Debugger", "pyocd": b"pyOCD", "qemu": b"system_reset"}
+_SIGNS = {  # what each prints for the command "version"
+    "openocd": b"Open On-Chip Debugger",
+    "pyocd": b"unrecognized command 'version'",
+    "qemu": b"unknown command: 'version'",
+}
 _PACKET_BYTES = 1024  # where the server does not say; every server takes as much
 _OVERHEAD = 32  # of a packet: command, address, length, checksum
 _FLASH_TIMEOUT_S = 120.0  # erasing 2 MB of an STM32 takes up to half a minute
 _RESET_TIMEOUT_S = 20.0
 _HALT_TIMEOUT_S = 5.0
-_REGISTERS = {
-    "sp": 13,
-    "lr": 14,
-    "pc": 15,
-    "xpsr": 25,
-}  # of org.gnu.gdb.arm.m-profile, where the server has no own ones
+_PLACES = {"sp": 104, "lr": 112, "pc": 120, "xpsr": 128}  # of their digits in the answer that has all of them
+_REGISTERS = {"sp": 13, "lr": 14, "pc": 15, "xpsr": 25}  # of org.gnu.gdb.arm.m-profile, where the server has no own ones
 
 
 class GdbRemote:
@@ -66,6 +67,7 @@ class GdbRemote:
         self.flash: Sequence[FlashRegion] = parse_memory_map(self._transfer("memory-map", "")) if has_map else ()
         self._has_binary_write = connection.ask(b"X0,0:") == b"OK"
         self._has_crc: bool | None = None
+        self._has_single_reads = True
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes of memory.
@@ -142,8 +144,11 @@ class GdbRemote:
 
     def register(self, name: str) -> int:
         """Value of a core register."""
-        answer = self._connection.ask(b"p%x" % self._numbers[name])
-        if len(answer) < 8 or answer[:1] in b"Ex":
+        answer = self._connection.ask(b"p%x" % self._numbers[name]) if self._has_single_reads else b""
+        if not answer:  # pyOCD 0.46 takes the command and gives nothing; all registers at once it does give
+            self._has_single_reads = False
+            answer = self._connection.ask(b"g")[_PLACES[name] :]
+        if not re.match(rb"[0-9a-f]{8}", answer):
             raise BoardLost(self._board_id, f"the GDB server cannot read register {name} ({_text(answer)})")
         return int.from_bytes(bytes.fromhex(answer[:8].decode()), "little")
 
@@ -243,7 +248,7 @@ class GdbRemote:
         return {name: number for name, number in found.items() if name in _REGISTERS}
 
     def _ask_server(self) -> str:
-        printed = self.monitor("version") + self.monitor("help")
+        printed = self.monitor("version")
         for name, sign in _SIGNS.items():
             if sign in printed:
                 return name

@@ -165,6 +165,8 @@ class PyOcdBoard:
         probe = self._find_probe()
         try:
             self._session = Session(probe, auto_open=False, options=self._options)
+            # The description of the part's peripherals is of no use here, and reading it costs a thread and a second.
+            self._session.board.target._svd_location = None
             self._session.open()
         except exceptions.TargetSupportError as error:
             raise InventoryError(

@@ -35,12 +35,10 @@ class Memory:
     flash_bytes: int
     ram_origin: int
     ram_bytes: int
-    is_walled: bool = True  # whether an access below the RAM faults
 
 
 _STM32F4 = Memory(0x08000000, _MIB, 0x20000000, 128 * _KIB)
-_MPS2 = Memory(0x00000000, 4 * _MIB, 0x20000000, 4 * _MIB, is_walled=False)
-_GUARD_BYTES = 4096  # watched below the RAM of machines without a wall there, for a stack that overflows
+_MPS2 = Memory(0x00000000, 4 * _MIB, 0x20000000, 4 * _MIB)
 MACHINES = {  # source: QEMU 7.2, hw/arm; on the FPGA boards (mps2) both are RAM, and the AN505 starts in the secure world
     "netduinoplus2": _STM32F4,
     "olimex-stm32-h405": _STM32F4,
@@ -48,7 +46,7 @@ MACHINES = {  # source: QEMU 7.2, hw/arm; on the FPGA boards (mps2) both are RAM
     "mps2-an385": _MPS2,
     "mps2-an386": _MPS2,
     "mps2-an500": _MPS2,
-    "mps2-an505": Memory(0x10000000, 4 * _MIB, 0x38000000, 2 * _MIB, is_walled=False),
+    "mps2-an505": Memory(0x10000000, 4 * _MIB, 0x38000000, 2 * _MIB),
     "microbit": Memory(0x00000000, 256 * _KIB, 0x20000000, 16 * _KIB),
 }
 
@@ -93,8 +91,6 @@ class QemuBoard:
         self._check_memory(image)
         try:
             self._board.load(image)
-            if not MACHINES[self._machine].is_walled:
-                self._board.watch_writes(self.kind.ram_origin - _GUARD_BYTES, _GUARD_BYTES)
         except BaseException as error:
             text = self._end()
             if isinstance(error, BoardLost):

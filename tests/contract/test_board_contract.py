@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 
 import numpy as np
 import pytest
 
+from mcu_agent import mailbox, rtt
 from mcu_agent.boards.fake import FakeBoard, Script
+from mcu_agent.boards.gdb import GdbBoard
 from mcu_agent.boards.protocol import Board
+from mcu_agent.boards.qemu import QemuBoard
 from mcu_agent.boards.virtual import VirtualBoard
 from mcu_agent.errors import (
     AgentError,
     BitMismatch,
     BoardLost,
+    CyclesUnknown,
     FirmwareError,
     FirmwareFault,
     FirmwareHang,
@@ -23,22 +29,65 @@ from mcu_agent.errors import (
 )
 from mcu_agent.image import Image, read_image
 from mcu_agent.kinds import load_kind
-from mcu_agent.profiling import profile
-from mcu_agent.session import opened
-from tests.support import boards
+from mcu_agent.mailbox import Mailbox
+from mcu_agent.session import profile, run_outputs
+from tests.support import boards, gdb_servers
+from tests.support.emulated_part import EmulatedPart
 
 KIND = load_kind("nrf52-dk")
-DRIVERS: dict[str, Callable[[], Board]] = {
-    "virtual": lambda: VirtualBoard("b1", KIND),
-    "fake": lambda: FakeBoard("b1", KIND, boards.fake_network()),
+
+
+@contextmanager
+def _on_qemus_server() -> Iterator[Board]:
+    gdb_servers.require_qemu()
+    with gdb_servers.qemu_server() as address, closing(GdbBoard("b1", KIND, address, server="qemu")) as board:
+        yield board
+
+
+@contextmanager
+def _on_a_probe() -> Iterator[Board]:
+    pytest.importorskip("pyocd")
+    from mcu_agent.boards.pyocd import PyOcdBoard
+    from tests.support.fake_probe import FakeProbe
+
+    probe = FakeProbe(EmulatedPart(KIND))
+    with closing(PyOcdBoard("b1", KIND, "FAKE01", "nrf52832", probes=lambda: [probe])) as board:
+        yield board
+
+
+@contextmanager
+def _qemu() -> Iterator[Board]:
+    gdb_servers.require_qemu()
+    with closing(QemuBoard("b1", KIND, gdb_servers.MACHINE)) as board:
+        yield board
+
+
+DRIVERS: dict[str, Callable[[], AbstractContextManager[Board]]] = {
+    "virtual": lambda: closing(VirtualBoard("b1", KIND)),
+    "fake": lambda: closing(FakeBoard("b1", KIND, boards.fake_network())),
+    "qemu": _qemu,
+    "gdb-qemu": _on_qemus_server,
+    "pyocd": _on_a_probe,
 }
+ON_PYOCDS_SERVER = "gdb-pyocd"
 
 
-@pytest.fixture(params=sorted(DRIVERS))
+@pytest.fixture(scope="module")
+def pyocd_address() -> Iterator[str]:
+    """One server for all tests, as in a lab: it takes half a second to end."""
+    pytest.importorskip("pyocd")
+    with gdb_servers.pyocd_server(KIND) as address:
+        yield address
+
+
+@pytest.fixture(params=[*sorted(DRIVERS), ON_PYOCDS_SERVER])
 def board(request: pytest.FixtureRequest) -> Iterator[Board]:
-    made = DRIVERS[request.param]()
-    yield made
-    made.close()
+    if request.param == ON_PYOCDS_SERVER:
+        made = closing(GdbBoard("b1", KIND, request.getfixturevalue("pyocd_address")))
+    else:
+        made = DRIVERS[request.param]()
+    with made as board:
+        yield board
 
 
 @pytest.fixture
@@ -100,8 +149,18 @@ def test_closing_is_always_allowed(board: Board, image: Image) -> None:
     assert board.counter is None
 
 
+def test_outputs_are_bit_exact(board: Board) -> None:
+    job = boards.make_job()
+    outputs = run_outputs(job.elf, board, job.inputs, output_bytes=job.expected.shape[1])
+    assert np.array_equal(outputs, job.expected)
+
+
 def test_a_profile_is_bit_exact_and_says_where_its_figures_come_from(board: Board) -> None:
     job = boards.make_job()
+    if board.emulator.startswith("QEMU"):  # it counts nothing, and says so once the outputs have been found right
+        with pytest.raises(CyclesUnknown, match="the outputs are right"):
+            profile(job, board)
+        return
     found = profile(job, board)
     assert np.array_equal(found.outputs, job.expected)
     assert found.cycles_source == ("emulated" if board.is_emulated else "measured")
@@ -145,12 +204,70 @@ def test_a_wrong_layer_is_named(board: Board, byte: int, index: int, name: str) 
 
 
 def test_a_hang_ends(board: Board) -> None:
-    job = boards.make_job(101, timeout_s=0.1)
+    job = boards.make_job(101, timeout_s=0.5)
     if isinstance(board, FakeBoard):
         board = FakeBoard("b1", KIND, boards.fake_network(), Script(hang_at="edgefront_layer_01_add"))
     with pytest.raises(FirmwareHang) as caught:
         profile(job, board)
     assert caught.value.where
+    assert caught.value.is_transient == (not board.is_emulated and not isinstance(board, FakeBoard))
+
+
+@pytest.mark.parametrize(
+    ("byte", "found"),
+    [
+        (102, "stack has overflowed"),
+        (103, "0x60000000.*edgefront_run"),
+        (104, "edgefront_run"),
+        (109, "its own fault handler"),
+        (110, "0x70000000"),
+    ],
+)
+def test_a_fault_is_caught_and_its_place_named(board: Board, byte: int, found: str) -> None:
+    if isinstance(board, FakeBoard):
+        board = FakeBoard("b1", KIND, boards.fake_network(), Script(fault_at="edgefront_run"))
+        found = "edgefront_run"
+    with pytest.raises(FirmwareFault, match=found):
+        profile(boards.make_job(byte), board)
+
+
+def test_a_stop_that_is_reached_at_once_needs_no_run(board: Board, image: Image) -> None:
+    board.load(image)
+    reset = image.address("Reset_Handler")
+    assert board.run_until([reset], 5.0) == reset
+
+
+def test_the_same_stop_is_reached_again_and_again(board: Board, image: Image) -> None:
+    board.load(image)
+    ready = image.address("edgefront_ready")
+    assert [board.run_until([ready], 5.0) for _ in range(3)] == [ready] * 3
+
+
+def test_large_memory_survives_the_way_there_and_back(board: Board, image: Image) -> None:
+    board.load(image)
+    data = bytes(range(256)) * 40 + b"#$}*"  # more than a packet, with every character that packets escape
+    board.write(KIND.ram_end - len(data), data)
+    assert board.read(KIND.ram_end - len(data), len(data)) == data
+
+
+def test_text_written_through_rtt_arrives(board: Board) -> None:
+    if isinstance(board, FakeBoard):
+        pytest.skip("the fake board runs no code")
+    image = read_image(boards.firmware(source="rtt.c"), KIND)
+    board.load(image)
+    ready, after = image.address("edgefront_ready"), image.address("edgefront_after_run")
+    found = [rtt.drain(board, image)]
+    for one in boards.inputs(3):
+        board.run_until([ready], 5.0)
+        box = Mailbox.unpack(board.read(image.address("edgefront_mailbox"), mailbox.SIZE))
+        board.write(box.input_address, one.tobytes())
+        crc = zlib.crc32(one.tobytes()).to_bytes(4, "little")
+        board.write(image.address("edgefront_mailbox") + mailbox.INPUT_CRC_OFFSET, crc)
+        board.write(image.address("edgefront_mailbox") + mailbox.COMMAND_OFFSET, (1).to_bytes(4, "little"))
+        board.run_until([after], 5.0)
+        board.run_until([ready], 5.0)
+        found.append(rtt.drain(board, image))
+    assert found == ["", "run done: ä\n", "run done: ä\n", "run done: ä\n"]  # 13 bytes each, through a ring of 24
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ class EmulatedPart:
         self._core = _Core(was_reset=True, is_running=not (catches and is_debugged))
         self._core.cycles = core.cycles
         self._nvmc = 0
+        self._registers[_CFSR] = 0
         stack, entry = (int.from_bytes(self._memory(kind.flash_origin + at, 4), "little") for at in (0, 4))
         self._uc.reg_write(UC_ARM_REG_SP, stack & ~3)
         self._uc.reg_write(UC_ARM_REG_LR, 0xFFFFFFFF)
@@ -267,7 +268,8 @@ class EmulatedPart:
             if core.is_running or core.is_locked_up:
                 self._halt(_HALTED)
         elif value & 4:
-            self._emulate(count=1)
+            self._uc.ctl_flush_tb()  # a block that was translated as a whole would be executed as a whole
+            self._emulate(timeout_us=_SLICE_US, count=1)
             self._halt(_HALTED)
         elif not core.is_running:
             core.is_running = True
@@ -323,7 +325,8 @@ class EmulatedPart:
 
     def _run(self) -> None:
         core = self._core
-        core.is_asleep = False
+        if core.is_asleep:  # no interrupt will ever wake it
+            return
         self._emulate(timeout_us=_SLICE_US)
         if core.stop == "breakpoint":
             self._halt(_BKPT)
