@@ -39,7 +39,12 @@ _FLASH_TIMEOUT_S = 120.0  # erasing 2 MB of an STM32 takes up to half a minute
 _RESET_TIMEOUT_S = 20.0
 _HALT_TIMEOUT_S = 5.0
 _PLACES = {"sp": 104, "lr": 112, "pc": 120, "xpsr": 128}  # of their digits in the answer that has all of them
-_REGISTERS = {"sp": 13, "lr": 14, "pc": 15, "xpsr": 25}  # of org.gnu.gdb.arm.m-profile, where the server has no own ones
+_REGISTERS = {
+    "sp": 13,
+    "lr": 14,
+    "pc": 15,
+    "xpsr": 25,
+}  # of org.gnu.gdb.arm.m-profile, where the server has no own ones
 
 
 class GdbRemote:

@@ -31,7 +31,12 @@ def qemu_server(machine: str = MACHINE) -> Iterator[str]:
     """QEMU's GDB server at ``host:port``, with an empty machine. It listens on a socket of ours: nobody has to wait."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = ["qemu-system-arm", "-M", machine, "-display", "none", "-monitor", "none", "-serial", "none", "-S"]
-        command += ["-chardev", f"socket,id=g,fd={listener.fileno()},server=on,wait=off,nodelay=on", "-gdb", "chardev:g"]
+        command += [
+            "-chardev",
+            f"socket,id=g,fd={listener.fileno()},server=on,wait=off,nodelay=on",
+            "-gdb",
+            "chardev:g",
+        ]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(listener.fileno(),))
         port = listener.getsockname()[1]
     with process:
