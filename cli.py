@@ -643,7 +643,22 @@ def _load_file(file: Path) -> StudyFile:
 
     # The user's own data and networks lie beside the study file; worker processes inherit the variable.
     add_search_folder(file.parent)
-    return load_study(file, vocabulary())
+    return _calibrated(load_study(file, vocabulary()), file.parent)
+
+
+def _calibrated(study: StudyFile, folder: Path) -> StudyFile:
+    """The study with what its calibration files hold in place of their names, as its workers will need it."""
+    from mcu_agent.calibration import load_calibration
+
+    names = study.profiling.calibration
+    records = [load_calibration(folder / name) for name in names if isinstance(name, str)]
+    kinds = [record.kind for record in records]
+    for kind in kinds:
+        if kind not in study.kinds or kinds.count(kind) > 1:
+            wanted = ", ".join(study.kinds)
+            raise UsageError(f"profiling.calibration: found one for {kind}; allowed is one for each of {wanted}")
+    profiling = study.profiling.model_copy(update={"calibration": tuple(record.to_json() for record in records)})
+    return study.model_copy(update={"profiling": profiling}) if names else study
 
 
 def vocabulary() -> Vocabulary:

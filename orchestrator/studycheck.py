@@ -320,6 +320,7 @@ def explain(study: StudyFile, vocabulary: Vocabulary) -> str:
         "Each trial: does the untrained network fit? → training → pruning and int8 → C and firmware → run on the",
         f"board; {study.profiling.samples} samples must match the host bit for bit. What does not fit ends at once.",
         *_on_each(study),
+        *_calibrated(study),
         _firmware(study),
         *_early_stopping(study),
         "At the end the test split is used once, for the trials of the front.",
@@ -362,6 +363,15 @@ def _plateau(study: StudyFile) -> list[str]:
         return []
     gain = f"raised the hypervolume by no more than {_share(plateau.gain)}"
     return [f"  less when the last {plateau.trials} trials {gain}, not counting the initial design"]
+
+
+def _calibrated(study: StudyFile) -> list[str]:
+    records = [record for record in study.profiling.calibration if isinstance(record, dict)]
+    return [
+        f"Latency and energy of virtual {record['kind']} boards are estimated: cycles x {record['cycle_factor']:.3f}, "
+        f"calibrated on {record['board_id']} on {record['at'][:10]}."
+        for record in records
+    ]
 
 
 def _firmware(study: StudyFile) -> str:

@@ -262,12 +262,18 @@ class Firmware(_Model):
     extra_macs: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
 class Profiling(_Model):
     """``samples`` validation samples are run on the board and compared with the host bit for bit; ``timeout`` bounds
-    one whole profile."""
+    one attempt at a profile. ``calibration`` names files of ``edgefront rack calibrate``, at most one a board kind, by
+    which virtual boards estimate latency and energy; a study that has begun holds what was in them."""
 
     samples: Annotated[int, Field(ge=32, le=1_000_000)] = 32
     timeout: Seconds = 120.0
+    calibration: Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_listed)] = ()
 
 
 class StudyFile(_Model):
@@ -306,9 +312,11 @@ class StudyFile(_Model):
 
     def to_json(self) -> Json:
         """Whichever of ``board`` and ``boards`` was not given is left out: a study that names one board is the same
-        JSON, and its results have the same names, as before there could be several."""
+        JSON, and its results have the same names, as before there could be several. So is one without calibration."""
         data = self.model_dump(mode="json")
         del data["board" if self.boards else "boards"]
+        if not self.profiling.calibration:
+            del data["profiling"]["calibration"]
         return data
 
     @staticmethod

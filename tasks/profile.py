@@ -16,13 +16,14 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import util
 
 import numpy as np
 import numpy.typing as npt
 
+from mcu_agent.calibration import Calibration
 from mcu_agent.errors import AgentError, BitMismatch
 from mcu_agent.kinds import BoardKind, load_kind
 from mcu_agent.profiling import Profile
@@ -51,6 +52,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
         job = _job(request, context, study, kind)
         result = _bit_exact(request, context, study, job, kind)
         found = _values(result, job, load_kind(kind))
+        found |= _estimates(result, study.profiling.calibration)
     except AgentError as error:
         raise _classified(error) from error
     values = {named(name, kind, study.kinds): value for name, value in found.items()}
@@ -187,6 +189,29 @@ def _values(result: Profile, job: Job, kind: BoardKind) -> dict[str, Value]:
         note = "exact count of an emulated run" if found is Source.EMULATED else where
         values["instructions"] = Value(amount=result.instructions, unit="1", source=found, note=note)
     return values
+
+
+def _estimates(result: Profile, calibrations: Sequence[str | Json]) -> dict[str, Value]:
+    """Latency and, where it is known, energy of a virtual board as its kind's calibration has them; empty on a device,
+    and for a kind without one.
+
+    Raises:
+        Defect: the calibration in the study cannot be read.
+    """
+    try:
+        records = [Calibration.from_json(data) for data in calibrations if isinstance(data, dict)]
+    except ValueError as error:
+        raise Defect("bad_study", f"profiling.calibration: {error}") from error
+    record = next((one for one in records if one.kind == result.kind and result.emulator), None)
+    if record is None:
+        return {}
+    cycles = result.cycles.median
+    latency = Value(amount=record.latency_s(cycles), unit="s", source=Source.ESTIMATED, note=record.basis)
+    energy_j = record.energy_j(cycles)
+    if energy_j is None:
+        return {"latency": latency}
+    note = f"{record.nj_per_cycle:.3f} nJ a cycle by {record.meter}; {record.basis}"
+    return {"latency": latency, "energy": Value(amount=energy_j, unit="J", source=Source.ESTIMATED, note=note)}
 
 
 def _check_limits(study: StudyFile, values: Mapping[str, Value]) -> None:

@@ -22,6 +22,7 @@ from tasks.profile import run
 from tasks.stage import StageContext, run_stage
 from tests.support import boards
 from tests.support.artifacts import MemoryArtifacts
+from tests.unit.test_calibration import record
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +184,7 @@ def test_a_wrong_reference_is_told_by_the_input_it_is_of() -> None:
 @pytest.mark.parametrize(
     ("first_byte", "kind", "reason"),
     [
-        (101, FaultKind.TRANSIENT, "firmware_hang"),
+        (101, FaultKind.DEFECT, "image_at_fault"),  # it hangs twice, and the board passes its self-test between
         (102, FaultKind.DEFECT, "firmware_fault"),
         (103, FaultKind.DEFECT, "firmware_fault"),
         (111, FaultKind.TRANSIENT, "transfer_corrupt"),
@@ -210,6 +211,25 @@ def test_unusable_input_is_a_defect(change: dict[str, Any], reason: str) -> None
     fault = answer(ask(store, **change), store).fault
     assert fault is not None
     assert (fault.kind, fault.reason) == (FaultKind.DEFECT, reason)
+
+
+def test_a_calibrated_kind_has_estimates_with_their_error_in_place_of_emulated_latency() -> None:
+    fitted = record(cycle_factor=2.0, nj_per_cycle=0.5, nj_interval=(0.4, 0.6), meter="ppk2")
+    store = MemoryArtifacts()
+    calibrated = {"samples": 32, "timeout": 5, "calibration": [fitted.to_json()]}
+    plain, found = answer(ask(store), store).values, answer(ask(store, profiling=calibrated), store).values
+    assert (plain["latency"].source, found["latency"].source) == (Source.EMULATED, Source.ESTIMATED)
+    assert found["latency"].amount == pytest.approx(2 * plain["latency"].amount)
+    assert found["cycles"] == plain["cycles"]
+    assert found["energy"].amount == pytest.approx(2 * found["cycles"].amount * 0.5e-9)
+    assert "±3.0 % a layer" in found["latency"].note
+    assert "0.500 nJ a cycle by ppk2" in found["energy"].note
+
+
+def test_a_calibration_of_another_kind_changes_nothing() -> None:
+    store = MemoryArtifacts()
+    other = {"samples": 32, "timeout": 5, "calibration": [record(kind="nucleo-f446re").to_json()]}
+    assert answer(ask(store, profiling=other), store).values == answer(ask(store), store).values
 
 
 def bomb() -> bytes:
