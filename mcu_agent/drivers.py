@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from mcu_agent.boards.gdb import GdbBoard
 from mcu_agent.boards.protocol import Board
 from mcu_agent.boards.qemu import QemuBoard
@@ -19,6 +21,8 @@ def make_board(entry: RackBoard) -> Board:
         InventoryError: the driver is not known, lacks a field, or needs a program or library that is not installed.
     """
     kind = load_kind(entry.kind)
+    if ":" in entry.driver:
+        return _own(entry)
     if entry.driver == "virtual":
         return _virtual(entry, kind)
     if entry.driver == "gdb":
@@ -26,6 +30,21 @@ def make_board(entry: RackBoard) -> Board:
     if entry.driver == "pyocd":
         return _pyocd(entry, kind)
     raise InventoryError(f"board {entry.board_id}: driver is {entry.driver!r}; allowed: virtual, gdb, pyocd")
+
+
+def _own(entry: RackBoard) -> Board:
+    """A driver of the user's: ``module:function`` gives the board for an entry. The rack file names it, and a rack file
+    is written by who owns the host."""
+    module, _, name = entry.driver.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InventoryError(
+            f"board {entry.board_id}: driver {entry.driver!r} cannot be loaded: {error}; its module must be on the "
+            "Python path of the agent"
+        ) from error
+    board: Board = make(entry)
+    return board
 
 
 def _virtual(entry: RackBoard, kind: BoardKind) -> Board:
