@@ -49,7 +49,7 @@ def test_a_killed_holder_frees_its_board_at_once(tmp_path: Path) -> None:
         assert take(pool) < 1.0
 
 
-@pytest.mark.parametrize("how", ["raise", "exit", "vanish", "fork"])
+@pytest.mark.parametrize("how", ["raise", "exit", "vanish", "fork", "leak"])
 def test_however_a_process_ends_its_board_is_free(tmp_path: Path, how: str) -> None:
     with holder(tmp_path, how) as process:
         process.wait(10.0)
