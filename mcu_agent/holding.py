@@ -123,6 +123,8 @@ class Holding:
 
     def _renew_shared(self, leases: SharedLeases, lease: SharedLease) -> None:
         asked = time.monotonic()
+        if asked >= self._shared_until:
+            raise LeaseLost(f"board {self.entry.board_id}: lease {lease.token} has lapsed at {leases.place}")
         if leases.renew(lease):
             self._shared_until = asked + self._timing.shared_s
 

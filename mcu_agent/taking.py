@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcu_agent.errors import InventoryError
+from mcu_agent.errors import InventoryError, NoBoardFree
 from mcu_agent.holding import Holding
 from mcu_agent.leases import BoardRecord, Timing, grant, is_offered
 from mcu_agent.locks import BoardLock
@@ -72,15 +72,20 @@ class Taker:
         Raises:
             NoBoardFree: the Redis that hosts share does not answer.
         """
-        started = time.monotonic()
+        started, silence = time.monotonic(), None
         until, watch = started + wait_s, _Watch(next_look=started + self._timing.stale_s / _LOOKS)
         with self.queue.join([entry.rig for entry in wish.entries]) as place:
             while True:
-                holding, pause_s = self._attempt(wish, place, watch)
+                try:
+                    holding, pause_s = self._attempt(wish, place, watch)
+                except NoBoardFree as error:  # a Redis that is being restarted
+                    holding, pause_s, silence = None, _BUSY_POLL_S, error
                 left_s = until - time.monotonic()
                 if holding is not None or left_s <= 0:
                     break
                 place.wait(min(left_s, pause_s))
+        if holding is None and silence is not None:
+            raise silence
         if holding is not None and any(self._is_free(entry, wish) for entry in wish.entries):
             self.queue.wake(place.ticket.rigs)  # several came back at once, and this one was woken for all of them
         return holding
