@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -91,7 +92,8 @@ class Holding:
     def give_back(self, fault: str = "") -> None:
         """End the lease; ``fault`` is that of the rig, if there was one."""
         self._is_over.set()
-        self._heart.join()
+        if not sys.is_finalizing():  # at the end of a program that left a lease open, threads no longer end
+            self._heart.join()
         try:
             self._lock.update(self._given_back(fault))
             if self._shared is not None:
@@ -121,6 +123,8 @@ class Holding:
 
     def _renew_shared(self, leases: SharedLeases, lease: SharedLease) -> None:
         asked = time.monotonic()
+        if asked >= self._shared_until:
+            raise LeaseLost(f"board {self.entry.board_id}: lease {lease.token} has lapsed at {leases.place}")
         if leases.renew(lease):
             self._shared_until = asked + self._timing.shared_s
 

@@ -178,7 +178,7 @@ def clear(record: BoardRecord) -> BoardRecord:
     return replace(well, suspect="", suspected_at=0.0)
 
 
-def tested(record: BoardRecord, fault: str, *, now: float) -> BoardRecord:
+def after_test(record: BoardRecord, fault: str, *, now: float) -> BoardRecord:
     """The record after a self-test that found ``fault``, empty where it passed: a board that passes is well, unless a
     person took it out of use; one that fails is quarantined."""
     after = replace(record, test=fault, tested_at=now)

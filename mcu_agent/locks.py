@@ -23,7 +23,7 @@ from mcu_agent.errors import InventoryError
 from mcu_agent.leases import BoardRecord
 
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-_OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _BEAT_BYTES = 20
 _GUARD_S = 2.0  # whoever keeps the guard for longer has been stopped, and does not come back to write in time
 _TRIES, _TRY_S = 5, 0.001  # somebody who only looks holds the lock for some microseconds
@@ -162,15 +162,21 @@ class BoardLock:
                 return file
 
     def _opened(self, path: Path) -> int:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        is_new = not path.exists()
         try:
-            file = open_until_fork(path, _OPEN)
+            return open_until_fork(path, _OPEN)
+        except FileNotFoundError:
+            return self._made(path)
         except OSError as error:
             hint = "; remove the link" if error.errno == errno.ELOOP else ""
             raise InventoryError(f"{path}: the lock file cannot be opened: {error.strerror}{hint}") from error
-        if is_new:
-            _share(path)
+
+    def _made(self, path: Path) -> int:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = open_until_fork(path, _OPEN | os.O_CREAT)
+        except OSError as error:
+            raise InventoryError(f"{path}: the lock file cannot be made: {error.strerror}") from error
+        _share(path)
         return file
 
 

@@ -21,6 +21,7 @@ from mcu_agent.leases import (
     State,
     Timing,
     add_fault,
+    after_test,
     clear,
     is_due,
     is_offered,
@@ -28,7 +29,6 @@ from mcu_agent.leases import (
     quarantine,
     state,
     suspect,
-    tested,
 )
 from mcu_agent.processes import this_process
 from mcu_agent.rack import Hub, Rack, RackBoard
@@ -160,7 +160,7 @@ class Pool:
         Raises:
             InventoryError: the rack has no such board.
         """
-        return self._taker.lock(self.rack.board(board_id)).read()
+        return self._taker.look(self.rack.board(board_id)).read()
 
     def put_back(self, board_id: str) -> None:
         """End the quarantine of a board.
@@ -170,7 +170,7 @@ class Pool:
             NoBoardFree: somebody is using it.
         """
         entry = self.rack.board(board_id)
-        lock = self._taker.lock(entry)
+        lock = self._taker.look(entry)
         if lock.is_held_by_anyone():
             raise NoBoardFree(f"board {board_id} is in use")
         lock.update(clear)
@@ -206,7 +206,7 @@ class Pool:
         Raises:
             InventoryError: the rack has no such board.
         """
-        after = self._change(board_id, lambda record: tested(record, fault, now=self._now()))
+        after = self._change(board_id, lambda record: after_test(record, fault, now=self._now()))
         self._taker.queue.wake([self.rack.board(board_id).rig])
         return after
 
@@ -229,10 +229,10 @@ class Pool:
         return [status for status in self.statuses() if status.state is State.STUCK and status.record.holder == me]
 
     def _records(self) -> list[tuple[RackBoard, BoardRecord]]:
-        return [(entry, self._taker.lock(entry).read()) for entry in self.rack.boards]
+        return [(entry, self._taker.look(entry).read()) for entry in self.rack.boards]
 
     def _change(self, board_id: str, change: Callable[[BoardRecord], BoardRecord]) -> BoardRecord:
-        return self._taker.lock(self.rack.board(board_id)).update(change)
+        return self._taker.look(self.rack.board(board_id)).update(change)
 
     def _wanted(self, kind: str, board_id: str | None, avoid: Collection[str]) -> tuple[RackBoard, ...]:
         entries = self.rack.of_kind(kind)
@@ -250,7 +250,7 @@ class Pool:
         return left
 
     def _status(self, entry: RackBoard) -> BoardStatus:
-        lock, now = self._taker.lock(entry), self._now()
+        lock, now = self._taker.look(entry), self._now()
         record, is_locked = lock.read(), lock.is_held_by_anyone()
         stuck = is_locked and is_stuck(record, lock.last_beat(), now, self._timing)
         found = state(record, is_locked=is_locked, is_stuck=stuck, now=now)

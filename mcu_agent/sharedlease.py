@@ -18,6 +18,7 @@ from mcu_agent.errors import InventoryError, LeaseLost, NoBoardFree
 
 _PREFIX = "edgefront:lease:"
 _TIMEOUT_S = 2.0
+_SILENT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,7 @@ class SharedLeases:
     def __init__(self, url: str, *, lapse_s: float = 15.0) -> None:
         self.lapse_s = lapse_s
         self.place = _without_password(url)
+        self._silent_until = 0.0
         address = "unix" + url.removeprefix("redis+socket") if url.startswith("redis+socket://") else url
         try:
             self._client = redis.Redis.from_url(
@@ -79,21 +81,30 @@ class SharedLeases:
         return SharedLease(rig=rig, token=token, value=value) if taken else None
 
     def holder(self, rig: str) -> str:
-        """Who has the rig, as ``owner on host``; empty where nobody has, or the Redis does not answer."""
+        """Who has the rig, as ``owner on host``; empty where nobody has, or the Redis does not answer, which is then
+        not asked again for some seconds."""
+        if time.monotonic() < self._silent_until:
+            return ""
         try:
             found = self._client.get(_PREFIX + rig)
             content = json.loads(found) if isinstance(found, bytes) else {}
-        except (redis.RedisError, ValueError):
+        except redis.RedisError:
+            self._silent_until = time.monotonic() + _SILENT_S
             return ""
+        except ValueError:
+            return "somebody"
         return f"{content['owner']} on {content['host']}" if content else ""
 
     def renew(self, lease: SharedLease) -> bool:
-        """Hold the lease for ``lapse_s`` from now; False where the Redis does not answer.
+        """Hold the lease for ``lapse_s`` from now; False where the Redis does not answer. One that the Redis has
+        forgotten, by a restart, is taken anew if nobody else has; to be called only while the lease holds.
 
         Raises:
-            LeaseLost: it has lapsed, and may be another host's.
+            LeaseLost: it is another host's.
         """
         try:
+            if self._client.set(_PREFIX + lease.rig, lease.value, nx=True, px=self._lapse_ms()):
+                return True
             return self._while_mine(lease, lambda pipe: pipe.pexpire(_PREFIX + lease.rig, self._lapse_ms()))
         except redis.RedisError:
             return False

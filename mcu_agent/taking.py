@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcu_agent.errors import InventoryError
+from mcu_agent.errors import InventoryError, NoBoardFree
 from mcu_agent.holding import Holding
 from mcu_agent.leases import BoardRecord, Timing, grant, is_offered
 from mcu_agent.locks import BoardLock
@@ -39,8 +39,8 @@ class Wish:
 class _Watch:
     """What one who waits has seen of holders: token and beat of each rig, and since when they have stood still."""
 
+    next_look: float
     seen: dict[str, tuple[tuple[int, float], float]] = field(default_factory=dict)
-    next_look: float = 0.0
 
 
 class Taker:
@@ -52,11 +52,19 @@ class Taker:
         self._timing = timing
         self._now = now
         self._shared = _shared_leases(rack, timing)
+        self._looked_at: dict[str, BoardLock] = {}  # never held, so that all threads may look through them
         self._held: set[str] = set()  # rigs that this very object has given away, which need not be asked for
 
     def lock(self, entry: RackBoard) -> BoardLock:
         """The lock of a board's rig, not held."""
         return BoardLock(self._folder, entry.rig, entry.board_id)
+
+    def look(self, entry: RackBoard) -> BoardLock:
+        """The same lock, to look at only."""
+        found = self._looked_at.get(entry.board_id)
+        if found is None:
+            found = self._looked_at[entry.board_id] = self.lock(entry)
+        return found
 
     def take(self, wish: Wish, wait_s: float) -> Holding | None:
         """A board, if one becomes free within ``wait_s`` when it is this one's turn; else None.
@@ -64,14 +72,20 @@ class Taker:
         Raises:
             NoBoardFree: the Redis that hosts share does not answer.
         """
-        until, watch = time.monotonic() + wait_s, _Watch()
+        started, silence = time.monotonic(), None
+        until, watch = started + wait_s, _Watch(next_look=started + self._timing.stale_s / _LOOKS)
         with self.queue.join([entry.rig for entry in wish.entries]) as place:
             while True:
-                holding, pause_s = self._attempt(wish, place, watch)
+                try:
+                    holding, pause_s = self._attempt(wish, place, watch)
+                except NoBoardFree as error:  # a Redis that is being restarted
+                    holding, pause_s, silence = None, _BUSY_POLL_S, error
                 left_s = until - time.monotonic()
                 if holding is not None or left_s <= 0:
                     break
                 place.wait(min(left_s, pause_s))
+        if holding is None and silence is not None:
+            raise silence
         if holding is not None and any(self._is_free(entry, wish) for entry in wish.entries):
             self.queue.wake(place.ticket.rigs)  # several came back at once, and this one was woken for all of them
         return holding
@@ -114,7 +128,7 @@ class Taker:
     def _is_free(self, entry: RackBoard, wish: Wish) -> bool:
         if entry.rig in self._held:
             return False
-        lock = self.lock(entry)
+        lock = self.look(entry)
         if lock.is_held_by_anyone():
             return False
         return wish.is_test or is_offered(lock.read(), self._now())
@@ -131,7 +145,7 @@ class Taker:
                 self._look_at(entry, watch, clock)
 
     def _look_at(self, entry: RackBoard, watch: _Watch, clock: float) -> None:
-        lock = self.lock(entry)
+        lock = self.look(entry)
         if not lock.is_held_by_anyone():
             watch.seen.pop(entry.rig, None)
             return

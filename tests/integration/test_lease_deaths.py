@@ -18,11 +18,13 @@ from time import monotonic
 import pytest
 
 from mcu_agent.errors import InventoryError, NoBoardFree
+from mcu_agent.image import read_image
 from mcu_agent.leases import Holder, State
 from mcu_agent.pool import Pool
 from mcu_agent.processes import born, end, this_process
 from mcu_agent.waiting import Queue
-from tasks.broker import EmbeddedBroker
+from tasks.broker import EmbeddedBroker, connect
+from tests.support import boards
 from tests.support.holders import DURATION_S, FAST, KIND, holder, make_pool, wanter
 
 
@@ -49,7 +51,7 @@ def test_a_killed_holder_frees_its_board_at_once(tmp_path: Path) -> None:
         assert take(pool) < 1.0
 
 
-@pytest.mark.parametrize("how", ["raise", "exit", "vanish", "fork"])
+@pytest.mark.parametrize("how", ["raise", "exit", "vanish", "fork", "leak"])
 def test_however_a_process_ends_its_board_is_free(tmp_path: Path, how: str) -> None:
     with holder(tmp_path, how) as process:
         process.wait(10.0)
@@ -149,10 +151,38 @@ def test_a_host_that_dies_loses_its_boards_and_learns_of_it_when_it_is_back(tmp_
         assert process.stdout.readline().startswith("lost: board b0: lease 1 has lapsed at ")
 
 
+def test_a_redis_that_forgets_or_is_away_for_a_moment_costs_nobody_a_board(tmp_path: Path, url: str) -> None:
+    here, there = (make_pool(tmp_path / host, url=url) for host in ("here", "there"))
+    client = connect(url)
+    with here.lease(KIND, "study", duration_s=60.0) as board:
+        client.flushall()
+        wait_for(lambda: client.exists("edgefront:lease:probe/0"))
+        with pytest.raises(NoBoardFree, match="study on"):
+            take(there, wait_s=0.2)
+        board.load(read_image(boards.firmware(), board.kind))
+    client.close()
+
+
+def test_who_waits_outlasts_a_restart_of_the_redis(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path / "redis", tmp_path / "redis.log")
+    broker.start()
+    try:
+        pool = make_pool(tmp_path, url=broker.url)
+        take(pool)
+        broker.stop()
+        with ThreadPoolExecutor(1) as executor:
+            waiting = executor.submit(take, pool)
+            wait_for(lambda: pool.n_waiting() == 1)
+            broker.start()
+            assert waiting.result(10.0) > 0.0
+    finally:
+        broker.stop()
+
+
 def test_without_the_redis_that_hosts_share_nobody_gets_a_board(tmp_path: Path) -> None:
     pool = make_pool(tmp_path, url=f"redis://:sesame@localhost:1/{os.getpid()}")
     with pytest.raises(NoBoardFree, match=r"Redis of \[leases\] at redis://localhost:1/.* does not answer") as caught:
-        take(pool)
+        take(pool, wait_s=0.2)
     assert "sesame" not in str(caught.value)
     with pytest.raises(InventoryError, match="no address of a Redis"):
         make_pool(tmp_path, url="redis://:x@host:port/0")

@@ -1,8 +1,8 @@
 """Processes that hold or want boards, and die in every way on request.
 
 ``python -m tests.support.holders FOLDER HOW [REDIS_URL]`` prints ``held`` once it has the one board, then does ``HOW``:
-``wait`` until told by a line on its standard input, ``raise``, ``exit``, ``vanish``, ``fork`` a child and vanish, or
-``touch`` the board at every line.
+``wait`` until told by a line on its standard input, ``raise``, ``exit``, ``vanish``, ``fork`` a child and vanish,
+``leak`` the lease and end, or ``touch`` the board at every line.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from mcu_agent.boards.fake import FakeBoard
+from mcu_agent.boards.protocol import Board
 from mcu_agent.errors import LeaseLost
 from mcu_agent.image import read_image
 from mcu_agent.kinds import load_kind
@@ -27,6 +28,7 @@ KIND = "nrf52-dk"
 # The rules at a tenth of a second, so that what takes half a minute in a laboratory takes a moment here.
 FAST = Timing(beat_s=0.02, stale_s=0.3, grace_s=0.1, skip_s=0.2, poll_s=0.02, shared_s=0.5)
 DURATION_S = 0.6
+LEAKED: list[AbstractContextManager[Board]] = []  # leases that are still open when the program ends
 
 
 def make_pool(folder: Path, count: int = 1, url: str = "", timing: Timing = FAST, prefix: str = "probe") -> Pool:
@@ -62,6 +64,11 @@ def holder(folder: Path, how: str, url: str = "") -> Iterator[subprocess.Popen[s
 
 def main(folder: Path, how: str, url: str) -> None:
     pool = make_pool(folder, url=url)
+    if how == "leak":
+        LEAKED.append(pool.lease(KIND, how, duration_s=DURATION_S, wait_s=10.0))
+        LEAKED[0].__enter__()
+        _say("held")
+        return
     with pool.lease(KIND, how, duration_s=60.0 if how == "touch" else DURATION_S, wait_s=10.0) as board:
         if how == "touch":
             board.load(read_image(boards.firmware(), board.kind))

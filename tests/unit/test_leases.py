@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mcu_agent import locks
 from mcu_agent.boards.fake import FakeBoard, Script
 from mcu_agent.errors import BitMismatch, BoardLost, InventoryError, LeaseLost, NoBoardFree
 from mcu_agent.image import read_image
 from mcu_agent.kinds import load_kind
-from mcu_agent.leases import BoardRecord, State, check, clear, give_back, grant, state
-from mcu_agent.locks import BoardLock
+from mcu_agent.leases import (
+    SUSPICION_S,
+    BoardRecord,
+    State,
+    Timing,
+    add_fault,
+    after_test,
+    check,
+    clear,
+    give_back,
+    grant,
+    is_due,
+    is_offered,
+    is_stuck,
+    quarantine,
+    state,
+    suspect,
+)
+from mcu_agent.locks import BoardLock, file_name
 from mcu_agent.pool import Pool
 from mcu_agent.rack import RackBoard, virtual_rack
+from mcu_agent.waiting import Ticket, assign
 from tests.support import boards
 
 KIND = "nrf52-dk"
@@ -138,8 +160,8 @@ def test_a_leased_board_is_nobody_elses(tmp_path: Path) -> None:
     assert pool.counts() == {"idle": 2, "leased": 0, "stuck": 0, "suspect": 0, "quarantined": 0}
 
 
-def iter_lease(pool: Pool, wait_s: float):  # type: ignore[no-untyped-def]
-    with pool.lease(KIND, "third", duration_s=1.0, wait_s=wait_s) as board:
+def iter_lease(pool: Pool, wait_s: float, avoid: Collection[str] = ()):  # type: ignore[no-untyped-def]
+    with pool.lease(KIND, "third", duration_s=1.0, wait_s=wait_s, avoid=avoid) as board:
         yield board
 
 
@@ -224,3 +246,113 @@ def test_a_board_that_cannot_be_made_is_given_back(tmp_path: Path) -> None:
     with pytest.raises(InventoryError, match="no emulator"), pool.lease(KIND, "me", duration_s=1.0):
         pass
     assert pool.counts()["idle"] == 1
+
+
+TIMING = Timing()
+
+
+@pytest.mark.parametrize(
+    ("beat", "deadline", "found"),
+    [
+        (100.0, 200.0, False),
+        (100.0, 111.0, False),  # late, but within its grace
+        (100.0, 109.0, True),  # alive, and does not come back
+        (99.0, 200.0, True),  # silent
+    ],
+)
+def test_a_holder_is_stuck_when_it_is_silent_or_long_past_its_deadline(
+    beat: float, deadline: float, *, found: bool
+) -> None:
+    record = BoardRecord(board_id="b", owner="me", deadline=deadline)
+    assert is_stuck(record, beat, 114.0, TIMING) is found
+    assert state(record, is_locked=True, is_stuck=found) is (State.STUCK if found else State.LEASED)
+
+
+def test_a_suspect_board_is_offered_again_when_nobody_clears_the_suspicion_up() -> None:
+    record = suspect(BoardRecord(board_id="b"), "odd", now=100.0)
+    assert state(record, is_locked=False, now=100.0) is State.SUSPECT
+    assert not is_offered(record, 100.0 + SUSPICION_S - 1)
+    assert is_offered(record, 100.0 + SUSPICION_S)
+    assert suspect(quarantine(record, "bad", now=0.0), "odd", now=1.0).suspect == ""
+
+
+def test_a_fault_outside_a_lease_counts_and_leaves_the_lease_alone() -> None:
+    record, _ = grant(BoardRecord(board_id="b", faults=2), "me", now=10.0, duration_s=5.0)
+    after = add_fault(record, "probe lost", now=11.0)
+    assert (after.owner, after.deadline, after.token) == ("me", 15.0, 1)
+    assert after.quarantine == "3 faults in a row, the last: probe lost"
+    assert after.quarantined_at == 11.0
+
+
+def test_a_persons_quarantine_is_not_replaced_by_an_automatic_one() -> None:
+    by_ana = quarantine(BoardRecord(board_id="b"), "new wires", now=1.0, by="ana")
+    assert quarantine(by_ana, "hang", now=2.0) == by_ana
+    assert quarantine(by_ana, "still out", now=2.0, by="ben").quarantine == "still out"
+    assert after_test(by_ana, "", now=3.0).quarantine == "new wires"
+    assert not is_due(by_ana, 1e9)
+    automatic = quarantine(BoardRecord(board_id="b"), "hang", now=1.0)
+    assert after_test(automatic, "", now=3.0).quarantine == ""
+
+
+@given(st.lists(st.text(min_size=1, max_size=80), min_size=2, max_size=2, unique=True))
+@settings(derandomize=True, max_examples=150)
+def test_every_rig_has_files_of_its_own_within_the_folder(rigs: list[str]) -> None:
+    names = [file_name(rig) for rig in rigs]
+    assert names[0] != names[1]
+    assert all("/" not in name and not name.startswith(".") and len(name) < 100 for name in names)
+
+
+def test_two_names_of_a_rig_share_one_lock(tmp_path: Path) -> None:
+    mine, yours = (BoardLock(tmp_path, "066A/FF 30", name) for name in ("desk", "bench"))
+    assert mine.acquire()
+    assert not yours.acquire()
+    mine.release()
+
+
+def test_a_link_in_the_place_of_a_lock_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "b.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InventoryError, match=r"cannot be opened: .*; remove the link"):
+        BoardLock(tmp_path, "b").acquire()
+
+
+def test_a_record_can_be_changed_although_somebody_was_stopped_while_changing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_GUARD_S", 0.05)
+    BoardLock(tmp_path, "b").update(lambda record: record)
+    with (tmp_path / "b.guard").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert BoardLock(tmp_path, "b").update(lambda record: replace(record, faults=1)).faults == 1
+
+
+TICKETS = st.lists(st.lists(st.sampled_from("abcde"), min_size=1, max_size=5, unique=True), max_size=6)
+
+
+@given(TICKETS, st.lists(st.sampled_from("abcde"), max_size=5, unique=True))
+@settings(derandomize=True, max_examples=200)
+def test_free_boards_go_to_those_who_came_first(wishes: list[list[str]], free: list[str]) -> None:
+    tickets = [Ticket(name=f"{n:03}", rigs=tuple(rigs)) for n, rigs in enumerate(wishes)]
+    found = assign(tickets, free)
+    assert len(set(found.values())) == len(found)  # nobody shares
+    for ticket in tickets:
+        if ticket.name in found:
+            assert found[ticket.name] in ticket.rigs
+            continue
+        earlier = {rig for name, rig in found.items() if name < ticket.name}
+        assert not set(ticket.rigs) & (set(free) - earlier)  # whoever goes without was beaten by earlier ones alone
+
+
+def test_a_particular_board_is_leased_and_boards_are_avoided(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path, count=3)
+    first, second, third = (entry.board_id for entry in pool.rack.boards)
+    with pool.lease(KIND, "me", duration_s=10.0, board_id=second) as board:
+        assert board.board_id == second
+        with pool.lease(KIND, "you", duration_s=10.0, avoid={first}) as other:
+            assert other.board_id == third
+    with pytest.raises(NoBoardFree, match="no board of kind nrf52-dk is left"):
+        next(iter_lease(pool, wait_s=0.0, avoid=[first, second, third]))
+    with (
+        pytest.raises(InventoryError, match="no board is called 'x'"),
+        pool.lease(KIND, "me", duration_s=1.0, board_id="x"),
+    ):
+        pass
