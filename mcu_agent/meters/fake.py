@@ -93,16 +93,19 @@ class FakeRecorder:
         return cycles
 
     def open(self) -> None:
+        """Connect."""
         if self.is_busy:
             raise MeterLost("fake: another program has it open; close it and try again")
         self.is_open = True
 
     def start(self) -> None:
+        """Start a trace at the clock's present time."""
         if not self.is_open or self._started_s is not None:
             raise MeterLost("fake: not open, or recording already")
         self._started_s, self._window, self._idle = self._now_s, None, []
 
     def stop(self) -> Trace:
+        """The trace of all that happened since ``start``, with its fault."""
         if not self.is_open or self._started_s is None:
             raise MeterLost("fake: nothing is being recorded")
         started, self._started_s = self._started_s, None
@@ -113,6 +116,7 @@ class FakeRecorder:
         return self._with_fault(self._trace(started, number), fault)
 
     def close(self) -> None:
+        """Disconnect, whatever the state."""
         self.is_open, self._started_s = False, None
 
     def _trace(self, started: float, number: int) -> Trace:

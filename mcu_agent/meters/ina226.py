@@ -168,6 +168,7 @@ class _Poll(threading.Thread):
         self.error: OSError | None = None
 
     def run(self) -> None:
+        """Poll until told to stop or until the bus fails."""
         try:
             _read(self._bus, self._address, _MASK)  # a result from before the start is not ours
             while not self._is_stopping.is_set():
@@ -178,6 +179,7 @@ class _Poll(threading.Thread):
             self.has_data.set()
 
     def stop(self) -> None:
+        """End; returns when the bus is free."""
         self._is_stopping.set()
         self.join()
 

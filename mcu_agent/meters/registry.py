@@ -54,7 +54,7 @@ def make_recorder(entry: MeterEntry, supply_v: float = _DEFAULT_SUPPLY_V) -> Rec
     return _MAKERS[entry.driver](entry, volts, options)
 
 
-def _timing(options: Mapping[str, Any]) -> dict[str, float]:
+def _timing(options: Mapping[str, Any]) -> dict[str, Any]:
     """The timing error as the drivers take it, where the rack file has one."""
     return {"timing_error_s": options["timing_error_ms"] / 1000} if "timing_error_ms" in options else {}
 

@@ -13,11 +13,11 @@ from mcu_agent.meters.ina226 import AVERAGES, CONVERSION_US, FULL_SCALE_V
 from mcu_agent.windows import Call
 from tests.support.meter_ptys import IDLE_A, LEAD_S, RUN_A, WAITING_A, Played
 
-_TRANSFER_S = 200e-6
+_TRANSFER_S, _RESTING_S = 200e-6, 10e-6
 
 
 class FakeInaBus:
-    """An SMBus with one INA226, on a clock of its own that a transfer moves by 200 µs."""
+    """An SMBus with one INA226, on a clock of its own: a transfer takes 200 µs of it, between windows 10 µs."""
 
     def __init__(self, shunt_ohms: float, supply_v: float = 3.0, address: int = 0x40) -> None:
         self._shunt_ohms, self._supply_v, self._address = shunt_ohms, supply_v, address
@@ -42,7 +42,7 @@ class FakeInaBus:
             self._windows.append((start, rise, fall, fall + idle_s))
             end = fall + idle_s + LEAD_S
             assert self._changed.wait_for(lambda: self._now_s >= end, 30.0)
-            return Call(began_s=began, returned_s=self._now_s, idle_s=idle_s, length_s=length_s)
+            return Call(began_s=began, returned_s=end, idle_s=idle_s, length_s=length_s)
 
     def read_word_data(self, address: int, register: int) -> int:
         with self._changed:
@@ -67,7 +67,8 @@ class FakeInaBus:
     def _pass(self, address: int) -> None:
         if self.is_gone or address != self._address:
             raise OSError(121, "Remote I/O error")
-        self._now_s += _TRANSFER_S
+        is_playing = any(self._now_s < end + LEAD_S for *_, end in self._windows)
+        self._now_s += _TRANSFER_S if is_playing else _RESTING_S
         rising = [rise for _, rise, fall, _ in self._windows if rise + 0.01 < self._now_s < fall]
         if self.stall_next_s and rising:
             self._now_s += self.stall_next_s

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mcu_agent.energy import (
     WindowPlan,
@@ -119,6 +121,23 @@ def test_the_energy_of_a_known_current_is_found(window_by: WindowBy) -> None:
     assert recorder.n_traces == 10  # one to warm up
     assert "median of 9 windows" in found.basis
     assert ("less accurate" in found.basis) == (window_by is WindowBy.HOST)
+
+
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(
+    cycles=st.floats(1e3, 1e8),
+    run_a=st.floats(1e-4, 0.5),
+    rate_hz=st.sampled_from([1e3, 5e3, 1e5]),
+    delay_s=st.floats(0.0, 0.1),
+    window_by=st.sampled_from(WindowBy),
+)
+def test_any_board_on_any_meter_has_its_energy(
+    cycles: float, run_a: float, rate_hz: float, delay_s: float, window_by: WindowBy
+) -> None:
+    load = Load(cycles=cycles, clock_hz=LOAD.clock_hz, run_a=run_a, idle_a=1e-6)
+    recorder = FakeRecorder(load, rate_hz=rate_hz, window_by=window_by, delay_s=delay_s)
+    found = measure(recorder, WindowPlan(n_windows=5, n_warm_up=0, least_readings=2_000), cycles=cycles)
+    assert found.energy_j == pytest.approx(run_a * SUPPLY_V * cycles / LOAD.clock_hz, rel=2e-3)
 
 
 def test_the_same_readings_give_the_same_interval() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ppk2_api.ppk2_api import PPK2_API
 
@@ -90,6 +90,13 @@ def test_lost_readings_are_counted_and_their_time_kept(n_dropped: int) -> None:
     assert (found.current_a[2000 : 2000 + n_dropped] == found.current_a[1999]).all()
 
 
+@settings(derandomize=True, max_examples=60)
+@given(st.integers(1, 1500), st.integers(200, 2400))
+def test_the_counter_shows_a_loss_modulo_its_period(n_dropped: int, at: int) -> None:
+    data = np.delete(words_of(), np.arange(at, at + n_dropped)).tobytes()
+    assert decode(data, TYPICAL, supply_v=SUPPLY_V, trigger=5).n_lost == n_dropped % 64
+
+
 def test_a_multiple_of_the_counters_period_is_invisible_to_it() -> None:
     data = np.delete(words_of(), np.arange(2000, 2128)).tobytes()
     assert decode(data, TYPICAL, supply_v=SUPPLY_V, trigger=5).n_lost == 0  # hence the second check, by time
@@ -166,6 +173,7 @@ def test_overcurrent_is_noticed_in_binary(message: bytes) -> None:
     assert len(found.current_a) == 2
 
 
+@settings(derandomize=True)
 @given(
     st.lists(
         st.one_of(
