@@ -107,5 +107,5 @@ FIELD_HELP: Mapping[str, str] = {
     "parallelism.in_flight": "Trials under way at once; default: train and build workers together.",
     "profiling.samples": "Validation samples run on the board and compared with the host.",
     "profiling.timeout": "Longest time of one attempt at a profile (`120 s`).",
-    "profiling.calibration": "Files of `edgefront rack calibrate`, one a board kind, for virtual boards to estimate by.",
+    "profiling.calibration": "Files of `edgefront rack calibrate` for virtual boards to estimate by, one a board kind.",
 }
