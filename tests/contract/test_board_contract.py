@@ -30,7 +30,7 @@ from mcu_agent.errors import (
 from mcu_agent.image import Image, read_image
 from mcu_agent.kinds import load_kind
 from mcu_agent.mailbox import Mailbox
-from mcu_agent.session import profile, run_outputs
+from mcu_agent.session import opened, profile, run_outputs
 from tests.support import boards, gdb_servers
 from tests.support.emulated_part import EmulatedPart
 
