@@ -44,7 +44,7 @@ LOOK_EVERY_S = 1.0
 DRAIN_S = 170.0  # below the unit's TimeoutStopSec, above the longest deadline of a usual measurement
 REPORT_KEPT_S = 30
 _LONGEST_DETAIL = 200
-_USABLE = (State.IDLE, State.LEASED)
+_USABLE = (State.IDLE, State.LEASED, State.SUSPECT)  # a suspect is being looked into by whoever has a task for it
 
 _log = logging.getLogger(__name__)
 
