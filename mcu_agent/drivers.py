@@ -32,9 +32,7 @@ def _virtual(entry: RackBoard, kind: BoardKind) -> Board:
     if entry.emulator == "qemu":
         return QemuBoard(entry.board_id, kind, getattr(kind, "qemu_machine", ""))
     if entry.emulator != "unicorn":
-        raise InventoryError(
-            f"board {entry.board_id}: emulator is {entry.emulator!r}; allowed: {', '.join(EMULATORS)}"
-        )
+        raise InventoryError(f"board {entry.board_id}: emulator is {entry.emulator!r}; allowed: {', '.join(EMULATORS)}")
     try:
         from mcu_agent.boards.virtual import VirtualBoard  # the emulator is optional where all boards are real
     except ImportError as error:

@@ -37,9 +37,13 @@ _PACKET_BYTES = 1024  # where the server does not say; every server takes as muc
 _OVERHEAD = 32  # of a packet: command, address, length, checksum
 _FLASH_TIMEOUT_S = 120.0  # erasing 2 MB of an STM32 takes up to half a minute
 _RESET_TIMEOUT_S = 20.0
-_HALT_TIMEOUT_S = 5.0
 _PLACES = {"sp": 104, "lr": 112, "pc": 120, "xpsr": 128}  # of their digits in the answer that has all of them
-_REGISTERS = {"sp": 13, "lr": 14, "pc": 15, "xpsr": 25}  # of org.gnu.gdb.arm.m-profile, where the server has no own ones
+_REGISTERS = {
+    "sp": 13,
+    "lr": 14,
+    "pc": 15,
+    "xpsr": 25,
+}  # of org.gnu.gdb.arm.m-profile, where the server has no own ones
 
 
 class GdbRemote:
@@ -182,7 +186,7 @@ class GdbRemote:
     def step(self) -> None:
         """Execute one instruction."""
         self._connection.send(b"s")
-        if self._wait_stop(_HALT_TIMEOUT_S) is None:
+        if self._wait_stop(self._connection.reply_timeout_s) is None:
             raise BoardLost(self._board_id, "the core does not come back from a single step; reset or power-cycle it")
 
     def run(self, timeout_s: float, quiet_s: float) -> bool:
@@ -191,7 +195,7 @@ class GdbRemote:
         if self._wait_stop(timeout_s) is not None:
             return True
         self._connection.interrupt()
-        if self._wait_stop(_HALT_TIMEOUT_S) is None:
+        if self._wait_stop(self._connection.reply_timeout_s) is None:
             raise BoardLost(self._board_id, "the core cannot be halted; reset or power-cycle the board")
         return False
 
@@ -214,7 +218,7 @@ class GdbRemote:
         answer = self._connection.ask(b"?")
         if parse_stop(answer) is None:
             self._connection.interrupt()
-            if self._wait_stop(_HALT_TIMEOUT_S) is None:
+            if self._wait_stop(self._connection.reply_timeout_s) is None:
                 raise BoardLost(self._board_id, f"the core cannot be halted ({_text(answer)}); is it in reset?")
 
     def _read(self, address: int, size: int) -> bytes:
@@ -271,7 +275,8 @@ class GdbRemote:
         if answer != b"OK":
             raise ProgrammingFailed(
                 self._board_id,
-                f"the GDB server cannot {what} ({_text(answer)}); see its own output, and whether the flash is protected",
+                f"the GDB server cannot {what} ({_text(answer)}); see its own output, and whether the flash is "
+                "protected",
             )
 
 
@@ -283,7 +288,7 @@ def erase_ranges(flash: Sequence[FlashRegion], segments: Sequence[Segment]) -> S
         last = min(segment.address + len(segment.data), region.end)
         if first < last:
             start = first - (first - region.start) % region.block
-            blocks |= {at: region.block for at in range(start, last, region.block)}
+            blocks |= dict.fromkeys(range(start, last, region.block), region.block)
     ranges: list[tuple[int, int]] = []
     for at, size in sorted(blocks.items()):
         if ranges and sum(ranges[-1]) == at:
@@ -301,4 +306,3 @@ def _chunks(address: int, size: int, step: int) -> Iterable[tuple[int, int]]:
 
 def _text(answer: bytes) -> str:
     return repr(answer.decode("ascii", "backslashreplace")) if answer else "it does not know the command"
-
