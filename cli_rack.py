@@ -354,7 +354,7 @@ def measure(
       edgefront measure build/firmware.elf --board bench-1 --rack rack.toml
     """
     from mcu_agent.calibration import estimates, load_calibration
-    from mcu_agent.errors import ImageRejected, InventoryError
+    from mcu_agent.errors import CyclesUnknown, ImageRejected, InventoryError
     from mcu_agent.measure import find_known_answers, read_elf, to_json
     from mcu_agent.measure_view import estimate_lines, lines
     from mcu_agent.measuring import Request, measure_on
@@ -366,6 +366,9 @@ def measure(
         found = measure_on(_rack_with(board, rack), board, request)
     except ImageRejected as error:
         raise InventoryError(f"{image}: {error}") from error
+    except CyclesUnknown as error:  # all that such an emulator is for has been done: every output was compared
+        click.echo(json.dumps({"cycles": None, "found": str(error)}) if as_json else str(error))
+        return
     estimate = estimates(fitted, found.kind, found.cycles.median, is_emulated=bool(found.emulator)) if fitted else None
     if as_json:
         click.echo(json.dumps({**to_json(found), "estimate": estimate, "known_answers": known.file if known else None}))
