@@ -75,7 +75,7 @@ def run_agent(options: AgentOptions, announce: Callable[[str], None] = lambda li
     check_reachable(url)
     if danger := exposure(url):
         announce(danger)
-    name = options.name or rack.agent.name
+    name = options.name or rack.agent.name or socket.gethostname()
     port = rack.agent.metrics_port if options.metrics_port is None else options.metrics_port
     address = options.metrics_address or rack.agent.metrics_address
     os.environ[RACK_VARIABLE] = str(options.rack.absolute())

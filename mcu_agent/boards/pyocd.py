@@ -176,8 +176,7 @@ class PyOcdBoard:
         return _Port(self._session.board.target, self.board_id)
 
     def _find_probe(self) -> Any:
-        with _enumeration_lock():
-            found = list(self._probes())
+        found = list(self._probes())
         ours = [probe for probe in found if probe.unique_id.lower() == self._probe.lower()]
         if len(ours) == 1:
             return ours[0]
@@ -308,10 +307,11 @@ class _Port:
 def connected_probes() -> Sequence[Any]:
     """All debug probes that are plugged in, of every make pyOCD drives.
 
-    Looking for them opens every probe for a moment and disturbs whoever is doing the same, so
-    :class:`PyOcdBoard` does it under a lock of the host.
+    Looking for them opens every probe for a moment and disturbs whoever is doing the same, so it is done under a lock
+    of the host.
     """
-    return ConnectHelper.get_all_connected_probes(blocking=False, print_wait_message=False) or ()
+    with _enumeration_lock():
+        return ConnectHelper.get_all_connected_probes(blocking=False, print_wait_message=False) or ()
 
 
 @contextmanager
