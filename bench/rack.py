@@ -97,6 +97,7 @@ def trouble(lab: Lab, chance: random.Random, n: int) -> Callable[[int], None]:
     moments = sorted((chance.uniform(0.05, 0.9) * n, what) for what in ["agent"] * KILLS + ["broker"] * RESTARTS)
 
     def at(done: int) -> None:
+        lab.look_after()
         while moments and done >= moments[0][0]:
             _, what = moments.pop(0)
             if what == "agent":
