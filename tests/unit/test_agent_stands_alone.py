@@ -160,7 +160,18 @@ def edgefront(*arguments: str, without: set[str] = SEARCH_ONLY, **environment: s
 
 
 @pytest.mark.parametrize(
-    "arguments", [("boards",), ("boards", "--json"), ("kernels",), ("agent", "--help"), ("--help",)], ids=" ".join
+    "arguments",
+    [
+        ("boards",),
+        ("boards", "--json"),
+        ("kernels",),
+        ("agent", "--help"),
+        ("measure", "--help"),
+        ("rack", "discover"),
+        ("rack", "calibrate", "--help"),
+        ("--help",),
+    ],
+    ids=" ".join,
 )
 def test_commands_for_boards_work_without_the_search(arguments: tuple[str, ...]) -> None:
     done = edgefront(*arguments, without=SEARCH_ONLY | set(EXTRAS["virtual"]))
