@@ -32,6 +32,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "boards": ("pyocd", "serial", "ppk2_api"),
     "joulescope": ("joulescope",),
     "ina226": ("smbus2",),
+    "s3": ("s3fs",),
+    "postgresql": ("psycopg",),
 }
 
 
