@@ -56,7 +56,11 @@ _REFUSALS = ("authentication failed", "does not exist", "pg_hba.conf", "no passw
 
 
 class DatabaseAway(StudyError):
-    """The connection to the database broke, or it could not be reached for as long as is waited for it."""
+    """The connection to the database broke (``was_connected``), or none could be opened for as long as is waited."""
+
+    def __init__(self, text: str, *, was_connected: bool = False) -> None:
+        super().__init__(text)
+        self.was_connected = was_connected
 
 
 def check_url(text: str, *, where: str = DATABASE_VARIABLE) -> URL:
@@ -136,8 +140,10 @@ class PostgresDatabase:
             yield
         except (DBAPIError, StorageInternalError) as error:
             cause = cause_of(error)
-            kind = DatabaseAway if is_away(error) else StudyError
-            raise kind(f"{self.shown}: {cause.rstrip('.')}. {self._advice(error, cause)}") from error
+            text = f"{self.shown}: {cause.rstrip('.')}. {self._advice(error, cause)}"
+            if is_away(error):
+                raise DatabaseAway(text, was_connected=was_connected(error)) from error
+            raise StudyError(text) from error
 
     @contextmanager
     def locked(self, engine: Engine, name: str) -> Iterator[None]:
@@ -223,6 +229,13 @@ def is_away(error: BaseException | None) -> bool:
             return not is_refusal and (is_lost or state.startswith(_AWAY))
         error = error.__cause__
     return False
+
+
+def was_connected(error: BaseException | None) -> bool:
+    """Whether a statement was under way or begun when the connection broke."""
+    while error is not None and not isinstance(error, DBAPIError):
+        error = error.__cause__
+    return error is not None and error.connection_invalidated
 
 
 def _state(error: BaseException | None) -> str:
