@@ -94,13 +94,21 @@ class SqliteDatabase:
     def open_storage(self, *, is_new: bool) -> RDBStorage:
         self._check(is_new=is_new)
         with closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)) as connection:
-            connection.execute(
-                "PRAGMA journal_mode=WAL"
-            )  # kept in the file; readers and the writer do not block each other
-        storage = make_storage(f"sqlite:///{self.path}", {"connect_args": {"timeout": BUSY_TIMEOUT_S}}, self.shown)
+            # Kept in the file; readers and the writer do not block each other.
+            connection.execute("PRAGMA journal_mode=WAL")
+        storage = self.storage_of(self.path)
         sa.event.listen(storage.engine, "connect", _flush_every_commit)
         storage.engine.dispose()  # connections made before the listener
         return storage
+
+    def storage_of(self, path: Path) -> RDBStorage:
+        """Optuna's storage on any file, as it is."""
+        return make_storage(f"sqlite:///{path}", {"connect_args": {"timeout": BUSY_TIMEOUT_S}}, str(path))
+
+    def fold(self) -> None:
+        """Make it one file, with no log beside it; nobody may have it open."""
+        with self.explained(), closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)) as connection:
+            connection.execute("PRAGMA journal_mode=DELETE")
 
     @contextmanager
     def explained(self) -> Iterator[None]:

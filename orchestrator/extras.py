@@ -34,6 +34,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "ina226": ("smbus2",),
     "s3": ("s3fs",),
     "postgresql": ("psycopg",),
+    "zstd": ("zstandard",),
 }
 
 

@@ -36,6 +36,8 @@ T = TypeVar("T")
 # was taken back may not: the artifact it wrote is gone.
 QUEUED, STARTED, ENDED, LOST, TAKEN_BACK = "queued", "started", "ended", "lost", "taken_back"
 OPEN_STATES = (QUEUED, STARTED)
+# State of a candidate that has not ended; afterwards it is its ending.
+OPEN = "open"
 TOLD_ENDINGS = (Ending.COMPLETE, Ending.INFEASIBLE, Ending.STOPPED)
 
 
@@ -158,14 +160,21 @@ class Ledger:
         with self._engine.begin() as connection:
             connection.execute(STUDY.update().values(file=json.dumps(file)))
 
+    def rename(self, name: str, study_id: str, file: Json) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(STUDY.update().values(name=name, study_id=study_id, file=json.dumps(file)))
+
     def set_active_seconds(self, seconds: float) -> None:
         with self._engine.begin() as connection:
             connection.execute(STUDY.update().values(active_seconds=seconds))
 
-    def candidates(self) -> list[CandidateRow]:
-        """All of them, by trial number."""
+    def candidates(self, *, is_open: bool = False) -> list[CandidateRow]:
+        """All of them, or those that have not ended, by trial number."""
+        query = sa.select(CANDIDATES).order_by(CANDIDATES.c.trial)
+        if is_open:
+            query = query.where(CANDIDATES.c.state == OPEN)
         with self._engine.connect() as connection:
-            return [_candidate(row) for row in connection.execute(sa.select(CANDIDATES).order_by(CANDIDATES.c.trial))]
+            return [_candidate(row) for row in connection.execute(query)]
 
     def has_candidates(self) -> bool:
         with self._engine.connect() as connection:
@@ -176,11 +185,13 @@ class Ledger:
         with self._engine.connect() as connection:
             return _candidate(connection.execute(sa.select(CANDIDATES).where(CANDIDATES.c.trial == trial)).one())
 
-    def attempts(self) -> list[StageAttempt]:
-        """All of them, in the order they were queued within a trial's stages."""
-        order = (ATTEMPTS.c.trial, ATTEMPTS.c.queued_at, ATTEMPTS.c.attempt)
+    def attempts(self, *, is_open: bool = False) -> list[StageAttempt]:
+        """All of them, or those of candidates that have not ended, in the order they were queued within a trial."""
+        query = sa.select(ATTEMPTS).order_by(ATTEMPTS.c.trial, ATTEMPTS.c.queued_at, ATTEMPTS.c.attempt)
+        if is_open:
+            query = query.where(ATTEMPTS.c.trial.in_(sa.select(CANDIDATES.c.trial).where(CANDIDATES.c.state == OPEN)))
         with self._engine.connect() as connection:
-            return [_attempt(row) for row in connection.execute(sa.select(ATTEMPTS).order_by(*order))]
+            return [_attempt(row) for row in connection.execute(query)]
 
     def attempts_of(self, trial: int, stage: str) -> list[StageAttempt]:
         where = (ATTEMPTS.c.trial == trial) & (ATTEMPTS.c.stage == stage)
@@ -188,11 +199,17 @@ class Ledger:
             rows = connection.execute(sa.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt))
             return [_attempt(row) for row in rows]
 
-    def results(self, trial: int | None = None) -> list[StageResult]:
-        """The results that count, of one trial or of all, in the order they came."""
+    def results(
+        self, trial: int | None = None, *, stage: str | None = None, trials: Sequence[int] | None = None
+    ) -> list[StageResult]:
+        """The results that count, of one trial, one stage, some trials or of all, in the order they came."""
         query = sa.select(RESULTS.c.result).where(RESULTS.c.counts).order_by(RESULTS.c.id)
         if trial is not None:
             query = query.where(RESULTS.c.trial == trial)
+        if trials is not None:
+            query = query.where(RESULTS.c.trial.in_(trials))
+        if stage is not None:
+            query = query.where(RESULTS.c.stage == stage)
         with self._engine.connect() as connection:
             return [_read(text, StageResult.from_json) for text in connection.scalars(query)]
 
@@ -206,7 +223,7 @@ class Ledger:
         with self._engine.begin() as connection:
             connection.execute(
                 CANDIDATES.insert().values(
-                    trial=trial, params=json.dumps(dict(params)), seed=seed, state="open", started_at=at
+                    trial=trial, params=json.dumps(dict(params)), seed=seed, state=OPEN, started_at=at
                 )
             )
 

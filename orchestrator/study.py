@@ -23,6 +23,7 @@ import optuna
 import yaml
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
+from sqlalchemy.engine import Engine
 
 from orchestrator.arrays import FloatArray
 from orchestrator.database import DATABASE_FILE, Database
@@ -194,6 +195,11 @@ class Study:
             _write_copy(self.folder / STUDY_COPY, file, source)
         self.file = file
 
+    @property
+    def engine(self) -> Engine:
+        """The database's connections."""
+        return self._storage.engine
+
     def take_sources(self, found: Mapping[str, str]) -> list[str]:
         """Fix what the study reads from outside by its fingerprints, or compare with what was fixed; returns notes.
 
@@ -237,7 +243,7 @@ class Study:
         if self._is_locked:
             yield
             return
-        with self.database.locked(self._storage.engine, self.file.name):
+        with self.database.locked(self.engine, self.file.name):
             self._is_locked = True
             try:
                 yield
