@@ -2,8 +2,8 @@
 
 An artifact stays when a study's ledger needs it, when it was written or held within the grace period, or when a result
 remembered within that period names it. The period reaches back at least to when the oldest attempt under way was
-queued: what its worker has made and the ledger does not know yet is younger. The store says which studies keep artifacts
-in it; all of their ledgers must have been asked.
+queued: what its worker has made and the ledger does not know yet is younger. The store says which studies keep
+artifacts in it; all of their ledgers must have been asked.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _sweep_some(
     """Announce, then look and remove one after the other; what an announcement has no time left for comes back."""
     store.announce(name, [item.path for item in items])
     deadline = clock() + SWEEP_S
-    removed = []
+    removed: list[Stored] = []
     try:
         for index, item in enumerate(items):
             modified = store.modified(item.path)

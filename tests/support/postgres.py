@@ -48,9 +48,7 @@ class PostgresServer:
         return self.url(name)
 
     def connection(self, database: str = "postgres") -> psycopg.Connection:
-        return psycopg.connect(
-            host=str(self.folder), user=USER, password=PASSWORD, dbname=database, autocommit=True
-        )
+        return psycopg.connect(host=str(self.folder), user=USER, password=PASSWORD, dbname=database, autocommit=True)
 
     def start(self) -> None:
         # No flush to the disk: nothing here has to outlive the machine.
