@@ -28,7 +28,7 @@ import click
 from cli_rack import agent, aligned, boards, json_option, measure, rack
 from cli_study import COMMANDS as STUDY_COMMANDS
 from cli_study import STUDIES as _STUDIES
-from cli_study import artifact_reader, database_option, open_study
+from cli_study import artifact_reader, database_option, open_study, read_study
 from cli_study import studies_option as _studies_option
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.extras import extra_of, missing_text
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from orchestrator.loop import StudyEnd
     from orchestrator.ports import Evaluator, EventSink
+    from orchestrator.reading import StudyReader
     from orchestrator.study import Study
     from orchestrator.studycheck import Mistake, Vocabulary
     from orchestrator.studyfile import StudyFile
@@ -221,7 +222,7 @@ def run_file(options: RunOptions) -> StudyEnd:
         for note in study.take_sources(sources_of(file)):
             console.print(f"note: {note}", style="yellow", markup=False)
         end = _run_study(study, options, console, stop)
-    report_path = _write_report(study, options.studies)
+    report_path = _write_report(study.reader, options.studies)
     if not options.is_json:
         _say_end(study, end, report_path, console)
     study.close()
@@ -360,7 +361,7 @@ def _program() -> str:
 def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -> None:
     from orchestrator.summary import summary_view
 
-    summary = _summary(study)
+    summary = _summary(study.reader)
     console.print(summary_view(summary))
     name, studies = study.file.name, study.folder.parent
     where = "" if studies == Path(_STUDIES) else f" --studies {shlex.quote(str(studies))}"
@@ -389,7 +390,7 @@ def status(study: str, studies: Path, database: str | None, as_json: bool) -> No
     """
     from rich.console import Console
 
-    opened = open_study(study, studies, database)
+    opened = read_study(study, studies, database)
     if as_json:
         click.echo(json.dumps(_summary(opened)))
     else:
@@ -397,13 +398,15 @@ def status(study: str, studies: Path, database: str | None, as_json: bool) -> No
     opened.close()
 
 
-def _summary(study: Study) -> dict[str, Any]:
+def _summary(study: StudyReader) -> dict[str, Any]:
+    from orchestrator.reading import history_of
     from orchestrator.summary import summarise
 
-    return summarise(study.file, study.objectives, study.trials(), study.hypervolume_history(), study.test_results())
+    trials = study.trials(in_full=False)
+    return summarise(study.file, study.objectives, trials, history_of(trials, study.objectives), study.test_results())
 
 
-def _summary_view(study: Study) -> Any:
+def _summary_view(study: StudyReader) -> Any:
     from orchestrator.summary import summary_view
 
     return summary_view(_summary(study))
@@ -421,7 +424,7 @@ def report(study: str, studies: Path, database: str | None, is_open: bool) -> No
     Example:
       edgefront report digits --open
     """
-    opened = open_study(study, studies, database)
+    opened = read_study(study, studies, database)
     path = _write_report(opened, studies)
     opened.close()
     click.echo(path)
@@ -429,7 +432,7 @@ def report(study: str, studies: Path, database: str | None, is_open: bool) -> No
         click.launch(path.absolute().as_uri())
 
 
-def _write_report(study: Study, studies: Path) -> Path:
+def _write_report(study: StudyReader, studies: Path) -> Path:
     from datetime import UTC, datetime
 
     from mcu_agent.kinds import load_kind

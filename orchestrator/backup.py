@@ -27,6 +27,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.location import Location
 from orchestrator.needs import needs_of
 from orchestrator.records import Json
+from orchestrator.storage import open_storage
 from orchestrator.study import STUDY_COPY, Study, choose_artifacts
 
 FORMAT, FORMAT_VERSION = "edgefront backup", 1
@@ -286,19 +287,18 @@ def _put_artifacts(path: Path, folder: Path, open_store: OpenStore) -> None:
 
 def _into_database(snapshot_file: Path, location: Location) -> None:
     database = location.database()
-    source = SqliteDatabase(folder=snapshot_file.parent).storage_of(snapshot_file)
+    source = SqliteDatabase(folder=snapshot_file.parent).connecting.engine()
     try:
         with database.explained():
-            storage = database.open_storage(is_new=True)
+            storage = open_storage(database, is_new=True)
             try:
                 make_tables(storage.engine)
                 storage.remove_session()
-                with source.engine.connect() as reading, storage.engine.begin() as writing:
+                with source.connect() as reading, storage.engine.begin() as writing:
                     copy_rows(reading, writing)
                 Ledger(storage.engine).study()
             finally:
                 storage.remove_session()
                 storage.engine.dispose()
     finally:
-        source.remove_session()
-        source.engine.dispose()
+        source.dispose()

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from orchestrator.database import BUSY_TIMEOUT_S, Database, SqliteDatabase
 from orchestrator.errors import StudyError
+from orchestrator.storage import storage_at
 from orchestrator.study import Study
 from orchestrator.studyfile import StudyFile
 from orchestrator.tables import HOLDER, NO_HOLDER, TABLES
@@ -91,7 +92,7 @@ def _copy_file(source: Path, target: Path) -> None:
 @contextmanager
 def _new_file(path: Path) -> Iterator[Connection]:
     """A connection to a new file with the tables in it, committed at the end."""
-    storage = SqliteDatabase(folder=path.parent).storage_of(path)
+    storage = storage_at(SqliteDatabase(folder=path.parent).connecting, str(path))
     try:
         make_tables(storage.engine)
         storage.remove_session()

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import optuna
 import sqlalchemy as sa
-from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -30,10 +28,31 @@ _LONGEST_PATH = 500  # 512 with what SQLite appends for its journals
 _CHECKED_AT_ONCE_BYTES = 32 * 1024 * 1024
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Connecting:
+    """What SQLAlchemy needs: address, options, and what is to be set on each new connection."""
+
+    url: str = field(repr=False)
+    options: Mapping[str, Any]
+    on_connect: Callable[[Any, Any], None] | None = None
+
+    def engine(self) -> Engine:
+        """Connections of one's own, without Optuna, which takes half a second to load."""
+        engine = sa.create_engine(self.url, **self.options)
+        self.tune(engine)
+        return engine
+
+    def tune(self, engine: Engine) -> None:
+        """Set what is to be set on every connection of ``engine``; those made before are closed."""
+        if self.on_connect is not None:
+            sa.event.listen(engine, "connect", self.on_connect)
+            engine.dispose()
+
+
 class Database(Protocol):
     """The place of one study's tables, Optuna's and ours.
 
-    Raises (``open_storage``, and whatever is done inside ``explained``):
+    Raises (``preparing``, and whatever is done inside ``explained``):
         StudyError: it cannot be used; the text names the database, without a password, and what to do.
     """
 
@@ -50,8 +69,8 @@ class Database(Protocol):
         """Whether the ledger's row exists; what cannot be read counts as complete, so that opening it explains."""
         ...
 
-    def open_storage(self, *, is_new: bool) -> RDBStorage:
-        """Optuna's storage, checked; every commit reaches the disk."""
+    def preparing(self, *, is_new: bool) -> AbstractContextManager[Connecting]:
+        """How to connect, once it is checked; what must not be done twice at the same time is done inside."""
         ...
 
     def explained(self) -> AbstractContextManager[None]:
@@ -91,19 +110,19 @@ class SqliteDatabase:
         except sqlite3.DatabaseError:
             return True
 
-    def open_storage(self, *, is_new: bool) -> RDBStorage:
+    @contextmanager
+    def preparing(self, *, is_new: bool) -> Iterator[Connecting]:
         self._check(is_new=is_new)
         with closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)) as connection:
             # Kept in the file; readers and the writer do not block each other.
             connection.execute("PRAGMA journal_mode=WAL")
-        storage = self.storage_of(self.path)
-        sa.event.listen(storage.engine, "connect", _flush_every_commit)
-        storage.engine.dispose()  # connections made before the listener
-        return storage
+        yield self.connecting
 
-    def storage_of(self, path: Path) -> RDBStorage:
-        """Optuna's storage on any file, as it is."""
-        return make_storage(f"sqlite:///{path}", {"connect_args": {"timeout": BUSY_TIMEOUT_S}}, str(path))
+    @property
+    def connecting(self) -> Connecting:
+        """How to connect to the file, checked or not."""
+        options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+        return Connecting(url=f"sqlite:///{self.path}", options=options, on_connect=_flush_every_commit)
 
     def fold(self) -> None:
         """Make it one file, with no log beside it; nobody may have it open."""
@@ -114,7 +133,7 @@ class SqliteDatabase:
     def explained(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.DatabaseError, DBAPIError, StorageInternalError) as error:
+        except database_errors(sqlite3.DatabaseError) as error:
             cause = cause_of(error)
             raise StudyError(f"{self.path}: {cause}. {_advice(cause, self.path)}") from error
 
@@ -157,29 +176,10 @@ class SqliteDatabase:
             )
 
 
-def make_storage(url: str, engine_kwargs: dict[str, Any], shown: str) -> RDBStorage:
-    """Optuna's storage at ``url``.
-
-    Raises:
-        StudyError: its tables were written by an Optuna of another form of them.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # its own chatter about each trial
-    try:
-        return RDBStorage(url, engine_kwargs=engine_kwargs)
-    except RuntimeError as error:
-        if "compatible with the table schema" not in str(error):
-            raise
-        if "optuna storage upgrade" in str(error):
-            remedy = (
-                "Make a backup of the database, then upgrade its tables with: optuna storage upgrade --storage URL "
-                "(docs/storage.md has the URL)"
-            )
-        else:
-            remedy = "Install the newer one: pip install -U optuna"
-        raise StudyError(
-            f"{shown}: Optuna's tables in it were made by another version than the installed {optuna.__version__}. "
-            f"{remedy}."
-        ) from error
+def database_errors(*own: type[Exception]) -> tuple[type[Exception], ...]:
+    """What SQLAlchemy and, where it is loaded, Optuna raise when a database does, beside the driver's ``own``."""
+    optuna = sys.modules.get("optuna.exceptions")
+    return (*own, DBAPIError, *((optuna.StorageInternalError,) if optuna is not None else ()))
 
 
 def cause_of(error: Exception) -> str:

@@ -94,6 +94,10 @@ class StageAttempt:
         return self.state == LOST or (self.state == ENDED and is_transient)
 
 
+class OutdatedStudy(StudyError):
+    """The tables are of an earlier version; ``Study.open`` upgrades them."""
+
+
 class Ledger:
     """The tables behind one engine. Errors of the database pass as SQLAlchemy raises them."""
 
@@ -133,11 +137,13 @@ class Ledger:
         version = self.version()
         if version is None:
             return None
-        if version != LEDGER_VERSION:
+        if version > LEDGER_VERSION:
             raise StudyError(
-                f"the study was written by version {version} of the ledger, this reads {LEDGER_VERSION}; "
-                + ("install the newer Edgefront" if version > LEDGER_VERSION else "open it once to upgrade it")
+                f"the study was written by version {version} of the ledger, this Edgefront reads up to "
+                f"{LEDGER_VERSION}: install the newer one that wrote it, or restore a backup from before its upgrade"
             )
+        if version < LEDGER_VERSION:
+            raise OutdatedStudy(f"the study was written by version {version} of the ledger and is not upgraded yet")
         with self._engine.connect() as connection:
             row = connection.execute(sa.select(STUDY)).one()
         return StudyRow(

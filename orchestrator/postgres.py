@@ -16,12 +16,10 @@ from time import monotonic
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from orchestrator.database import cause_of, make_storage
+from orchestrator.database import Connecting, cause_of, database_errors
 from orchestrator.errors import StudyError, UsageError
 from orchestrator.extras import require
 from orchestrator.locks import leased, locked_file
@@ -117,7 +115,8 @@ class PostgresDatabase:
             where = "information_schema.tables WHERE table_schema = :schema AND table_name = 'edgefront_study'"
             return self._count(connection, where) > 0 and self._count(connection, f"{self.schema}.edgefront_study") > 0
 
-    def open_storage(self, *, is_new: bool) -> RDBStorage:
+    @contextmanager
+    def preparing(self, *, is_new: bool) -> Iterator[Connecting]:
         if not is_new and not self.is_complete():
             raise StudyError(
                 f"{self.shown} holds no complete study: there is none, or its creation was interrupted. Run the study "
@@ -130,15 +129,15 @@ class PostgresDatabase:
             )
             if is_new:
                 self._make_schema(connection)
-            return make_storage(
-                self.url.render_as_string(hide_password=False), _engine_kwargs(self.url, self.schema), self.shown
+            yield Connecting(
+                url=self.url.render_as_string(hide_password=False), options=_engine_kwargs(self.url, self.schema)
             )
 
     @contextmanager
     def explained(self) -> Iterator[None]:
         try:
             yield
-        except (DBAPIError, StorageInternalError) as error:
+        except database_errors() as error:
             cause = cause_of(error)
             text = f"{self.shown}: {cause.rstrip('.')}. {self._advice(error, cause)}"
             if is_away(error):

@@ -16,9 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import optuna
 import yaml
 from optuna.storages import RDBStorage
@@ -28,46 +26,33 @@ from sqlalchemy.engine import Engine
 from orchestrator.arrays import FloatArray
 from orchestrator.database import DATABASE_FILE, Database
 from orchestrator.errors import StudyError
-from orchestrator.fronts import front, vector
-from orchestrator.ledger import CandidateRow, Ledger, StageAttempt, StudyRow
+from orchestrator.ledger import Ledger, StageAttempt, StudyRow
 from orchestrator.location import Location
 from orchestrator.locks import StudyTaken
 from orchestrator.objectives import Objectives
-from orchestrator.pareto import hypervolume
 from orchestrator.ports import EventSink
-from orchestrator.records import Ending, Event, Json, Outcome, Params, StageResult, Value
+from orchestrator.reading import (
+    ARTIFACTS_URL_FILE,
+    FINAL_STAGE,
+    FINAL_VALUE,
+    STUDY_COPY,
+    StudyReader,
+    TrialRecord,
+    artifacts_of,
+    contents_of,
+    located,
+)
+from orchestrator.records import Event, Json, StageResult, Value
+from orchestrator.storage import open_storage
 from orchestrator.studychange import check_data, check_update
 from orchestrator.studyfile import StudyFile
 from orchestrator.tables import LEDGER_VERSION
 from orchestrator.upgrade import check_version, upgrade
 
-__all__ = ["DATABASE_FILE", "Study", "TrialRecord"]
+__all__ = ["DATABASE_FILE", "FINAL_STAGE", "FINAL_VALUE", "STUDY_COPY", "Study", "TrialRecord"]
 
-STUDY_COPY = "study.yaml"
-ARTIFACTS_URL_FILE = "artifacts.url"
 ARTIFACTS_VARIABLE = "EDGEFRONT_ARTIFACTS"
 SOURCES_ATTRIBUTE = "edgefront_sources"
-FINAL_STAGE = "final"
-FINAL_VALUE = "test_error"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrialRecord:
-    """One trial as it stands: ``state`` is ``proposed``, ``running``, ``complete``, ``infeasible`` or ``fault``;
-    ``stage`` and ``attempt`` are the current ones or the last, ``notes`` what each stage noted."""
-
-    number: int
-    params: Params
-    state: str
-    stage: str
-    attempt: int
-    outcome: Outcome | None
-    started_at: str
-    ended_at: str | None
-    notes: Mapping[str, Json]
-    worker: str
-    seed: int
-    told: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -107,7 +92,7 @@ class Study:
         folder, database = location.folder, location.database()
         folder.mkdir(parents=True, exist_ok=True)
         with database.explained():
-            storage = database.open_storage(is_new=True)
+            storage = open_storage(database, is_new=True)
             ledger = Ledger(storage.engine)
             if ledger.version() is not None:
                 raise StudyError(f"{database.shown} holds a study already; open it, or choose another name")
@@ -140,7 +125,7 @@ class Study:
             raise StudyError(f"there is no study in {folder}: {database.shown} is missing")
         folder.mkdir(parents=True, exist_ok=True)  # of a study in PostgreSQL that another host began
         with database.explained():
-            storage = database.open_storage(is_new=False)
+            storage = open_storage(database, is_new=False)
             ledger = Ledger(storage.engine)
             _upgrade(database, storage, ledger, location.name)
             row = ledger.study()
@@ -227,10 +212,7 @@ class Study:
     @property
     def artifacts(self) -> str:
         """Where its artifacts are: a folder by its whole path, or the URL chosen when the study began."""
-        chosen = self.folder / ARTIFACTS_URL_FILE
-        if chosen.exists():
-            return chosen.read_text(encoding="utf-8").strip()
-        return str((self.folder / "artifacts").absolute())
+        return artifacts_of(self.folder)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -260,81 +242,62 @@ class Study:
         self._storage.remove_session()
         self._storage.engine.dispose()
 
-    def trials(self) -> list[TrialRecord]:
-        """All trials, by number."""
-        with self.guarded():
-            candidates, attempts, results = self.ledger.candidates(), self.ledger.attempts(), self.ledger.results()
-        last = {attempt.trial: attempt for attempt in attempts if attempt.stage != FINAL_STAGE}
-        notes: dict[int, dict[str, Json]] = {}
-        for result in results:
-            notes.setdefault(result.trial, {})[result.stage] = result.notes
-        return [
-            _record(candidate, last.get(candidate.trial), notes.get(candidate.trial, {})) for candidate in candidates
-        ]
+    def trials(self, *, in_full: bool = True) -> list[TrialRecord]:
+        """See :meth:`orchestrator.reading.StudyReader.trials`."""
+        return self.reader.trials(in_full=in_full)
 
     def stage_attempts(self) -> list[StageAttempt]:
-        with self.guarded():
-            return self.ledger.attempts()
+        return self.reader.stage_attempts()
 
     def events(self) -> list[tuple[str, Event]]:
         """What happened, with UTC stamps: starts, endings, faults, changes of the front."""
-        with self.guarded():
-            return self.ledger.events()
+        return self.reader.events()
 
     def front(self) -> list[TrialRecord]:
         """The complete trials that no other dominates, by number; with several boards, by their worst values."""
-        return front(self.trials(), self.objectives)
+        return self.reader.front()
 
     def fronts(self) -> dict[str, list[TrialRecord]]:
         """With several boards: by kind, the complete trials that no other dominates by that board's own values."""
-        trials = self.trials() if self.file.boards else []
-        return {kind: front(trials, self.objectives, kind) for kind in self.file.boards or ()}
+        return self.reader.fronts()
 
     def on_any_front(self) -> list[TrialRecord]:
         """The trials of the joint front and of each board's, by number."""
-        found = {trial.number: trial for members in (self.front(), *self.fronts().values()) for trial in members}
-        return [found[number] for number in sorted(found)]
+        return self.reader.on_any_front()
 
     def vector(self, trial: TrialRecord) -> FloatArray:
         """The objectives (m,) of a complete trial in natural units."""
-        return vector(trial, self.objectives)
+        return self.reader.vector(trial)
 
     def hypervolume_history(self) -> list[tuple[int, float]]:
         """After each told trial: how many were told, and the normalised hypervolume of all so far."""
-        told = sorted((trial for trial in self.trials() if trial.told is not None), key=lambda trial: trial.told or 0)
-        history: list[tuple[int, float]] = []
-        points: list[Any] = []
-        value = 0.0
-        for n_told, trial in enumerate(told, start=1):
-            if trial.state == Ending.COMPLETE.value:
-                points.append(self.objectives.normalised(self.vector(trial)))
-                value = hypervolume(np.array(points), self.objectives.reference)
-            history.append((n_told, value))
-        return history
+        return self.reader.hypervolume_history()
 
     def test_results(self) -> dict[int, Value]:
         """The error on the test split of the trials it was measured for."""
-        with self.guarded():
-            results = self.ledger.results()
-        return {
-            result.trial: result.values[FINAL_VALUE]
-            for result in results
-            if result.stage == FINAL_STAGE and FINAL_VALUE in result.values
-        }
+        return self.reader.test_results()
 
     def results_of(self, trial: int) -> list[StageResult]:
         """The results that count of one trial, in the order they came."""
-        with self.guarded():
-            return self.ledger.results(trial)
+        return self.reader.results_of(trial)
+
+    @property
+    def reader(self) -> StudyReader:
+        """The part of it that only looks."""
+        return StudyReader(
+            folder=self.folder,
+            file=self.file,
+            study_id=self.study_id,
+            objectives=self.objectives,
+            ledger=self.ledger,
+            created_at=self.created_at,
+            database=self.database,
+            engine=self.engine,
+        )
 
     def recording(self, sink: EventSink, now_iso: Callable[[], str]) -> EventSink:
         """``sink``, with the start of each stage also noted in the database, for whoever looks from outside."""
         return _Recording(self, sink, now_iso)
-
-
-def located(place: Path | Location) -> Location:
-    """A folder as the location it stands for: with the database in it."""
-    return place if isinstance(place, Location) else Location(folder=place, name=place.name)
 
 
 def _upgrade(database: Database, storage: RDBStorage, ledger: Ledger, name: str) -> None:
@@ -354,13 +317,7 @@ def _upgrade(database: Database, storage: RDBStorage, ledger: Ledger, name: str)
 def _assemble(folder: Path, database: Database, ledger: Ledger, study: optuna.Study, storage: RDBStorage) -> Study:
     row = ledger.study()
     assert row is not None
-    try:
-        file, objectives = StudyFile.from_json(row.file), _objectives_from_json(row.objectives)
-    except (ValueError, KeyError, TypeError) as error:
-        raise StudyError(
-            f"{database.shown}: its study file cannot be read: {error}. It is damaged or written by another "
-            "version; restore it from a copy, or move it away to begin the study anew."
-        ) from error
+    file, objectives = contents_of(row, database)
     return Study(
         folder=folder,
         file=file,
@@ -401,32 +358,8 @@ def _delete_empty(name: str, storage: RDBStorage) -> None:
         optuna.delete_study(study_name=name, storage=storage)
 
 
-def _record(candidate: CandidateRow, last: StageAttempt | None, notes: Mapping[str, Json]) -> TrialRecord:
-    state = candidate.state
-    if state == "open":
-        state = "running" if last is not None else "proposed"
-    return TrialRecord(
-        number=candidate.trial,
-        params=candidate.params,
-        state=state,
-        stage=last.stage if last else "",
-        attempt=last.attempt if last else 0,
-        outcome=candidate.outcome,
-        started_at=candidate.started_at,
-        ended_at=candidate.ended_at,
-        notes=notes,
-        worker=last.worker if last else "",
-        seed=candidate.seed,
-        told=candidate.told,
-    )
-
-
 def _objectives_to_json(objectives: Objectives) -> Json:
     return {"names": objectives.names, "units": objectives.units, "limits": objectives.limits}
-
-
-def _objectives_from_json(data: Json) -> Objectives:
-    return Objectives(names=tuple(data["names"]), units=tuple(data["units"]), limits=tuple(data["limits"]))
 
 
 def choose_artifacts(folder: Path, name: str) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from orchestrator.boards import base, kind_of
 from orchestrator.fronts import front, front_hypervolume
+from orchestrator.reading import STUDY_COPY, StudyReader, history_of
 from orchestrator.report.contents import BoardFront, ReportInput, Trial, contents
 from orchestrator.report.page import render
-from orchestrator.study import STUDY_COPY, Study
 
 REPORT_FILE = "report.html"
 FILES_FOLDER = "report_files"
@@ -27,7 +27,7 @@ ReadArtifact = Callable[[str], bytes | None]
 
 
 def write_report(
-    study: Study, read: ReadArtifact, *, written_at: str, board_texts: Mapping[str, str], export_command: str = ""
+    study: StudyReader, read: ReadArtifact, *, written_at: str, board_texts: Mapping[str, str], export_command: str = ""
 ) -> Path:
     """Write ``report.html`` into the study's folder and the files of the fronts' trials into ``report_files``.
 
@@ -44,7 +44,7 @@ def write_report(
         limits=dict(zip(study.objectives.names, study.objectives.limits, strict=True)),
         trials=trials,
         front=[trial.number for trial in front(trials, study.objectives)],
-        history=study.hypervolume_history(),
+        history=history_of(trials, study.objectives),
         test_results=study.test_results(),
         written_at=written_at,
         board_text="" if study.file.boards else board_texts.get(study.file.kinds[0], ""),
@@ -58,7 +58,7 @@ def write_report(
     return path
 
 
-def _board_front(study: Study, trials: Sequence[Trial], kind: str, text: str) -> BoardFront:
+def _board_front(study: StudyReader, trials: Sequence[Trial], kind: str, text: str) -> BoardFront:
     members = front(trials, study.objectives, kind)
     return BoardFront(
         kind=kind,
