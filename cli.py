@@ -359,9 +359,9 @@ def _program() -> str:
 
 
 def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -> None:
-    from orchestrator.summary import summary_view
+    from orchestrator.summary import summary_of, summary_view
 
-    summary = _summary(study.reader)
+    summary = summary_of(study.reader)
     console.print(summary_view(summary))
     name, studies = study.file.name, study.folder.parent
     where = "" if studies == Path(_STUDIES) else f" --studies {shlex.quote(str(studies))}"
@@ -390,26 +390,15 @@ def status(study: str, studies: Path, database: str | None, as_json: bool) -> No
     """
     from rich.console import Console
 
+    from orchestrator.summary import summary_of, summary_view
+
     opened = read_study(study, studies, database)
-    if as_json:
-        click.echo(json.dumps(_summary(opened)))
-    else:
-        Console(highlight=False).print(_summary_view(opened))
+    summary = summary_of(opened)
     opened.close()
-
-
-def _summary(study: StudyReader) -> dict[str, Any]:
-    from orchestrator.reading import history_of
-    from orchestrator.summary import summarise
-
-    trials = study.trials(in_full=False)
-    return summarise(study.file, study.objectives, trials, history_of(trials, study.objectives), study.test_results())
-
-
-def _summary_view(study: StudyReader) -> Any:
-    from orchestrator.summary import summary_view
-
-    return summary_view(_summary(study))
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        Console(highlight=False).print(summary_view(summary))
 
 
 @main.command(short_help="Write the HTML report as it stands.")

@@ -9,6 +9,8 @@ import numpy as np
 from orchestrator.arrays import FloatArray
 from orchestrator.pareto import hypervolume, non_dominated
 
+_AT_ONCE = 200
+
 
 @dataclass(kw_only=True)
 class GrowingFront:
@@ -43,6 +45,23 @@ class GrowingFront:
             self.hypervolume += self._gain(point)
         still = ~(np.all(point <= others, axis=1) & np.any(point < others, axis=1))
         self._points = np.vstack([others[still], point])
+
+    def add_all(self, points: FloatArray) -> list[float]:
+        """Take in points (n, m) in their order; returns the hypervolume after each.
+
+        Most points of a long search are dominated by what was there long before: they are sorted out many at once.
+        """
+        after = []
+        for start in range(0, len(points), _AT_ONCE):
+            part = points[start : start + _AT_ONCE]
+            known = self._points[None, :, :]
+            no_worse = np.all(known <= part[:, None, :], axis=2)
+            is_open = ~np.any(no_worse & np.any(known < part[:, None, :], axis=2), axis=1)
+            for point, may_count in zip(part, is_open, strict=True):
+                if may_count:
+                    self.add(point)
+                after.append(self.hypervolume)
+        return after
 
     def _gain(self, point: FloatArray) -> float:
         if not bool(np.all(point < self.reference)):

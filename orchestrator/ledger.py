@@ -8,7 +8,7 @@ first result of a stage counts; what arrives later is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,6 +31,8 @@ from orchestrator.tables import (
 )
 
 T = TypeVar("T")
+
+_MOST_IN_ONE = 500
 
 # States of an attempt. An open one may still give a result; a lost one may, too, if it was not lost after all; one that
 # was taken back may not: the artifact it wrote is gone.
@@ -92,6 +94,23 @@ class StageAttempt:
         """Counts towards the cap of attempts: lost, or ended by a transient fault."""
         is_transient = self.fault is not None and self.fault.kind is FaultKind.TRANSIENT
         return self.state == LOST or (self.state == ENDED and is_transient)
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """The bare numbers of a complete trial's values, in base units."""
+
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class AmountsRow:
+    """What fronts and sums need of a candidate; ``outcome`` is None unless it is complete."""
+
+    number: int
+    state: str
+    told: int | None
+    outcome: Amounts | None
 
 
 class OutdatedStudy(StudyError):
@@ -191,13 +210,37 @@ class Ledger:
         with self._engine.connect() as connection:
             return _candidate(connection.execute(sa.select(CANDIDATES).where(CANDIDATES.c.trial == trial)).one())
 
+    def amounts(self) -> Iterator[AmountsRow]:
+        """Of each candidate, by trial number, the little that fronts and sums are made of."""
+        query = sa.select(CANDIDATES.c.trial, CANDIDATES.c.state, CANDIDATES.c.told, CANDIDATES.c.outcome)
+        with self._engine.connect() as connection:
+            for row in connection.execute(query.order_by(CANDIDATES.c.trial)):
+                amounts = _read(row.outcome, _amounts) if row.state == Ending.COMPLETE.value else None
+                yield AmountsRow(row.trial, row.state, row.told, amounts)
+
+    def some_candidates(self, trials: Sequence[int]) -> list[CandidateRow]:
+        """Those of these trials that are recorded, by number."""
+        found = []
+        with self._engine.connect() as connection:
+            for part in _parts(trials):
+                query = sa.select(CANDIDATES).where(CANDIDATES.c.trial.in_(part))
+                found += [_candidate(row) for row in connection.execute(query)]
+        return sorted(found, key=lambda row: row.trial)
+
     def attempts(self, *, is_open: bool = False) -> list[StageAttempt]:
-        """All of them, or those of candidates that have not ended, in the order they were queued within a trial."""
+        """All of them, or those of candidates that have not ended or ended in a fault, in the order they were queued
+        within a trial."""
         query = sa.select(ATTEMPTS).order_by(ATTEMPTS.c.trial, ATTEMPTS.c.queued_at, ATTEMPTS.c.attempt)
         if is_open:
-            query = query.where(ATTEMPTS.c.trial.in_(sa.select(CANDIDATES.c.trial).where(CANDIDATES.c.state == OPEN)))
+            asked = sa.select(CANDIDATES.c.trial).where(CANDIDATES.c.state.in_((OPEN, Ending.FAULT.value)))
+            query = query.where(ATTEMPTS.c.trial.in_(asked))
         with self._engine.connect() as connection:
             return [_attempt(row) for row in connection.execute(query)]
+
+    def open_since(self) -> list[str]:
+        """When each attempt that is still under way was queued."""
+        with self._engine.connect() as connection:
+            return list(connection.scalars(sa.select(ATTEMPTS.c.queued_at).where(ATTEMPTS.c.state.in_(OPEN_STATES))))
 
     def attempts_of(self, trial: int, stage: str) -> list[StageAttempt]:
         where = (ATTEMPTS.c.trial == trial) & (ATTEMPTS.c.stage == stage)
@@ -210,14 +253,14 @@ class Ledger:
     ) -> list[StageResult]:
         """The results that count, of one trial, one stage, some trials or of all, in the order they came."""
         query = sa.select(RESULTS.c.result).where(RESULTS.c.counts).order_by(RESULTS.c.id)
-        if trial is not None:
-            query = query.where(RESULTS.c.trial == trial)
-        if trials is not None:
-            query = query.where(RESULTS.c.trial.in_(trials))
         if stage is not None:
             query = query.where(RESULTS.c.stage == stage)
+        if trial is not None:
+            trials = [trial]
+        queries = [query] if trials is None else [query.where(RESULTS.c.trial.in_(part)) for part in _parts(trials)]
         with self._engine.connect() as connection:
-            return [_read(text, StageResult.from_json) for text in connection.scalars(query)]
+            texts = [text for one in queries for text in connection.scalars(one)]
+        return [_read(text, StageResult.from_json) for text in texts]
 
     def events(self) -> list[tuple[str, Event]]:
         """UTC stamp and event, oldest first."""
@@ -363,6 +406,15 @@ def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
         stage_seconds=data["stage_seconds"],
         reason=data.get("reason", ""),
     )
+
+
+def _amounts(data: Mapping[str, Any]) -> Amounts:
+    return Amounts({name: value["amount"] for name, value in data["values"].items()})
+
+
+def _parts(trials: Sequence[int]) -> list[Sequence[int]]:
+    """As many as a database takes in one statement."""
+    return [trials[start : start + _MOST_IN_ONE] for start in range(0, len(trials), _MOST_IN_ONE)]
 
 
 def _is_attempt(trial: int, stage: str, attempt: int) -> sa.ColumnElement[bool]:

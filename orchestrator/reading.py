@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 from sqlalchemy.engine import Engine
 
 from orchestrator.arrays import FloatArray
 from orchestrator.database import Database
 from orchestrator.errors import StudyError
-from orchestrator.fronts import front, vector
+from orchestrator.fronts import Ended, front, vector
 from orchestrator.growing import GrowingFront
-from orchestrator.ledger import CandidateRow, Ledger, StageAttempt, StudyRow
+from orchestrator.ledger import AmountsRow, CandidateRow, Ledger, StageAttempt, StudyRow
 from orchestrator.location import Location
 from orchestrator.objectives import Objectives
 from orchestrator.records import Ending, Event, Json, Outcome, Params, StageResult, Value
@@ -121,6 +123,32 @@ class StudyReader:
             _record(candidate, last.get(candidate.trial), notes.get(candidate.trial, {})) for candidate in candidates
         ]
 
+    def with_notes(self, trials: Sequence[TrialRecord], numbers: Collection[int]) -> list[TrialRecord]:
+        """The same trials, those of these numbers with what their stages noted."""
+        with self.guarded():
+            results = self.ledger.results(trials=sorted(numbers))
+        notes: dict[int, dict[str, Json]] = {}
+        for result in results:
+            notes.setdefault(result.trial, {})[result.stage] = result.notes
+        return [replace(trial, notes=notes.get(trial.number, trial.notes)) for trial in trials]
+
+    def some_trials(self, numbers: Sequence[int]) -> list[TrialRecord]:
+        """The trials of these numbers, by number, without notes, stage and worker."""
+        with self.guarded():
+            return [_record(candidate, None, {}) for candidate in self.ledger.some_candidates(numbers)]
+
+    def trials_under_way(self) -> list[TrialRecord]:
+        """Those that have not ended, by number, without notes."""
+        with self.guarded():
+            candidates, attempts = self.ledger.candidates(is_open=True), self.ledger.attempts(is_open=True)
+        last = {attempt.trial: attempt for attempt in attempts if attempt.stage != FINAL_STAGE}
+        return [_record(candidate, last.get(candidate.trial), {}) for candidate in candidates]
+
+    def amounts(self) -> list[AmountsRow]:
+        """Of each trial, by number, the little that fronts and sums are made of; fast for thousands."""
+        with self.guarded():
+            return list(self.ledger.amounts())
+
     def stage_attempts(self) -> list[StageAttempt]:
         with self.guarded():
             return self.ledger.attempts()
@@ -132,12 +160,13 @@ class StudyReader:
 
     def front(self) -> list[TrialRecord]:
         """The complete trials that no other dominates, by number; with several boards, by their worst values."""
-        return front(self.trials(in_full=False), self.objectives)
+        return self.some_trials([row.number for row in front(self.amounts(), self.objectives)])
 
     def fronts(self) -> dict[str, list[TrialRecord]]:
         """With several boards: by kind, the complete trials that no other dominates by that board's own values."""
-        trials = self.trials(in_full=False) if self.file.boards else []
-        return {kind: front(trials, self.objectives, kind) for kind in self.file.boards or ()}
+        rows = self.amounts() if self.file.boards else []
+        fronts = {kind: front(rows, self.objectives, kind) for kind in self.file.boards or ()}
+        return {kind: self.some_trials([row.number for row in members]) for kind, members in fronts.items()}
 
     def on_any_front(self) -> list[TrialRecord]:
         """The trials of the joint front and of each board's, by number."""
@@ -150,7 +179,7 @@ class StudyReader:
 
     def hypervolume_history(self) -> list[tuple[int, float]]:
         """After each told trial: how many were told, and the normalised hypervolume of all so far."""
-        return history_of(self.trials(in_full=False), self.objectives)
+        return history_of(self.amounts(), self.objectives)
 
     def test_results(self) -> dict[int, Value]:
         """The error on the test split of the trials it was measured for."""
@@ -196,15 +225,24 @@ def contents_of(row: StudyRow, database: Database) -> tuple[StudyFile, Objective
         ) from error
 
 
-def history_of(trials: Sequence[TrialRecord], objectives: Objectives) -> list[tuple[int, float]]:
+class Told(Ended, Protocol):
+    """An ended trial with its place in the order of telling."""
+
+    @property
+    def told(self) -> int | None: ...
+
+
+def history_of(trials: Iterable[Told], objectives: Objectives) -> list[tuple[int, float]]:
     """After each told trial: how many were told, and the normalised hypervolume of all so far."""
     told = sorted((trial for trial in trials if trial.told is not None), key=lambda trial: trial.told or 0)
+    complete = [trial.state == Ending.COMPLETE.value for trial in told]
+    points = [vector(trial, objectives) for trial, is_one in zip(told, complete, strict=True) if is_one]
     growing = GrowingFront(reference=objectives.reference)
-    history = []
-    for n_told, trial in enumerate(told, start=1):
-        if trial.state == Ending.COMPLETE.value:
-            growing.add(objectives.normalised(vector(trial, objectives)))
-        history.append((n_told, growing.hypervolume))
+    after = iter(growing.add_all(objectives.normalised(np.array(points))) if points else [])
+    history, value = [], 0.0
+    for n_told, is_one in enumerate(complete, start=1):
+        value = next(after) if is_one else value
+        history.append((n_told, value))
     return history
 
 
