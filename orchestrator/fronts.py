@@ -6,8 +6,8 @@ values. A trial can be on it without being on the joint front, and the other way
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -15,24 +15,37 @@ from orchestrator.arrays import FloatArray
 from orchestrator.boards import on_board
 from orchestrator.objectives import Objectives
 from orchestrator.pareto import hypervolume, non_dominated
-from orchestrator.records import Ending, Outcome
+from orchestrator.records import Ending, Value
 
 
-class _Trial(Protocol):
+class _Outcome(Protocol):
+    @property
+    def values(self) -> Mapping[str, Value] | Mapping[str, float]: ...
+
+
+class Ended(Protocol):
+    """What a front reads of a trial: a record, or the bare numbers of one."""
+
     @property
     def state(self) -> str: ...
     @property
-    def outcome(self) -> Outcome | None: ...
+    def outcome(self) -> _Outcome | None: ...
 
 
-T = TypeVar("T", bound=_Trial)
+T = TypeVar("T", bound=Ended)
 
 
-def vector(trial: _Trial, objectives: Objectives, kind: str = "") -> FloatArray:
+def vector(trial: Ended, objectives: Objectives, kind: str = "") -> FloatArray:
     """The objectives (m,) of a complete trial in natural units: the worst of the boards, or those of ``kind``."""
     assert trial.outcome is not None
     values = trial.outcome.values
-    return objectives.vector(on_board(values, kind) if kind else values)
+    return objectives.vector(_on_board(values, kind) if kind else values)
+
+
+def _on_board(
+    values: Mapping[str, Value] | Mapping[str, float], kind: str
+) -> Mapping[str, Value] | Mapping[str, float]:
+    return on_board(cast("Mapping[str, Value]", values), kind)
 
 
 def front(trials: Sequence[T], objectives: Objectives, kind: str = "") -> list[T]:
@@ -44,7 +57,7 @@ def front(trials: Sequence[T], objectives: Objectives, kind: str = "") -> list[T
     return [trial for trial, is_best in zip(complete, mask, strict=True) if is_best]
 
 
-def front_hypervolume(members: Sequence[_Trial], objectives: Objectives, kind: str = "") -> float:
+def front_hypervolume(members: Sequence[Ended], objectives: Objectives, kind: str = "") -> float:
     """What ``members`` dominate of the box under the limits, 0 to 1. The limits, and with them the reference, are the
     same for all boards and for the joint front, so these numbers compare."""
     if not members:

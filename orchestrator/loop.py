@@ -19,21 +19,20 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
 
-import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from orchestrator.arrays import FloatArray
 from orchestrator.boards import side_by_side, with_worst
 from orchestrator.errors import EvaluationDefect
+from orchestrator.growing import GrowingFront
 from orchestrator.ledger import TOLD_ENDINGS, CandidateRow
-from orchestrator.pareto import hypervolume, non_dominated
 from orchestrator.ports import Clock, Evaluator, EventSink
+from orchestrator.postgres import DatabaseAway
 from orchestrator.records import Candidate, Ending, Event, Fault, Outcome, StageResult, Value, Violation
 from orchestrator.space import SearchSpace
 from orchestrator.stageflow import StageEnded, StageFlow
@@ -44,6 +43,7 @@ from orchestrator.telling import tell_outcome
 _LOST_EVERY_S = 2.0
 _KEEP_TIME_EVERY_S = 5.0
 _COLLECT_S = 0.5
+_MOST_RECONNECTIONS = 100
 
 
 class SystemClock:
@@ -84,14 +84,20 @@ class _Loop:
     space: SearchSpace
     candidates: dict[int, CandidateRow] = field(default_factory=dict)
     endings: Counter[Ending] = field(default_factory=Counter)
-    points: list[FloatArray] = field(default_factory=list)
+    front: GrowingFront
     hypervolumes: list[float] = field(default_factory=list)
-    hypervolume: float = 0.0
-    front_size: int = 0
     active_before_s: float = 0.0
     started: float = 0.0
     kept: float = 0.0
     looked: float = 0.0
+
+    @property
+    def hypervolume(self) -> float:
+        return self.front.hypervolume
+
+    @property
+    def front_size(self) -> int:
+        return self.front.size
 
     @property
     def told(self) -> int:
@@ -185,10 +191,7 @@ class _Loop:
         """Take an ended candidate into the sums."""
         self.endings[outcome.ending] += 1
         if outcome.ending is Ending.COMPLETE:
-            self.points.append(self.study.objectives.normalised(self.study.objectives.vector(outcome.values)))
-            points = np.array(self.points)
-            self.hypervolume = hypervolume(points, self.study.objectives.reference)
-            self.front_size = int(non_dominated(points).sum())
+            self.front.add(self.study.objectives.normalised(self.study.objectives.vector(outcome.values)))
         if outcome.ending in TOLD_ENDINGS:
             self.hypervolumes.append(self.hypervolume)
 
@@ -197,7 +200,7 @@ class _Loop:
         self.emit("study_started", name=file.name, budget=file.budget.trials)
         if not is_new:
             self.emit("study_resumed", told=self.told)
-            if self.points:
+            if self.front.size:
                 self.emit("front_changed", hypervolume=self.hypervolume, front_size=self.front_size)
         self.remember("study_started" if is_new else "study_resumed", told=self.told)
 
@@ -381,17 +384,43 @@ def run_study(
     """
     study.optuna.sampler = sampler
     clock = clock or SystemClock()
-    loop = _Loop(
-        study=study,
-        evaluator=evaluator,
-        sink=sink,
-        clock=clock,
-        stop=stop or threading.Event(),
-        flow=StageFlow(study=study, evaluator=evaluator, sink=sink, clock=clock, retry_delays_s=retry_delays_s),
-        space=SearchSpace.from_parameters(study.file.space),
-    )
-    with study.locked(), study.guarded():
-        return loop.run()
+    stop = stop or threading.Event()
+
+    def run() -> StudyEnd:
+        flow = StageFlow(study=study, evaluator=evaluator, sink=sink, clock=clock, retry_delays_s=retry_delays_s)
+        space = SearchSpace.from_parameters(study.file.space)
+        loop = _Loop(
+            study=study,
+            evaluator=evaluator,
+            sink=sink,
+            clock=clock,
+            stop=stop,
+            flow=flow,
+            space=space,
+            front=GrowingFront(reference=study.objectives.reference),
+        )
+        with study.guarded():
+            return loop.run()
+
+    with study.locked():
+        return over_lost_connections(run, sink)
+
+
+def over_lost_connections(run: Callable[[], StudyEnd], sink: EventSink) -> StudyEnd:
+    """``run``, begun again from what the database holds where its connection broke amid it: nobody knows whether the
+    last transaction was written, and a fresh start asks. Opening a connection waits for a server that is away.
+
+    Raises:
+        DatabaseAway: the connection broke again and again, or could not be opened within a minute.
+    """
+    for _ in range(_MOST_RECONNECTIONS):
+        try:
+            return run()
+        except DatabaseAway as error:
+            if not error.was_connected:
+                raise
+            sink.emit(Event(name="database_lost", fields={"detail": str(error)}))
+    return run()
 
 
 def trial_seed(study_seed: int, trial: int) -> int:
@@ -411,7 +440,7 @@ def _ended_event(trial: int, outcome: Outcome) -> Event:
 def _text(reason: str, loop: _Loop) -> str:
     if reason == "interrupted":
         return f"stopped after {loop.told} trials, {len(loop.candidates)} under way; the same command goes on from here"
-    if loop.told and not loop.points:
+    if loop.told and not loop.front.size:
         return _all_infeasible(loop)
     early = f" ({loop.endings[Ending.STOPPED]} stopped early)" if loop.endings[Ending.STOPPED] else ""
     return (

@@ -16,8 +16,9 @@ MAX_ATTEMPTS = 3
 # The stage that may be given up early, and the one that says beforehand what the candidate will need.
 TRAIN_STAGE = "train"
 GATE_STAGE = "gate"
-# What says nothing about the trial: every board of its kind is in use or out of use. It waits, however long it takes.
-UNCOUNTED_REASONS = ("no_board_free",)
+# What says nothing about the trial: every board of its kind is in use or out of use, or the artifacts are out of reach.
+# It waits, however long it takes.
+UNCOUNTED_REASONS = ("no_board_free", "store_unreachable")
 WAIT_FOR_BOARDS_S = 15.0
 # What a stage reports when an artifact it was to read is gone or damaged: the stage that wrote it runs again.
 ARTIFACT_REASONS = ("artifact_missing", "artifact_altered")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from orchestrator.boards import on_board
 from orchestrator.fronts import front, front_hypervolume
 from orchestrator.objectives import Objectives
 from orchestrator.quantities import show
+from orchestrator.reading import StudyReader, history_of
 from orchestrator.records import Json, Value
 from orchestrator.report.contents import Trial
 from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile
@@ -34,7 +36,39 @@ def summarise(
     With several boards it is the joint front, ``fronts`` holds that of each board with the values it has there, and
     ``hypervolumes`` what each of them dominates.
     """
-    states = {state: sum(trial.state == state for trial in trials) for state in STATES}
+    counts = Counter(trial.state for trial in trials)
+    fronts = {kind: front(trials, objectives, kind) for kind in ("", *(study.boards or ()))}
+    return _summary(study, objectives, counts, history, fronts, test_results)
+
+
+def summary_of(study: StudyReader) -> Json:
+    """The same of a study on disk. Of thousands of trials only those on a front are read in full."""
+    rows = study.amounts()
+    numbers = {kind: front(rows, study.objectives, kind) for kind in ("", *(study.file.boards or ()))}
+    fronts = {kind: study.some_trials([row.number for row in members]) for kind, members in numbers.items()}
+    counts = Counter(row.state for row in rows)
+    counts += Counter(trial.state for trial in study.trials_under_way())
+    history = history_of(rows, study.objectives)
+    return _summary(study.file, study.objectives, counts, history, fronts, study.test_results())
+
+
+def _summary(
+    study: StudyFile,
+    objectives: Objectives,
+    counts: Mapping[str, int],
+    history: Sequence[tuple[int, float]],
+    fronts: Mapping[str, Sequence[Trial]],
+    test_results: Mapping[int, Value],
+) -> Json:
+    """``fronts`` has the joint one under an empty name, and with several boards each board's."""
+    states = {state: counts.get(state, 0) for state in STATES}
+    own = {kind: members for kind, members in fronts.items() if kind}
+    boards: Json = {}
+    if own:
+        boards = {
+            "fronts": {kind: _front_rows(members, study, test_results, kind) for kind, members in own.items()},
+            "hypervolumes": {kind: front_hypervolume(members, objectives, kind) for kind, members in own.items()},
+        }
     return {
         "name": study.name,
         **({"boards": list(study.boards)} if study.boards else {"board": study.board}),
@@ -44,20 +78,8 @@ def summarise(
         "objectives": list(study.objectives),
         "hypervolume": history[-1][1] if history else 0.0,
         "history": [hypervolume for _, hypervolume in history],
-        "front": _front_rows(front(trials, objectives), study, test_results),
-        **_on_each_board(study, objectives, trials, test_results),
-    }
-
-
-def _on_each_board(
-    study: StudyFile, objectives: Objectives, trials: Sequence[Trial], test_results: Mapping[int, Value]
-) -> Json:
-    if not study.boards:
-        return {}
-    fronts = {kind: front(trials, objectives, kind) for kind in study.boards}
-    return {
-        "fronts": {kind: _front_rows(members, study, test_results, kind) for kind, members in fronts.items()},
-        "hypervolumes": {kind: front_hypervolume(members, objectives, kind) for kind, members in fronts.items()},
+        "front": _front_rows(fronts[""], study, test_results),
+        **boards,
     }
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from orchestrator.boards import base, kind_of
 from orchestrator.fronts import front, front_hypervolume
+from orchestrator.reading import STUDY_COPY, StudyReader, history_of
 from orchestrator.report.contents import BoardFront, ReportInput, Trial, contents
 from orchestrator.report.page import render
-from orchestrator.study import STUDY_COPY, Study
 
 REPORT_FILE = "report.html"
 FILES_FOLDER = "report_files"
@@ -23,11 +23,14 @@ _DOWNLOADS = {
     "vectors": ("test vectors", "vectors.npz"),
 }
 
+# Layers and memory plans are most of a page: beside those of the fronts, a page has those of the last trials.
+_LAST_WITH_NOTES = 500
+
 ReadArtifact = Callable[[str], bytes | None]
 
 
 def write_report(
-    study: Study, read: ReadArtifact, *, written_at: str, board_texts: Mapping[str, str], export_command: str = ""
+    study: StudyReader, read: ReadArtifact, *, written_at: str, board_texts: Mapping[str, str], export_command: str = ""
 ) -> Path:
     """Write ``report.html`` into the study's folder and the files of the fronts' trials into ``report_files``.
 
@@ -38,28 +41,31 @@ def write_report(
     Returns:
         The page.
     """
-    trials = study.trials()
+    trials = study.trials(in_full=False)
+    fronts = {kind: front(trials, study.objectives, kind) for kind in ("", *(study.file.boards or ()))}
+    on_front = {trial.number: trial for members in fronts.values() for trial in members}
+    shown = [trial.number for trial in trials[-_LAST_WITH_NOTES:]]
+    trials = study.with_notes(trials, {*on_front, *shown})
     page = ReportInput(
         study=study.file,
         limits=dict(zip(study.objectives.names, study.objectives.limits, strict=True)),
         trials=trials,
-        front=[trial.number for trial in front(trials, study.objectives)],
-        history=study.hypervolume_history(),
+        front=[trial.number for trial in fronts[""]],
+        history=history_of(trials, study.objectives),
         test_results=study.test_results(),
         written_at=written_at,
         board_text="" if study.file.boards else board_texts.get(study.file.kinds[0], ""),
-        boards=[_board_front(study, trials, kind, board_texts.get(kind, "")) for kind in study.file.boards or ()],
+        boards=[_board_front(study, fronts[kind], kind, board_texts.get(kind, "")) for kind in study.file.boards or ()],
         study_yaml=_text_of(study.folder / STUDY_COPY),
         export_command=export_command,
-        downloads={trial.number: save_downloads(trial, study.folder, read) for trial in study.on_any_front()},
+        downloads={number: save_downloads(on_front[number], study.folder, read) for number in sorted(on_front)},
     )
     path = study.folder / REPORT_FILE
     _replace(path, render(contents(page)).encode("utf-8"))
     return path
 
 
-def _board_front(study: Study, trials: Sequence[Trial], kind: str, text: str) -> BoardFront:
-    members = front(trials, study.objectives, kind)
+def _board_front(study: StudyReader, members: Sequence[Trial], kind: str, text: str) -> BoardFront:
     return BoardFront(
         kind=kind,
         text=text,
