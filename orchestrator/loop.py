@@ -33,7 +33,7 @@ from orchestrator.boards import side_by_side, with_worst
 from orchestrator.errors import EvaluationDefect
 from orchestrator.ledger import TOLD_ENDINGS, CandidateRow
 from orchestrator.pareto import hypervolume, non_dominated
-from orchestrator.ports import Clock, Evaluator, EventSink
+from orchestrator.ports import Clock, Control, Evaluator, EventSink
 from orchestrator.records import Candidate, Ending, Event, Fault, Outcome, StageResult, Value, Violation
 from orchestrator.space import SearchSpace
 from orchestrator.stageflow import StageEnded, StageFlow
@@ -59,8 +59,8 @@ class SystemClock:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyEnd:
     """How a run ended. ``reason``: ``budget`` (all trials told), ``wall_clock`` (its time is over), ``plateau`` (the
-    last trials gained too little) or ``interrupted`` (on request; the same command goes on). ``text`` says it in
-    words."""
+    last trials gained too little), ``paused`` (on request, with nothing under way) or ``interrupted`` (on request; the
+    same command goes on). ``text`` says it in words."""
 
     reason: str
     text: str
@@ -73,6 +73,22 @@ class StudyEnd:
     stopped: int = 0
 
 
+class _ByFile:
+    """Nobody steers: as many trials under way as the study file says."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    def in_flight(self, could_use: int) -> int:
+        return self._study.file.parallelism.trials_in_flight
+
+    def is_pausing(self) -> bool:
+        return False
+
+    def take_edits(self) -> bool:
+        return False
+
+
 @dataclass(kw_only=True)
 class _Loop:
     study: Study
@@ -80,6 +96,7 @@ class _Loop:
     sink: EventSink
     clock: Clock
     stop: threading.Event
+    control: Control
     flow: StageFlow
     space: SearchSpace
     candidates: dict[int, CandidateRow] = field(default_factory=dict)
@@ -111,34 +128,49 @@ class _Loop:
         plateau = self.study.file.budget.plateau
         return plateau is not None and has_plateaued(self.hypervolumes, self.study.file.sampler.initial, plateau)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the search is: those under way are its last trials."""
+        is_spent = self.told + len(self.candidates) >= self.study.file.budget.trials
+        return is_spent or self.is_out_of_time or self.has_plateaued
+
     def wants_candidate(self) -> bool:
-        file = self.study.file
-        in_flight = len(self.candidates)
-        return (
-            not self.is_out_of_time
-            and not self.has_plateaued
-            and not self.stop.is_set()
-            and in_flight < file.parallelism.trials_in_flight
-            and self.told + in_flight < file.budget.trials
-        )
+        is_begun = len(self.candidates)
+        may_begin = not self.is_over and not self.stop.is_set() and not self.control.is_pausing()
+        could_use = self.study.file.budget.trials - self.told if may_begin else is_begun
+        return is_begun < self.control.in_flight(could_use) and may_begin
 
     def run(self) -> StudyEnd:
         self.begin()
-        while self.candidates or self.wants_candidate():
+        while True:
+            self.search()
             if self.stop.is_set():
                 return self.end("interrupted")
+            if not self.is_over:
+                return self.end("paused")
+            self.measure_front()
+            if self.stop.is_set():
+                return self.end("interrupted")
+            if self.is_over:  # unless its budget was raised meanwhile
+                return self.end(self.spent())
+
+    def search(self) -> None:
+        """Begin and end trials until there is nothing under way and nothing to begin, or ``stop`` is set."""
+        while (self.candidates or not (self.is_over or self.control.is_pausing())) and not self.stop.is_set():
             if self.wants_candidate():
                 self.propose()
             self.turn()
-        self.measure_front()
-        if self.stop.is_set():
-            return self.end("interrupted")
+
+    def spent(self) -> str:
+        """What ended the search."""
         if self.told >= self.study.file.budget.trials:
-            return self.end("budget")
-        return self.end("plateau" if self.has_plateaued else "wall_clock")
+            return "budget"
+        return "plateau" if self.has_plateaued else "wall_clock"
 
     def turn(self) -> None:
-        """Publish what is due, take what has come, look for what was lost."""
+        """Publish what is due, take what has come, look for what was lost, make the changes that were asked for."""
+        if self.control.take_edits():
+            self.recount()
         self.flow.submit_due()
         ended = self.flow.take(self.evaluator.collect(0.0 if self.wants_candidate() else _COLLECT_S))
         now = self.clock.monotonic()
@@ -177,6 +209,7 @@ class _Loop:
             else:
                 self.count(candidate.outcome)
         self.announce(is_new=not everything)
+        self.remember("study_resumed" if everything else "study_started", told=self.told)
         self.fail_unrecorded({candidate.trial for candidate in everything})
         for trial in list(self.candidates):
             self.proceed(trial)
@@ -192,6 +225,15 @@ class _Loop:
         if outcome.ending in TOLD_ENDINGS:
             self.hypervolumes.append(self.hypervolume)
 
+    def recount(self) -> None:
+        """The study was edited: take the sums anew, from its outcomes as they are judged now."""
+        self.endings.clear()
+        self.points, self.hypervolumes, self.hypervolume, self.front_size = [], [], 0.0, 0
+        for candidate in sorted(self.study.ledger.candidates(), key=lambda item: item.told or 0):
+            if candidate.outcome is not None:
+                self.count(candidate.outcome)
+        self.announce(is_new=False)
+
     def announce(self, *, is_new: bool) -> None:
         file = self.study.file
         self.emit("study_started", name=file.name, budget=file.budget.trials)
@@ -199,7 +241,6 @@ class _Loop:
             self.emit("study_resumed", told=self.told)
             if self.points:
                 self.emit("front_changed", hypervolume=self.hypervolume, front_size=self.front_size)
-        self.remember("study_started" if is_new else "study_resumed", told=self.told)
 
     def fail_unrecorded(self, known: set[int]) -> None:
         """Trials that were proposed and never recorded: nothing was queued for them and nobody knows them."""
@@ -339,6 +380,7 @@ class _Loop:
 
     def measure_front(self) -> None:
         """Once the search is over: the error on the test split, for the trials of a front only, once each."""
+        self.control.in_flight(0)
         for trial in self.study.on_any_front():
             if FINAL_STAGE not in self.flow.results.get(trial.number, {}):
                 self.flow.queue(self.study.ledger.candidate(trial.number), FINAL_STAGE)
@@ -366,9 +408,11 @@ def run_study(
     sink: EventSink,
     clock: Clock | None = None,
     stop: threading.Event | None = None,
+    control: Control | None = None,
     retry_delays_s: Sequence[float] = (1.0, 5.0),
 ) -> StudyEnd:
-    """Run the study until its budget is used up, its time is over, it has reached a plateau, or ``stop`` is set.
+    """Run the study until its budget is used up, its time is over, it has reached a plateau, ``stop`` is set, or
+    ``control`` lets it pause.
 
     Without a plateau exactly ``budget.trials`` trials are told over all runs: complete ones, infeasible ones and those
     stopped early together. A trial that ends in
@@ -387,6 +431,7 @@ def run_study(
         sink=sink,
         clock=clock,
         stop=stop or threading.Event(),
+        control=control or _ByFile(study),
         flow=StageFlow(study=study, evaluator=evaluator, sink=sink, clock=clock, retry_delays_s=retry_delays_s),
         space=SearchSpace.from_parameters(study.file.space),
     )
@@ -411,6 +456,8 @@ def _ended_event(trial: int, outcome: Outcome) -> Event:
 def _text(reason: str, loop: _Loop) -> str:
     if reason == "interrupted":
         return f"stopped after {loop.told} trials, {len(loop.candidates)} under way; the same command goes on from here"
+    if reason == "paused":
+        return f"paused after {loop.told} trials, none under way"
     if loop.told and not loop.points:
         return _all_infeasible(loop)
     early = f" ({loop.endings[Ending.STOPPED]} stopped early)" if loop.endings[Ending.STOPPED] else ""

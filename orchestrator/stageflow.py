@@ -97,7 +97,7 @@ class StageFlow:
             params=candidate.params,
             seed=candidate.seed,
             inputs=inputs,
-            study=self.study.file.to_json(),
+            study=self.study.file.for_stages(),
             sources=self.study.sources,
             stopping=self._stopping_of(candidate, is_new=attempt == 1) if stage == TRAIN_STAGE else None,
         )
