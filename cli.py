@@ -242,7 +242,7 @@ def _run_study(study: Study, options: RunOptions, console: Console, stop: thread
 
     from orchestrator.exposition import MetricsServer
     from orchestrator.loop import SystemClock, run_study, trial_seed
-    from orchestrator.metrics import PrometheusSink
+    from orchestrator.metrics import PrometheusSink, SearchMetrics
     from orchestrator.sampler import make_sampler
     from orchestrator.view import FanOut
     from tasks.artifacts import ArtifactStore
@@ -262,7 +262,8 @@ def _run_study(study: Study, options: RunOptions, console: Console, stop: thread
             boards = " and ".join(f"a {kind}" for kind in study.file.kinds)
             console.print(_LAB_HINT.format(broker=without_password(lab.url), boards=boards), style="dim")
         view = _open_view(study, options, console, stack)
-        sink = study.recording(FanOut(view, PrometheusSink(registry, study.file.name)), clock.now_iso)
+        metrics = PrometheusSink(SearchMetrics(registry, options.studies), study.file.name)
+        sink = study.recording(FanOut(view, metrics), clock.now_iso)
         evaluator = _make_evaluator(study, lab, sink)
         stack.callback(evaluator.close)
         artifacts = ArtifactStore(study.artifacts)

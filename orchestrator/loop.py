@@ -31,12 +31,14 @@ from optuna.trial import TrialState
 from orchestrator.arrays import FloatArray
 from orchestrator.boards import side_by_side, with_worst
 from orchestrator.errors import EvaluationDefect
+from orchestrator.fittime import counting_fits
 from orchestrator.ledger import TOLD_ENDINGS, CandidateRow
 from orchestrator.pareto import hypervolume, non_dominated
 from orchestrator.ports import Clock, Control, Evaluator, EventSink
 from orchestrator.records import Candidate, Ending, Event, Fault, Outcome, StageResult, Value, Violation
 from orchestrator.space import SearchSpace
 from orchestrator.stageflow import StageEnded, StageFlow
+from orchestrator.standing import Standing
 from orchestrator.stopping import has_plateaued
 from orchestrator.study import FINAL_STAGE, Study
 from orchestrator.telling import tell_outcome
@@ -100,7 +102,7 @@ class _Loop:
     flow: StageFlow
     space: SearchSpace
     candidates: dict[int, CandidateRow] = field(default_factory=dict)
-    endings: Counter[Ending] = field(default_factory=Counter)
+    standing: Standing = field(default_factory=Standing)
     points: list[FloatArray] = field(default_factory=list)
     hypervolumes: list[float] = field(default_factory=list)
     hypervolume: float = 0.0
@@ -109,6 +111,10 @@ class _Loop:
     started: float = 0.0
     kept: float = 0.0
     looked: float = 0.0
+
+    @property
+    def endings(self) -> Counter[Ending]:
+        return self.standing.endings
 
     @property
     def told(self) -> int:
@@ -216,7 +222,7 @@ class _Loop:
 
     def count(self, outcome: Outcome) -> None:
         """Take an ended candidate into the sums."""
-        self.endings[outcome.ending] += 1
+        self.standing.take(outcome.ending, {name: value.amount for name, value in outcome.values.items()})
         if outcome.ending is Ending.COMPLETE:
             self.points.append(self.study.objectives.normalised(self.study.objectives.vector(outcome.values)))
             points = np.array(self.points)
@@ -236,7 +242,7 @@ class _Loop:
 
     def announce(self, *, is_new: bool) -> None:
         file = self.study.file
-        self.emit("study_started", name=file.name, budget=file.budget.trials)
+        self.emit("study_started", name=file.name, budget=file.budget.trials, standing=self.standing.to_json())
         if not is_new:
             self.emit("study_resumed", told=self.told)
             if self.points:
@@ -271,7 +277,8 @@ class _Loop:
         """Ask, and record before anything else happens."""
         before = self.clock.monotonic()
         searched = {name: item for name, item in self.space.distributions().items() if name not in self.space.fixed}
-        trial = self.study.optuna.ask(fixed_distributions=searched)
+        with counting_fits() as fits:
+            trial = self.study.optuna.ask(fixed_distributions=searched)
         seconds = self.clock.monotonic() - before
         self.emit("trial_asked", trial=trial.number)
         candidate = Candidate(
@@ -282,7 +289,8 @@ class _Loop:
         )
         self.study.ledger.record_candidate(candidate.trial, candidate.params, candidate.seed, self.clock.now_iso())
         self.candidates[candidate.trial] = self.study.ledger.candidate(candidate.trial)
-        self.emit("trial_proposed", trial=candidate.trial, params=dict(candidate.params), seconds=seconds)
+        about = {"seconds": seconds, "fit_seconds": fits.seconds, "n_fits": fits.n_fits}
+        self.emit("trial_proposed", trial=candidate.trial, params=dict(candidate.params), **about)
         self.proceed(candidate.trial)
 
     def proceed(self, trial: int) -> None:
@@ -433,6 +441,7 @@ def run_study(
         stop=stop or threading.Event(),
         control=control or _ByFile(study),
         flow=StageFlow(study=study, evaluator=evaluator, sink=sink, clock=clock, retry_delays_s=retry_delays_s),
+        standing=Standing(limits=study.objectives.finite_limits),
         space=SearchSpace.from_parameters(study.file.space),
     )
     with study.locked(), study.guarded():
