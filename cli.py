@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli_rack import agent, aligned, boards, json_option, measure, rack
+from cli_service import COMMANDS, STUDIES, say_all, studies_option
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.extras import extra_of, missing_text
 
@@ -33,14 +34,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.loop import StudyEnd
-    from orchestrator.ports import Evaluator, EventSink
+    from orchestrator.notify import Notifier
+    from orchestrator.ports import Clock, Evaluator, EventSink
+    from orchestrator.sampler import ProposerSampler
     from orchestrator.study import Study
     from orchestrator.studycheck import Mistake, Vocabulary
     from orchestrator.studyfile import StudyFile
     from orchestrator.view import FanOut
+    from tasks.workers import EmbeddedLab
 
 EXIT_RUN, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-_STUDIES = "studies"
 _LAB_HINT = """broker at {broker}: stages wait there until somebody serves them
   edgefront worker --queues build,train
   edgefront agent --rack FILE     with {boards}"""
@@ -110,17 +113,6 @@ def main(debug: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-def _studies_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--studies",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=Path(_STUDIES),
-        envvar="EDGEFRONT_STUDIES",
-        show_default=True,
-        help="Folder with one folder a study.",
-    )(function)
-
-
 # ------------------------------------------------------------------------------------------------------------- run
 
 
@@ -140,7 +132,7 @@ class RunOptions:
 
 @main.command(short_help="Search until the budget is spent; again: go on.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@_studies_option
+@studies_option
 @click.option(
     "--workers", default="", metavar="train=N,build=N,boards=N", help="Worker processes, instead of the study file's."
 )
@@ -214,7 +206,7 @@ def run_file(options: RunOptions) -> StudyEnd:
 
     if address := os.environ.get(ARTIFACTS_VARIABLE):
         check_writable(address)
-    file = _overridden(_load_file(options.file), options)
+    file = _overridden(load_file(options.file), options)
     objectives = Objectives.on_boards(file, {kind: load_kind(kind) for kind in file.kinds})
     study = Study.open_or_create(options.studies / file.name, file, objectives, source=options.file)
     console = Console(stderr=options.is_json, highlight=False)
@@ -223,7 +215,7 @@ def run_file(options: RunOptions) -> StudyEnd:
         for note in study.take_sources(sources_of(file)):
             console.print(f"note: {note}", style="yellow", markup=False)
         end = _run_study(study, options, console, stop)
-    report_path = _write_report(study, options.studies)
+    report_path = write_study_report(study, options.studies)
     if not options.is_json:
         _say_end(study, end, report_path, console)
     study.close()
@@ -241,13 +233,10 @@ def _run_study(study: Study, options: RunOptions, console: Console, stop: thread
     from prometheus_client import CollectorRegistry
 
     from orchestrator.exposition import MetricsServer
-    from orchestrator.loop import SystemClock, run_study, trial_seed
+    from orchestrator.loop import SystemClock, run_study
     from orchestrator.metrics import PrometheusSink, SearchMetrics
-    from orchestrator.sampler import make_sampler
     from orchestrator.view import FanOut
-    from tasks.artifacts import ArtifactStore
     from tasks.broker import without_password
-    from tasks.look import looks
 
     registry = CollectorRegistry()
     clock = SystemClock()
@@ -257,27 +246,47 @@ def _run_study(study: Study, options: RunOptions, console: Console, stop: thread
         )
         if not options.is_json:
             console.print(f"metrics at {server.url}", style="dim")
-        lab = _start_lab(study, options, stack)
+        lab = None if options.is_inline else start_lab(study, stack)
         if lab is not None and not lab.is_embedded and not options.is_json:
             boards = " and ".join(f"a {kind}" for kind in study.file.kinds)
             console.print(_LAB_HINT.format(broker=without_password(lab.url), boards=boards), style="dim")
         view = _open_view(study, options, console, stack)
         metrics = PrometheusSink(SearchMetrics(registry, options.studies), study.file.name)
-        sink = study.recording(FanOut(view, metrics), clock.now_iso)
-        evaluator = _make_evaluator(study, lab, sink)
+        sinks = (view, metrics, _notifier(study, clock, stack))
+        sink = study.recording(FanOut(*sinks), clock.now_iso)
+        evaluator = make_evaluator(study, lab, sink)
         stack.callback(evaluator.close)
-        artifacts = ArtifactStore(study.artifacts)
-        look = looks(study.study_id, study.file, study.sources, artifacts, partial(trial_seed, study.file.seed))
-        sampler = make_sampler(study.file, study.objectives, look)
-        return run_study(study, evaluator, sampler, sink=sink, clock=clock, stop=stop)
+        return run_study(study, evaluator, study_sampler(study), sink=sink, clock=clock, stop=stop)
 
 
-def _start_lab(study: Study, options: RunOptions, stack: ExitStack) -> Any:
-    """Broker and workers beside this process; None for an inline run."""
+def study_sampler(study: Study) -> ProposerSampler:
+    """The sampler of the study file, for the study's limits as they are, with a look at its best candidates."""
+    from orchestrator.loop import trial_seed
+    from orchestrator.sampler import make_sampler
+    from tasks.artifacts import ArtifactStore
+    from tasks.look import looks
+
+    artifacts = ArtifactStore(study.artifacts)
+    look = looks(study.study_id, study.file, study.sources, artifacts, partial(trial_seed, study.file.seed))
+    return make_sampler(study.file, study.objectives, look)
+
+
+def _notifier(study: Study, clock: Clock, stack: ExitStack) -> Notifier:
+    """Posts to the study's own webhook while it runs."""
+    from orchestrator.notify import Notifier, Poster, Ticking, webhooks_of
+
+    poster = Poster()
+    stack.callback(poster.close)
+    webhooks = webhooks_of(study.file, os.environ)
+    notifier = Notifier(study=study.file.name, webhooks=webhooks, poster=poster, clock=clock)
+    stack.enter_context(Ticking(notifier))
+    return notifier
+
+
+def start_lab(study: Study, stack: ExitStack) -> EmbeddedLab:
+    """Broker and workers beside this process, or the lab's broker."""
     from tasks.workers import EmbeddedLab
 
-    if options.is_inline:
-        return None
     parallelism = study.file.parallelism
     lab = EmbeddedLab(
         study.folder,
@@ -289,7 +298,8 @@ def _start_lab(study: Study, options: RunOptions, stack: ExitStack) -> Any:
     return stack.enter_context(lab)
 
 
-def _make_evaluator(study: Study, lab: Any, sink: EventSink) -> Evaluator:
+def make_evaluator(study: Study, lab: EmbeddedLab | None, sink: EventSink) -> Evaluator:
+    """The study's stages on the workers of ``lab``; without one, in this process."""
     from tasks.evaluator import CeleryEvaluator, InlineEvaluator
     from tasks.registry import stages_for
 
@@ -366,7 +376,7 @@ def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -
     summary = _summary(study)
     console.print(summary_view(summary))
     name, studies = study.file.name, study.folder.parent
-    where = "" if studies == Path(_STUDIES) else f" --studies {shlex.quote(str(studies))}"
+    where = "" if studies == Path(STUDIES) else f" --studies {shlex.quote(str(studies))}"
     lines = [f"\n{end.text}", f"report   {report_path}"]
     if summary["front"] and end.reason != "interrupted":
         best = summary["front"][0]["trial"]
@@ -395,19 +405,23 @@ def open_study(name: str, studies: Path) -> Study:
     raise UsageError(f"no study {name!r} in the folder {studies}; {there}. Choose another folder with --studies.")
 
 
-@main.command(short_help="Say how a study stands, while it runs too.")
-@click.argument("study")
-@_studies_option
+@main.command(short_help="Say how a study stands, or all of them.")
+@click.argument("study", required=False)
+@studies_option
 @json_option
-def status(study: str, studies: Path, as_json: bool) -> None:
-    """Say how STUDY stands: trials, hypervolume, the front. Works while it runs.
+def status(study: str | None, studies: Path, as_json: bool) -> None:
+    """Say how STUDY stands: trials, hypervolume, the front. Works while it runs. Without STUDY: all of the lab's.
 
     \b
     Example:
+      edgefront status
       edgefront status digits
     """
     from rich.console import Console
 
+    if study is None:
+        say_all(studies, as_json=as_json)
+        return
     opened = open_study(study, studies)
     if as_json:
         click.echo(json.dumps(_summary(opened)))
@@ -430,7 +444,7 @@ def _summary_view(study: Study) -> Any:
 
 @main.command(short_help="Write the HTML report as it stands.")
 @click.argument("study")
-@_studies_option
+@studies_option
 @click.option("--open", "is_open", is_flag=True, help="Open it in the browser.")
 def report(study: str, studies: Path, is_open: bool) -> None:
     """Write the HTML report of STUDY as it stands and print where it is.
@@ -440,14 +454,15 @@ def report(study: str, studies: Path, is_open: bool) -> None:
       edgefront report digits --open
     """
     opened = open_study(study, studies)
-    path = _write_report(opened, studies)
+    path = write_study_report(opened, studies)
     opened.close()
     click.echo(path)
     if is_open:
         click.launch(path.absolute().as_uri())
 
 
-def _write_report(study: Study, studies: Path) -> Path:
+def write_study_report(study: Study, studies: Path) -> Path:
+    """The report as it stands; ``studies`` is the folder that it names in the commands it shows."""
     from datetime import UTC, datetime
 
     from mcu_agent.kinds import load_kind
@@ -464,7 +479,7 @@ def _write_report(study: Study, studies: Path) -> Path:
             return None
 
     name = study.file.name
-    where = "" if studies == Path(_STUDIES) else f" --studies {shlex.quote(str(studies))}"
+    where = "" if studies == Path(STUDIES) else f" --studies {shlex.quote(str(studies))}"
     board = " --board {board}" if study.file.boards else ""
     return write_report(
         study,
@@ -477,7 +492,7 @@ def _write_report(study: Study, studies: Path) -> Path:
 
 @main.command(short_help="Write a trial as a C project that tests itself.")
 @click.argument("study")
-@_studies_option
+@studies_option
 @click.option("--trial", type=click.IntRange(min=0), required=True, help="Number of a complete trial.")
 @click.option("--to", "folder", type=click.Path(path_type=Path), required=True, help="New or empty folder.")
 @click.option("--board", metavar="KIND", help="Which board's firmware and figures, where the study has several.")
@@ -620,7 +635,7 @@ def check(file: Path) -> None:
     from orchestrator.studycheck import explain
     from tasks.nn.datasets import describe
 
-    loaded = _load_file(file)
+    loaded = load_file(file)
     click.echo(explain(loaded, vocabulary()))
     click.echo(f"\ndata: {describe(loaded.dataset, loaded.seed)}")
 
@@ -638,7 +653,12 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=2))
 
 
-def _load_file(file: Path) -> StudyFile:
+def load_file(file: Path) -> StudyFile:
+    """The study file, wholly checked, with what its calibration files hold in place of their names.
+
+    Raises:
+        UsageError: lists every mistake.
+    """
     from orchestrator.studycheck import load_study
     from tasks.nn.usercode import add_search_folder
 
@@ -741,7 +761,7 @@ def parse_queues(text: str) -> list[str]:
 
 @main.command(short_help="Say what is installed and what is missing.")
 @json_option
-@_studies_option
+@studies_option
 def doctor(as_json: bool, studies: Path) -> None:
     """Say what is installed, what is missing and how to get it. Exit code 1: something required is missing.
 
@@ -763,7 +783,7 @@ def doctor(as_json: bool, studies: Path) -> None:
         sys.exit(EXIT_RUN)
 
 
-for lab_command in (boards, rack, measure, agent):
+for lab_command in (boards, rack, measure, agent, *COMMANDS):
     main.add_command(lab_command)
 
 

@@ -56,6 +56,11 @@ class Leash:
             self._reader.join(timeout_s)
         self._socket.close()
 
+    def finish(self, timeout_s: float = 2.0) -> None:
+        """The other side has ended: take what it still sent, and hang up."""
+        self._reader.join(timeout_s)
+        self.close(0.1)
+
     def _write(self) -> None:
         while True:
             with self._changed:

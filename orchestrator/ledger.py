@@ -353,9 +353,7 @@ class Ledger:
             rows = connection.execute(sa.select(_events).order_by(_events.c.id).offset(number))
             return [(row.at, Event(name=row.name, fields=_read(row.fields, dict))) for row in rows]
 
-    def judge_again(
-        self, file: Json, objectives: Json, outcomes: Mapping[int, Outcome], event: Event, at: str
-    ) -> None:
+    def judge_again(self, file: Json, objectives: Json, outcomes: Mapping[int, Outcome], event: Event, at: str) -> None:
         """The study is edited: its file and objectives are these from now on, these ended trials have these outcomes,
         and ``event`` says so; all of it or nothing. The order of telling stays."""
         with self._engine.begin() as connection:

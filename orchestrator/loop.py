@@ -233,7 +233,7 @@ class _Loop:
 
     def recount(self) -> None:
         """The study was edited: take the sums anew, from its outcomes as they are judged now."""
-        self.endings.clear()
+        self.standing = Standing(limits=self.study.objectives.finite_limits)
         self.points, self.hypervolumes, self.hypervolume, self.front_size = [], [], 0.0, 0
         for candidate in sorted(self.study.ledger.candidates(), key=lambda item: item.told or 0):
             if candidate.outcome is not None:

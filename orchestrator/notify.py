@@ -1,8 +1,9 @@
 """Word of a study to a webhook: a new record of its hypervolume, its end, a stall.
 
 A notification is a POST of JSON whose ``text`` Slack and its like show as it is; with a secret the header
-``X-Edgefront-Signature`` holds ``sha256=`` and the HMAC-SHA256 of the body in hex. Sending happens in a thread, with a time
-limit, again after a pause, and is given up in the end: a study never waits for its webhook and never fails with it.
+``X-Edgefront-Signature`` holds ``sha256=`` and the HMAC-SHA256 of the body in hex. Sending happens in a thread, with a
+time limit, again after a pause, and is given up in the end: a study never waits for its webhook and never fails with
+it.
 """
 
 from __future__ import annotations
@@ -264,3 +265,25 @@ _HANDLERS: dict[str, Callable[[Notifier, Mapping[str, Any]], None]] = {
     "front_changed": Notifier._on_front_changed,
     "study_finished": Notifier._on_study_finished,
 }
+
+
+class Ticking:
+    """Calls ``tick`` of a notifier from a thread of its own until left; a context manager."""
+
+    def __init__(self, notifier: Notifier, every_s: float = 1.0) -> None:
+        self._notifier = notifier
+        self._every_s = every_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="notify-tick", daemon=True)
+
+    def __enter__(self) -> Ticking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._every_s):
+            self._notifier.tick()

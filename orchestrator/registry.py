@@ -111,7 +111,7 @@ class Submission:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class Reached:
     """How far a study is: trials told of ``budget``, and its front."""
 
     told: int = 0
@@ -134,7 +134,7 @@ class Entry:
     owner: str
     token: int
     could_use: int | None
-    standing: Standing = field(default_factory=Standing)
+    reached: Reached = field(default_factory=Reached)
 
     @property
     def name(self) -> str:
@@ -157,10 +157,10 @@ class Entry:
             "changed_at": self.changed_at,
             "folder": self.submission.folder,
             "owner": self.owner,
-            "told": self.standing.told,
-            "budget": self.standing.budget,
-            "hypervolume": self.standing.hypervolume,
-            "front_size": self.standing.front_size,
+            "told": self.reached.told,
+            "budget": self.reached.budget,
+            "hypervolume": self.reached.hypervolume,
+            "front_size": self.reached.front_size,
         }
 
 
@@ -251,10 +251,20 @@ class Registry:
             except IntegrityError as error:
                 raise UsageError(f"study {submission.name} is submitted already") from error
 
-    def entries(self) -> list[Entry]:
-        """All studies, in the order of their submission."""
+    def entries(self, *, is_ended: bool | None = None) -> list[Entry]:
+        """The studies in the order of their submission: all, or those finished or stopped, or all but those."""
+        query = sa.select(_studies).order_by(_studies.c.id)
+        if is_ended is not None:
+            ended = _studies.c.state.in_(ENDED_STATES)
+            query = query.where(ended if is_ended else ~ended)
         with self._explained(), self._engine.connect() as connection:
-            return [_entry(row) for row in connection.execute(sa.select(_studies).order_by(_studies.c.id))]
+            return [_entry(row) for row in connection.execute(query)]
+
+    def counts(self) -> dict[str, int]:
+        """How many studies are in each state; states without any are left out."""
+        query = sa.select(_studies.c.state, sa.func.count()).group_by(_studies.c.state)
+        with self._explained(), self._engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
 
     def find(self, name: str) -> Entry | None:
         with self._explained(), self._engine.connect() as connection:
@@ -315,6 +325,12 @@ class Registry:
         with self._explained(), self._engine.connect() as connection:
             return [_edit(row) for row in connection.execute(query)]
 
+    def edited_names(self) -> set[str]:
+        """The studies that a change was asked for of, and not made yet."""
+        query = sa.select(_edits.c.name).where(_edits.c.is_pending).distinct()
+        with self._explained(), self._engine.connect() as connection:
+            return set(connection.scalars(query))
+
     def answer_edit(self, number: int, answer: str) -> None:
         """The change is made, or was refused: ``answer`` says which."""
         with self._explained(), self._engine.begin() as connection:
@@ -355,7 +371,9 @@ class Registry:
         )
         values = {"owner": owner, "token": seen.token + 1, "state": RUNNING, "changed_at": at}
         with self._explained(), self._engine.begin() as connection:
-            return seen.token + 1 if connection.execute(_studies.update().where(where).values(**values)).rowcount else None
+            return (
+                seen.token + 1 if connection.execute(_studies.update().where(where).values(**values)).rowcount else None
+            )
 
     def release(self, name: str, token: int, state: str, reason: str, at: str) -> bool:
         """Give a study back in ``state``; False where it is held by somebody else by now.
@@ -370,13 +388,13 @@ class Registry:
             connection.execute(_studies.update().where(paused).values(state=PAUSED))
         return given
 
-    def note(self, name: str, token: int, standing: Standing, could_use: int | None, reason: str) -> None:
+    def note(self, name: str, token: int, reached: Reached, could_use: int | None, reason: str) -> None:
         """Keep how far the study is; passed over where it is held by somebody else by now."""
         values: dict[str, Any] = {
-            "told": standing.told,
-            "budget": standing.budget,
-            "hypervolume": standing.hypervolume,
-            "front_size": standing.front_size,
+            "told": reached.told,
+            "budget": reached.budget,
+            "hypervolume": reached.hypervolume,
+            "front_size": reached.front_size,
             "could_use": could_use,
             "reason": reason,
         }
@@ -457,9 +475,7 @@ def _entry(row: Row[Any]) -> Entry:
         owner=row.owner,
         token=row.token,
         could_use=row.could_use,
-        standing=Standing(
-            told=row.told, budget=row.budget, hypervolume=row.hypervolume, front_size=row.front_size
-        ),
+        reached=Reached(told=row.told, budget=row.budget, hypervolume=row.hypervolume, front_size=row.front_size),
     )
 
 

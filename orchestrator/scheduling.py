@@ -7,13 +7,14 @@ what is left is divided by weight, 2 to the power of the priority, and what a st
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 from orchestrator.registry import OPEN_STATES, PAUSE, RUN, STOP, STOPPED, Entry
 
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -5, 5
+_NO_LIMIT = 1024  # as for parallelism.in_flight
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 60.0
 
 
@@ -112,15 +113,25 @@ def wants_slots(sight: Sight) -> bool:
     return is_wanted and (sight.may_start or sight.has_child)
 
 
-def demands(sights: Iterable[Sight], limits: Mapping[str, int]) -> list[Demand]:
-    """What the studies could use, as they said or as ``limits`` allow (by name, for those that have not run yet)."""
+def demands(sights: Iterable[Sight], *, is_shared: bool) -> list[Demand]:
+    """What the studies could use. ``is_shared``: all orchestrators have the same workers, so that what other ones run
+    takes part; each study may then have as many trials under way as it says, else as many as it has workers."""
     return [
         Demand(
             name=sight.entry.name,
             priority=sight.entry.priority,
             order=sight.entry.order,
-            could_use=limits[sight.entry.name] if sight.entry.could_use is None else sight.entry.could_use,
+            could_use=_could_use(sight.entry, is_shared=is_shared),
         )
         for sight in sights
-        if wants_slots(sight)
+        if wants_slots(sight) and (is_shared or sight.is_free or sight.is_mine)
     ]
+
+
+def _could_use(entry: Entry, *, is_shared: bool) -> int:
+    file = entry.submission.file
+    workers = file["parallelism"]
+    embedded = workers["train_workers"] + workers["build_workers"]
+    most = workers["in_flight"] or (_NO_LIMIT if is_shared else embedded)
+    wanted = file["budget"]["trials"] if entry.could_use is None else entry.could_use
+    return int(min(most, wanted))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry
 
 from orchestrator.exposition import MetricFamily, make_metric, table
-from orchestrator.registry import STATES, Entry
+from orchestrator.registry import STATES
 
 FAMILIES = (
     MetricFamily(
@@ -47,10 +46,10 @@ class ServiceMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._metrics = {family.name: make_metric(family, registry) for family in FAMILIES}
 
-    def show(self, entries: Iterable[Entry], slots: int, failed_posts: int) -> None:
-        counts = Counter(entry.state for entry in entries)
+    def show(self, counts: Mapping[str, int], slots: int, failed_posts: int) -> None:
+        """``counts``: the studies by state."""
         for state in STATES:
-            self._metrics["edgefront_studies"].labels(state=state).set(counts[state])
+            self._metrics["edgefront_studies"].labels(state=state).set(counts.get(state, 0))
         self._metrics["edgefront_slots"].set(slots)
         self._metrics["edgefront_notifications_failed"].set(failed_posts)
 

@@ -9,7 +9,6 @@ from typing import Any
 from orchestrator.errors import UsageError
 from orchestrator.studyfile import StudyFile
 
-
 # What may change in any direction.
 _FREE = ("parallelism.", "early_stopping.", "budget.plateau", "notify")
 
@@ -39,6 +38,18 @@ def check_update(old: StudyFile, new: StudyFile) -> None:
             "Only a larger budget, another plateau or parallelism and other early stopping can be taken over. Undo the "
             "change, or give the study a new name."
         )
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields in which two study files (``StudyFile.to_json``) differ, each with its old and new value; secrets are
+    not shown."""
+    before, after = _flat(dict(old)), _flat(dict(new))
+    names = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    shown = [(name, "***" if name.startswith("notify") else None) for name in names]
+    return [
+        f"{name}: was {hidden or repr(before.get(name, 'absent'))}, is {hidden or repr(after.get(name, 'absent'))}"
+        for name, hidden in shown
+    ]
 
 
 def check_data(file: StudyFile, before: Mapping[str, str], now: Mapping[str, str]) -> None:

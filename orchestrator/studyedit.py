@@ -1,10 +1,10 @@
 """Changing a study that has begun: a larger budget, tighter limits.
 
-A limit that is tightened holds for the whole study, for the trials that were told as well: complete ones that are beyond
-it are infeasible from then on, judged by the values that were recorded. The search goes on from the history as it is
-judged now, and the hypervolume is measured up to the new limits, so it cannot be compared with what it was before. A
-limit cannot be widened: trials that were found infeasible under it were never trained, and an objective cannot be added:
-nobody measured it in the trials that there are.
+A limit that is tightened holds for the whole study, for the trials that were told as well: complete ones that are
+beyond it are infeasible from then on, judged by the values that were recorded. The search goes on from the history as
+it is judged now, and the hypervolume is measured up to the new limits, so it cannot be compared with what it was
+before. A limit cannot be widened: trials that were found infeasible under it were never trained, and an objective
+cannot be added: nobody measured it in the trials that there are.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def _wrong_budget(file: StudyFile, edit: StudyEdit) -> list[str]:
         found.append(f"budget.trials: is {budget.trials}, asked for is {edit.trials}; it may only be raised")
     if edit.wall_clock_s is not None and (budget.wall_clock is None or edit.wall_clock_s < budget.wall_clock):
         now = "without bound" if budget.wall_clock is None else exact(budget.wall_clock, "s")
-        found.append(f"budget.wall_clock: is {now}, asked for is {exact(edit.wall_clock_s, 's')}; it may only be raised")
+        found.append(
+            f"budget.wall_clock: is {now}, asked for is {exact(edit.wall_clock_s, 's')}; it may only be raised"
+        )
     return found
 
 

@@ -282,10 +282,12 @@ def _all_if_missing(value: object) -> object:
 
 class Notify(_Model):
     """Where to send word of the study: a POST of JSON to ``webhook`` on each event of ``on``: ``record`` (a larger
-    hypervolume), ``end``, ``stall`` (no trial was told for the time ``stall_after``). With ``secret`` each is signed."""
+    hypervolume), ``end``, ``stall`` (no trial told for the time ``stall_after``). With ``secret`` each is signed."""
 
     webhook: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$", max_length=2000)]
-    on: Annotated[tuple[Literal["record", "end", "stall"], ...], BeforeValidator(_all_if_missing), Field(min_length=1)] = (
+    on: Annotated[
+        tuple[Literal["record", "end", "stall"], ...], BeforeValidator(_all_if_missing), Field(min_length=1)
+    ] = (
         "record",
         "end",
         "stall",
