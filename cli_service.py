@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 STUDIES = "studies"
 _WATCH_EVERY_S = 1.0
 _EDIT_WAIT_S = 10.0
+_SEEN_LATELY_S = 60.0
 
 
 def studies_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,6 +59,21 @@ def open_registry(studies: Path) -> Registry:
     from orchestrator.registry import Registry, registry_url
 
     return Registry(registry_url(studies))
+
+
+def has_orchestrator(registry: Registry) -> bool:
+    """Whether one showed itself in the last minute and, if it is of this host, still exists."""
+    from datetime import UTC, datetime
+
+    from tasks.app import is_gone
+    from tasks.messages import Holder
+
+    now = datetime.now(UTC)
+    return any(
+        (now - datetime.fromisoformat(other.seen_at)).total_seconds() < _SEEN_LATELY_S
+        and not is_gone(Holder(worker="", host=other.host, pid=other.pid, born=other.born))
+        for other in registry.orchestrators()
+    )
 
 
 def _now() -> str:
@@ -101,7 +117,7 @@ def submit(file: Path, studies: Path, priority: int, trials: int | None, is_watc
         click.echo(json.dumps(registry.entry(loaded.name).to_json()))
     else:
         click.echo(f"{text}\nwatch it with: edgefront watch {loaded.name}{_where(studies)}")
-        if not registry.orchestrators():
+        if not has_orchestrator(registry):
             click.echo(f"nobody runs studies yet: edgefront orchestrator{_where(studies)}")
     if is_watching:
         watch_study(loaded.name, studies, registry, as_json=as_json)
@@ -153,7 +169,7 @@ def _submitted_before(known: Entry, file: StudyFile) -> str:
     raise UsageError(
         f"study {file.name} was submitted on {known.submission.submitted_at} and its file has changed since:\n"
         + "\n".join(f"  {line}" for line in lines)
-        + f"\nNothing was changed. What may change is a larger budget, a tighter limit and the priority: edgefront edit "
+        + "\nNothing was changed. What may change is a larger budget, a tighter limit and the priority: edgefront edit "
         f"{file.name} --trials N --wall-clock T --limit NAME=AMOUNT --priority N. For anything else give the study a "
         "new name."
     )
@@ -181,9 +197,7 @@ def _check_begun(file: StudyFile, sources: dict[str, str], folder: Path) -> None
 @click.command(short_help="Run all submitted studies, until told to stop.")
 @studies_option
 @click.option("--most", type=click.IntRange(1, 10_000), help="Trials under way at once over all studies.")
-@click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="Port of /metrics."
-)
+@click.option("--metrics-port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="0: any free one.")
 @click.option("--metrics-address", default="127.0.0.1", show_default=True, help="Interface of /metrics.")
 def orchestrator(studies: Path, most: int | None, metrics_port: int, metrics_address: str) -> None:
     """Run the submitted studies, several at once, each in a process of its own, until Ctrl-C or SIGTERM.
@@ -307,10 +321,11 @@ def say_all(studies: Path, *, as_json: bool) -> None:
     """Print how all studies of the lab stand, for people or as JSON."""
     from orchestrator.registry import has_registry
 
-    entries, alive = [], []
+    entries: list[Entry] = []
+    is_served = False
     if has_registry(studies):
         registry = open_registry(studies)
-        entries, alive = registry.entries(), registry.orchestrators()
+        entries, is_served = registry.entries(), has_orchestrator(registry)
         registry.close()
     if as_json:
         click.echo(json.dumps([entry.to_json() for entry in entries]))
@@ -321,7 +336,8 @@ def say_all(studies: Path, *, as_json: bool) -> None:
     rows = [["study", "state", "trials", "hypervolume", "front", "priority", "by", ""], *map(_row, entries)]
     for line in aligned(rows):
         click.echo(line)
-    click.echo("" if alive else f"no orchestrator is at work; start one with: edgefront orchestrator{_where(studies)}")
+    if not is_served:
+        click.echo(f"\nno orchestrator is at work; start one with: edgefront orchestrator{_where(studies)}")
 
 
 def _row(entry: Entry) -> list[str]:
@@ -401,7 +417,7 @@ def stop(study: str, studies: Path, yes: bool) -> None:
     if not yes:
         click.confirm(f"end {study} for good?", abort=True)
     registry.want(study, STOP, _now())
-    if registry.entry(study).owner or registry.orchestrators():
+    if has_orchestrator(registry):
         click.echo(f"{study} is being stopped; its report will be in {registry.entry(study).submission.folder}")
     else:
         click.echo(f"{study}: {stop_here(registry.entry(study), registry)}")
