@@ -111,6 +111,9 @@ class Poster:
             self._is_closing = True
             self._changed.notify()
         self._thread.join(timeout_s)
+        with self._changed:
+            self.failures += len(self._waiting)
+            self._waiting.clear()
 
     def _run(self) -> None:
         while (found := self._next()) is not None:

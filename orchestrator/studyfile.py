@@ -299,8 +299,8 @@ class Notify(_Model):
     @classmethod
     def _on_as_word(cls, given: Any) -> Any:
         # YAML reads a bare on as true, as a key too
-        if isinstance(given, dict) and True in given:
-            return {("on" if key is True else key): value for key, value in given.items()}
+        if isinstance(given, dict) and "True" in given and "on" not in given:
+            return {("on" if key == "True" else key): value for key, value in given.items()}
         return given
 
 
