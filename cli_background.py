@@ -463,4 +463,6 @@ def _interrupt(orders: Orders, number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # all is closed by now, and taking PyTorch down takes seconds
