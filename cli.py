@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli_rack import agent, aligned, boards, json_option, measure, rack
+from cli_service import COMMANDS as SERVICE_COMMANDS
+from cli_service import say_all
 from cli_study import COMMANDS as STUDY_COMMANDS
-from cli_study import STUDIES as _STUDIES
-from cli_study import artifact_reader, database_option, open_study, read_study
-from cli_study import studies_option as _studies_option
+from cli_study import STUDIES, artifact_reader, database_option, open_study, read_study, studies_option
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.extras import extra_of, missing_text
 
@@ -37,12 +37,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.loop import StudyEnd
-    from orchestrator.ports import Evaluator, EventSink
+    from orchestrator.notify import Notifier
+    from orchestrator.ports import Clock, Evaluator, EventSink
     from orchestrator.reading import StudyReader
+    from orchestrator.sampler import ProposerSampler
     from orchestrator.study import Study
     from orchestrator.studycheck import Mistake, Vocabulary
     from orchestrator.studyfile import StudyFile
     from orchestrator.view import FanOut
+    from tasks.workers import EmbeddedLab
 
 EXIT_RUN, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _LAB_HINT = """broker at {broker}: stages wait there until somebody serves them
@@ -134,7 +137,7 @@ class RunOptions:
 
 @main.command(short_help="Search until the budget is spent; again: go on.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@_studies_option
+@studies_option
 @click.option(
     "--workers", default="", metavar="train=N,build=N,boards=N", help="Worker processes, instead of the study file's."
 )
@@ -212,7 +215,7 @@ def run_file(options: RunOptions) -> StudyEnd:
 
     if address := os.environ.get(ARTIFACTS_VARIABLE):
         check_writable(address)
-    file = _overridden(_load_file(options.file), options)
+    file = _overridden(load_file(options.file), options)
     objectives = Objectives.on_boards(file, {kind: load_kind(kind) for kind in file.kinds})
     location = location_of(options.studies, file.name, database_url(options.database))
     study = Study.open_or_create(location, file, objectives, source=options.file)
@@ -222,7 +225,7 @@ def run_file(options: RunOptions) -> StudyEnd:
         for note in study.take_sources(sources_of(file)):
             console.print(f"note: {note}", style="yellow", markup=False)
         end = _run_study(study, options, console, stop)
-    report_path = _write_report(study.reader, options.studies)
+    report_path = write_study_report(study.reader, options.studies)
     if not options.is_json:
         _say_end(study, end, report_path, console)
     study.close()
@@ -240,13 +243,10 @@ def _run_study(study: Study, options: RunOptions, console: Console, stop: thread
     from prometheus_client import CollectorRegistry
 
     from orchestrator.exposition import MetricsServer
-    from orchestrator.loop import SystemClock, run_study, trial_seed
-    from orchestrator.metrics import PrometheusSink
-    from orchestrator.sampler import make_sampler
+    from orchestrator.loop import SystemClock, run_study
+    from orchestrator.metrics import PrometheusSink, SearchMetrics
     from orchestrator.view import FanOut
-    from tasks.artifacts import ArtifactStore
     from tasks.broker import without_password
-    from tasks.look import looks
 
     registry = CollectorRegistry()
     clock = SystemClock()
@@ -256,26 +256,47 @@ def _run_study(study: Study, options: RunOptions, console: Console, stop: thread
         )
         if not options.is_json:
             console.print(f"metrics at {server.url}", style="dim")
-        lab = _start_lab(study, options, stack)
+        lab = None if options.is_inline else start_lab(study, stack)
         if lab is not None and not lab.is_embedded and not options.is_json:
             boards = " and ".join(f"a {kind}" for kind in study.file.kinds)
             console.print(_LAB_HINT.format(broker=without_password(lab.url), boards=boards), style="dim")
         view = _open_view(study, options, console, stack)
-        sink = study.recording(FanOut(view, PrometheusSink(registry, study.file.name)), clock.now_iso)
-        evaluator = _make_evaluator(study, lab, sink)
+        metrics = PrometheusSink(SearchMetrics(registry, options.studies), study.file.name)
+        sinks = (view, metrics, _notifier(study, clock, stack))
+        sink = study.recording(FanOut(*sinks), clock.now_iso)
+        evaluator = make_evaluator(study, lab, sink)
         stack.callback(evaluator.close)
-        artifacts = ArtifactStore(study.artifacts)
-        look = looks(study.study_id, study.file, study.sources, artifacts, partial(trial_seed, study.file.seed))
-        sampler = make_sampler(study.file, study.objectives, look)
-        return run_study(study, evaluator, sampler, sink=sink, clock=clock, stop=stop)
+        return run_study(study, evaluator, study_sampler(study), sink=sink, clock=clock, stop=stop)
 
 
-def _start_lab(study: Study, options: RunOptions, stack: ExitStack) -> Any:
-    """Broker and workers beside this process; None for an inline run."""
+def study_sampler(study: Study) -> ProposerSampler:
+    """The sampler of the study file, for the study's limits as they are, with a look at its best candidates."""
+    from orchestrator.loop import trial_seed
+    from orchestrator.sampler import make_sampler
+    from tasks.artifacts import ArtifactStore
+    from tasks.look import looks
+
+    artifacts = ArtifactStore(study.artifacts)
+    look = looks(study.study_id, study.file, study.sources, artifacts, partial(trial_seed, study.file.seed))
+    return make_sampler(study.file, study.objectives, look)
+
+
+def _notifier(study: Study, clock: Clock, stack: ExitStack) -> Notifier:
+    """Posts to the study's own webhook while it runs."""
+    from orchestrator.notify import Notifier, Poster, Ticking, webhooks_of
+
+    poster = Poster()
+    stack.callback(poster.close)
+    webhooks = webhooks_of(study.file, os.environ)
+    notifier = Notifier(study=study.file.name, webhooks=webhooks, poster=poster, clock=clock)
+    stack.enter_context(Ticking(notifier))
+    return notifier
+
+
+def start_lab(study: Study, stack: ExitStack) -> EmbeddedLab:
+    """Broker and workers beside this process, or the lab's broker."""
     from tasks.workers import EmbeddedLab
 
-    if options.is_inline:
-        return None
     parallelism = study.file.parallelism
     lab = EmbeddedLab(
         study.folder,
@@ -287,7 +308,8 @@ def _start_lab(study: Study, options: RunOptions, stack: ExitStack) -> Any:
     return stack.enter_context(lab)
 
 
-def _make_evaluator(study: Study, lab: Any, sink: EventSink) -> Evaluator:
+def make_evaluator(study: Study, lab: EmbeddedLab | None, sink: EventSink) -> Evaluator:
+    """The study's stages on the workers of ``lab``; without one, in this process."""
     from tasks.evaluator import CeleryEvaluator, InlineEvaluator
     from tasks.registry import stages_for
 
@@ -364,7 +386,7 @@ def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -
     summary = summary_of(study.reader)
     console.print(summary_view(summary))
     name, studies = study.file.name, study.folder.parent
-    where = "" if studies == Path(_STUDIES) else f" --studies {shlex.quote(str(studies))}"
+    where = "" if studies == Path(STUDIES) else f" --studies {shlex.quote(str(studies))}"
     lines = [f"\n{end.text}", f"report   {report_path}"]
     if summary["front"] and end.reason != "interrupted":
         best = summary["front"][0]["trial"]
@@ -376,22 +398,26 @@ def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -
 # ------------------------------------------------------------------------------------------- looking at a study
 
 
-@main.command(short_help="Say how a study stands, while it runs too.")
-@click.argument("study")
-@_studies_option
+@main.command(short_help="Say how a study stands, or all of them.")
+@click.argument("study", required=False)
+@studies_option
 @database_option
 @json_option
-def status(study: str, studies: Path, database: str | None, as_json: bool) -> None:
-    """Say how STUDY stands: trials, hypervolume, the front. Works while it runs.
+def status(study: str | None, studies: Path, database: str | None, as_json: bool) -> None:
+    """Say how STUDY stands: trials, hypervolume, the front. Works while it runs. Without STUDY: all of the lab's.
 
     \b
     Example:
+      edgefront status
       edgefront status digits
     """
     from rich.console import Console
 
     from orchestrator.summary import summary_of, summary_view
 
+    if study is None:
+        say_all(studies, as_json=as_json)
+        return
     opened = read_study(study, studies, database)
     summary = summary_of(opened)
     opened.close()
@@ -403,7 +429,7 @@ def status(study: str, studies: Path, database: str | None, as_json: bool) -> No
 
 @main.command(short_help="Write the HTML report as it stands.")
 @click.argument("study")
-@_studies_option
+@studies_option
 @database_option
 @click.option("--open", "is_open", is_flag=True, help="Open it in the browser.")
 def report(study: str, studies: Path, database: str | None, is_open: bool) -> None:
@@ -414,21 +440,22 @@ def report(study: str, studies: Path, database: str | None, is_open: bool) -> No
       edgefront report digits --open
     """
     opened = read_study(study, studies, database)
-    path = _write_report(opened, studies)
+    path = write_study_report(opened, studies)
     opened.close()
     click.echo(path)
     if is_open:
         click.launch(path.absolute().as_uri())
 
 
-def _write_report(study: StudyReader, studies: Path) -> Path:
+def write_study_report(study: StudyReader, studies: Path) -> Path:
+    """The report as it stands; ``studies`` is the folder that it names in the commands it shows."""
     from datetime import UTC, datetime
 
     from mcu_agent.kinds import load_kind
     from orchestrator.report.write import write_report
 
     name = study.file.name
-    where = "" if studies == Path(_STUDIES) else f" --studies {shlex.quote(str(studies))}"
+    where = "" if studies == Path(STUDIES) else f" --studies {shlex.quote(str(studies))}"
     board = " --board {board}" if study.file.boards else ""
     return write_report(
         study,
@@ -441,7 +468,7 @@ def _write_report(study: StudyReader, studies: Path) -> Path:
 
 @main.command(short_help="Write a trial as a C project that tests itself.")
 @click.argument("study")
-@_studies_option
+@studies_option
 @database_option
 @click.option("--trial", type=click.IntRange(min=0), required=True, help="Number of a complete trial.")
 @click.option("--to", "folder", type=click.Path(path_type=Path), required=True, help="New or empty folder.")
@@ -585,7 +612,7 @@ def check(file: Path) -> None:
     from orchestrator.studycheck import explain
     from tasks.nn.datasets import describe
 
-    loaded = _load_file(file)
+    loaded = load_file(file)
     click.echo(explain(loaded, vocabulary()))
     click.echo(f"\ndata: {describe(loaded.dataset, loaded.seed)}")
 
@@ -603,7 +630,12 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=2))
 
 
-def _load_file(file: Path) -> StudyFile:
+def load_file(file: Path) -> StudyFile:
+    """The study file, wholly checked, with what its calibration files hold in place of their names.
+
+    Raises:
+        UsageError: lists every mistake.
+    """
     from orchestrator.studycheck import load_study
     from tasks.nn.usercode import add_search_folder
 
@@ -706,7 +738,7 @@ def parse_queues(text: str) -> list[str]:
 
 @main.command(short_help="Say what is installed and what is missing.")
 @json_option
-@_studies_option
+@studies_option
 def doctor(as_json: bool, studies: Path) -> None:
     """Say what is installed, what is missing and how to get it. Exit code 1: something required is missing.
 
@@ -730,7 +762,7 @@ def doctor(as_json: bool, studies: Path) -> None:
 
 for study_command in STUDY_COMMANDS:
     study.add_command(study_command)
-for lab_command in (boards, rack, measure, agent):
+for lab_command in (boards, rack, measure, agent, *SERVICE_COMMANDS):
     main.add_command(lab_command)
 
 

@@ -359,6 +359,23 @@ class Ledger:
         with self._engine.begin() as connection:
             _insert_events(connection, events, at)
 
+    def events_from(self, number: int) -> list[tuple[str, Event]]:
+        """The events without the first ``number`` of them, for whoever has seen these."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(EVENTS).order_by(EVENTS.c.id).offset(number))
+            return [(row.at, Event(name=row.name, fields=_read(row.fields, dict))) for row in rows]
+
+    def judge_again(self, file: Json, objectives: Json, outcomes: Mapping[int, Outcome], event: Event, at: str) -> None:
+        """The study is edited: its file and objectives are these from now on, these ended trials have these outcomes,
+        and ``event`` says so; all of it or nothing. The order of telling stays."""
+        with self._engine.begin() as connection:
+            values = {"file": json.dumps(file), "objectives": json.dumps(objectives)}
+            connection.execute(STUDY.update().values(**values))
+            for trial, outcome in outcomes.items():
+                row = {"state": outcome.ending.value, "outcome": json.dumps(outcome_to_json(outcome))}
+                connection.execute(CANDIDATES.update().where(CANDIDATES.c.trial == trial).values(**row))
+            _insert_events(connection, (event,), at)
+
     def _may_count(self, connection: Connection, result: StageResult) -> bool:
         attempt = connection.execute(
             sa.select(ATTEMPTS.c.state).where(_is_attempt(result.trial, result.stage, result.attempt))

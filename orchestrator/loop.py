@@ -29,13 +29,15 @@ from optuna.trial import TrialState
 
 from orchestrator.boards import side_by_side, with_worst
 from orchestrator.errors import EvaluationDefect
+from orchestrator.fittime import counting_fits
 from orchestrator.growing import GrowingFront
 from orchestrator.ledger import TOLD_ENDINGS, CandidateRow
-from orchestrator.ports import Clock, Evaluator, EventSink
+from orchestrator.ports import Clock, Control, Evaluator, EventSink
 from orchestrator.postgres import DatabaseAway
 from orchestrator.records import Candidate, Ending, Event, Fault, Outcome, StageResult, Value, Violation
 from orchestrator.space import SearchSpace
 from orchestrator.stageflow import StageEnded, StageFlow
+from orchestrator.standing import Standing
 from orchestrator.stopping import has_plateaued
 from orchestrator.study import FINAL_STAGE, Study
 from orchestrator.telling import tell_outcome
@@ -59,8 +61,8 @@ class SystemClock:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyEnd:
     """How a run ended. ``reason``: ``budget`` (all trials told), ``wall_clock`` (its time is over), ``plateau`` (the
-    last trials gained too little) or ``interrupted`` (on request; the same command goes on). ``text`` says it in
-    words."""
+    last trials gained too little), ``paused`` (on request, with nothing under way) or ``interrupted`` (on request; the
+    same command goes on). ``text`` says it in words."""
 
     reason: str
     text: str
@@ -73,6 +75,22 @@ class StudyEnd:
     stopped: int = 0
 
 
+class _ByFile:
+    """Nobody steers: as many trials under way as the study file says."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    def in_flight(self, could_use: int) -> int:
+        return self._study.file.parallelism.trials_in_flight
+
+    def is_pausing(self) -> bool:
+        return False
+
+    def take_edits(self) -> bool:
+        return False
+
+
 @dataclass(kw_only=True)
 class _Loop:
     study: Study
@@ -80,11 +98,12 @@ class _Loop:
     sink: EventSink
     clock: Clock
     stop: threading.Event
+    control: Control
     flow: StageFlow
     space: SearchSpace
     candidates: dict[int, CandidateRow] = field(default_factory=dict)
-    endings: Counter[Ending] = field(default_factory=Counter)
     front: GrowingFront
+    standing: Standing = field(default_factory=Standing)
     hypervolumes: list[float] = field(default_factory=list)
     active_before_s: float = 0.0
     started: float = 0.0
@@ -98,6 +117,10 @@ class _Loop:
     @property
     def front_size(self) -> int:
         return self.front.size
+
+    @property
+    def endings(self) -> Counter[Ending]:
+        return self.standing.endings
 
     @property
     def told(self) -> int:
@@ -117,34 +140,49 @@ class _Loop:
         plateau = self.study.file.budget.plateau
         return plateau is not None and has_plateaued(self.hypervolumes, self.study.file.sampler.initial, plateau)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the search is: those under way are its last trials."""
+        is_spent = self.told + len(self.candidates) >= self.study.file.budget.trials
+        return is_spent or self.is_out_of_time or self.has_plateaued
+
     def wants_candidate(self) -> bool:
-        file = self.study.file
-        in_flight = len(self.candidates)
-        return (
-            not self.is_out_of_time
-            and not self.has_plateaued
-            and not self.stop.is_set()
-            and in_flight < file.parallelism.trials_in_flight
-            and self.told + in_flight < file.budget.trials
-        )
+        is_begun = len(self.candidates)
+        may_begin = not self.is_over and not self.stop.is_set() and not self.control.is_pausing()
+        could_use = self.study.file.budget.trials - self.told if may_begin else is_begun
+        return is_begun < self.control.in_flight(could_use) and may_begin
 
     def run(self) -> StudyEnd:
         self.begin()
-        while self.candidates or self.wants_candidate():
+        while True:
+            self.search()
             if self.stop.is_set():
                 return self.end("interrupted")
+            if not self.is_over:
+                return self.end("paused")
+            self.measure_front()
+            if self.stop.is_set():
+                return self.end("interrupted")
+            if self.is_over:  # unless its budget was raised meanwhile
+                return self.end(self.spent())
+
+    def search(self) -> None:
+        """Begin and end trials until there is nothing under way and nothing to begin, or ``stop`` is set."""
+        while (self.candidates or not (self.is_over or self.control.is_pausing())) and not self.stop.is_set():
             if self.wants_candidate():
                 self.propose()
             self.turn()
-        self.measure_front()
-        if self.stop.is_set():
-            return self.end("interrupted")
+
+    def spent(self) -> str:
+        """What ended the search."""
         if self.told >= self.study.file.budget.trials:
-            return self.end("budget")
-        return self.end("plateau" if self.has_plateaued else "wall_clock")
+            return "budget"
+        return "plateau" if self.has_plateaued else "wall_clock"
 
     def turn(self) -> None:
-        """Publish what is due, take what has come, look for what was lost."""
+        """Publish what is due, take what has come, look for what was lost, make the changes that were asked for."""
+        if self.control.take_edits():
+            self.recount()
         self.flow.submit_due()
         ended = self.flow.take(self.evaluator.collect(0.0 if self.wants_candidate() else _COLLECT_S))
         now = self.clock.monotonic()
@@ -183,26 +221,35 @@ class _Loop:
             else:
                 self.count(candidate.outcome)
         self.announce(is_new=not everything)
+        self.remember("study_resumed" if everything else "study_started", told=self.told)
         self.fail_unrecorded({candidate.trial for candidate in everything})
         for trial in list(self.candidates):
             self.proceed(trial)
 
     def count(self, outcome: Outcome) -> None:
         """Take an ended candidate into the sums."""
-        self.endings[outcome.ending] += 1
+        self.standing.take(outcome.ending, {name: value.amount for name, value in outcome.values.items()})
         if outcome.ending is Ending.COMPLETE:
             self.front.add(self.study.objectives.normalised(self.study.objectives.vector(outcome.values)))
         if outcome.ending in TOLD_ENDINGS:
             self.hypervolumes.append(self.hypervolume)
 
+    def recount(self) -> None:
+        """The study was edited: take the sums anew, from its outcomes as they are judged now."""
+        self.standing = Standing(limits=self.study.objectives.finite_limits)
+        self.front, self.hypervolumes = GrowingFront(reference=self.study.objectives.reference), []
+        for candidate in sorted(self.study.ledger.candidates(), key=lambda item: item.told or 0):
+            if candidate.outcome is not None:
+                self.count(candidate.outcome)
+        self.announce(is_new=False)
+
     def announce(self, *, is_new: bool) -> None:
         file = self.study.file
-        self.emit("study_started", name=file.name, budget=file.budget.trials)
+        self.emit("study_started", name=file.name, budget=file.budget.trials, standing=self.standing.to_json())
         if not is_new:
             self.emit("study_resumed", told=self.told)
             if self.front.size:
                 self.emit("front_changed", hypervolume=self.hypervolume, front_size=self.front_size)
-        self.remember("study_started" if is_new else "study_resumed", told=self.told)
 
     def fail_unrecorded(self, known: set[int]) -> None:
         """Trials that were proposed and never recorded: nothing was queued for them and nobody knows them."""
@@ -233,7 +280,8 @@ class _Loop:
         """Ask, and record before anything else happens."""
         before = self.clock.monotonic()
         searched = {name: item for name, item in self.space.distributions().items() if name not in self.space.fixed}
-        trial = self.study.optuna.ask(fixed_distributions=searched)
+        with counting_fits() as fits:
+            trial = self.study.optuna.ask(fixed_distributions=searched)
         seconds = self.clock.monotonic() - before
         self.emit("trial_asked", trial=trial.number)
         candidate = Candidate(
@@ -244,7 +292,8 @@ class _Loop:
         )
         self.study.ledger.record_candidate(candidate.trial, candidate.params, candidate.seed, self.clock.now_iso())
         self.candidates[candidate.trial] = self.study.ledger.candidate(candidate.trial)
-        self.emit("trial_proposed", trial=candidate.trial, params=dict(candidate.params), seconds=seconds)
+        about = {"seconds": seconds, "fit_seconds": fits.seconds, "n_fits": fits.n_fits}
+        self.emit("trial_proposed", trial=candidate.trial, params=dict(candidate.params), **about)
         self.proceed(candidate.trial)
 
     def proceed(self, trial: int) -> None:
@@ -342,6 +391,7 @@ class _Loop:
 
     def measure_front(self) -> None:
         """Once the search is over: the error on the test split, for the trials of a front only, once each."""
+        self.control.in_flight(0)
         for trial in self.study.on_any_front():
             if FINAL_STAGE not in self.flow.results.get(trial.number, {}):
                 self.flow.queue(self.study.ledger.candidate(trial.number), FINAL_STAGE)
@@ -369,9 +419,11 @@ def run_study(
     sink: EventSink,
     clock: Clock | None = None,
     stop: threading.Event | None = None,
+    control: Control | None = None,
     retry_delays_s: Sequence[float] = (1.0, 5.0),
 ) -> StudyEnd:
-    """Run the study until its budget is used up, its time is over, it has reached a plateau, or ``stop`` is set.
+    """Run the study until its budget is used up, its time is over, it has reached a plateau, ``stop`` is set, or
+    ``control`` lets it pause.
 
     Without a plateau exactly ``budget.trials`` trials are told over all runs: complete ones, infeasible ones and those
     stopped early together. A trial that ends in
@@ -385,18 +437,19 @@ def run_study(
     study.optuna.sampler = sampler
     clock = clock or SystemClock()
     stop = stop or threading.Event()
+    control = control or _ByFile(study)
 
     def run() -> StudyEnd:
-        flow = StageFlow(study=study, evaluator=evaluator, sink=sink, clock=clock, retry_delays_s=retry_delays_s)
-        space = SearchSpace.from_parameters(study.file.space)
         loop = _Loop(
             study=study,
             evaluator=evaluator,
             sink=sink,
             clock=clock,
             stop=stop,
-            flow=flow,
-            space=space,
+            control=control,
+            flow=StageFlow(study=study, evaluator=evaluator, sink=sink, clock=clock, retry_delays_s=retry_delays_s),
+            space=SearchSpace.from_parameters(study.file.space),
+            standing=Standing(limits=study.objectives.finite_limits),
             front=GrowingFront(reference=study.objectives.reference),
         )
         with study.guarded():
@@ -440,6 +493,8 @@ def _ended_event(trial: int, outcome: Outcome) -> Event:
 def _text(reason: str, loop: _Loop) -> str:
     if reason == "interrupted":
         return f"stopped after {loop.told} trials, {len(loop.candidates)} under way; the same command goes on from here"
+    if reason == "paused":
+        return f"paused after {loop.told} trials, none under way"
     if loop.told and not loop.front.size:
         return _all_infeasible(loop)
     early = f" ({loop.endings[Ending.STOPPED]} stopped early)" if loop.endings[Ending.STOPPED] else ""

@@ -56,6 +56,12 @@ class Objectives:
             if not limit > 0:
                 raise UsageError(f"objectives.{name}.limit: found {limit}, allowed is any number above 0")
 
+    @property
+    def finite_limits(self) -> dict[str, float]:
+        """The limits, in natural units, of the objectives that have one."""
+        pairs = zip(self.names, self.limits, strict=True)
+        return {name: limit for name, limit in pairs if math.isfinite(limit)}
+
     @staticmethod
     def from_study(study: StudyFile, flash_bytes: float, ram_bytes: float) -> Objectives:
         """The study's objectives on a board with this much flash and RAM.

@@ -37,6 +37,19 @@ class EventSink(Protocol):
     def emit(self, event: Event) -> None: ...
 
 
+class Control(Protocol):
+    """Whoever steers a run from outside while it goes on; asked between the loop's steps, in the loop's thread."""
+
+    def in_flight(self, could_use: int) -> int:
+        """How many trials may be under way now, of the ``could_use`` that the study could have under way."""
+
+    def is_pausing(self) -> bool:
+        """Whether no further trial is to be begun; the run ends when those under way have."""
+
+    def take_edits(self) -> bool:
+        """Make the changes that were asked for of the study's file and limits; whether there were any."""
+
+
 class Clock(Protocol):
     """``monotonic`` for spans, ``now_iso`` for UTC stamps."""
 

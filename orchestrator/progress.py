@@ -83,7 +83,9 @@ class Progress:
         return self.running[number]
 
     def _on_study_started(self, fields: Mapping[str, Any]) -> None:
+        # Said again when a running study was edited: what is known of its trials may be judged anew.
         self.name, self.budget = str(fields.get("name", "")), int(fields.get("budget", 0))
+        self.endings, self.hypervolumes, self.front_size = {}, [], 0
         self.started_s = self._monotonic()
 
     def _on_study_resumed(self, fields: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ from orchestrator.proposers.protocol import History
 from orchestrator.proposers.registry import Insight, make_proposer
 from orchestrator.space import SearchSpace
 from orchestrator.studyfile import StudyFile
-from orchestrator.telling import STOPPED_ATTR, VIOLATIONS_ATTR, tell_outcome
+from orchestrator.telling import FIRST_LIMITS_ATTR, LIMITS_ATTR, STOPPED_ATTR, VIOLATIONS_ATTR, tell_outcome
 
 __all__ = ["ARSSampler", "ProposerSampler", "make_sampler", "read_history", "read_pending", "tell_outcome"]
 
@@ -140,7 +140,8 @@ class ProposerSampler(BaseSampler):
             return np.asarray(initial_design(space, self._initial, self._rng(_DESIGN_STREAM, group))[number])
         others = [item for item in study.get_trials(deepcopy=False) if item.number != number]
         objectives = self._objectives or _unbounded(study)
-        history = read_history(others, space, objectives, study.directions)
+        first_limits = study.user_attrs.get(FIRST_LIMITS_ATTR, {})
+        history = read_history(others, space, objectives, study.directions, first_limits)
         signs = _signs(study.directions)
         insight = self._insight(space, objectives, signs, number) if is_whole else Insight()
         proposer = make_proposer(self._name, space, self._options, insight=insight)
@@ -238,16 +239,24 @@ def make_sampler(study: StudyFile, objectives: Objectives, checked: CheckedValue
 
 
 def read_history(
-    trials: Sequence[FrozenTrial], space: SearchSpace, objectives: Objectives, directions: Sequence[StudyDirection]
+    trials: Sequence[FrozenTrial],
+    space: SearchSpace,
+    objectives: Objectives,
+    directions: Sequence[StudyDirection],
+    first_limits: Mapping[str, float] | None = None,
 ) -> History:
     """What the trials teach, in the order of their numbers; trials of another space and pruned ones that say nothing of
-    a constraint (stopped early by Optuna's pruner) are passed over."""
+    a constraint (stopped early by Optuna's pruner) are passed over. ``first_limits``: those that the study began with,
+    where they were tightened since; what was told under them is judged by ``objectives`` now."""
     told = [item for item in sorted(trials, key=lambda item: item.number) if _teaches(item)]
     rows = [(point, item) for item in told if (point := _encoded(item, space)) is not None]
     signs = _signs(directions)
     if not rows:
         return History.empty(space.dim, len(signs))
-    outcomes = np.array([_outcomes(item, objectives, signs) for _, item in rows])
+    scales = [_scales(item, objectives, first_limits or {}) for _, item in rows]
+    outcomes = np.array(
+        [_outcomes(item, objectives, signs, scale) for (_, item), scale in zip(rows, scales, strict=True)]
+    )
     margins = np.array([_margin(item, row, objectives) for (_, item), row in zip(rows, outcomes, strict=True)])
     return History(
         points=np.array([point for point, _ in rows]),
@@ -289,13 +298,21 @@ def _encoded(trial: FrozenTrial, space: SearchSpace) -> FloatArray | None:
         return None
 
 
-def _outcomes(trial: FrozenTrial, objectives: Objectives, signs: FloatArray) -> FloatArray:
+def _scales(trial: FrozenTrial, objectives: Objectives, first_limits: Mapping[str, float]) -> FloatArray:
+    """The limits (m,) that the trial was told under, as shares of those that hold now."""
+    then = trial.user_attrs.get(LIMITS_ATTR, first_limits)
+    now = zip(objectives.names, objectives.limits, strict=True)
+    return np.array([then[name] / limit if name in then else 1.0 for name, limit in now])
+
+
+def _outcomes(trial: FrozenTrial, objectives: Objectives, signs: FloatArray, scales: FloatArray) -> FloatArray:
     """Normalised and minimised, (m,); of an infeasible trial what its constraints tell, NaN where they do not."""
     if trial.state == TrialState.COMPLETE and trial.values is not None:
         values = objectives.normalised(np.array(trial.values) * signs)
         return np.where(np.isfinite(values), values, np.nan)
     known = trial.constraints
-    return np.array([1.0 + known[name] if name in known else np.nan for name in objectives.names])
+    named = zip(objectives.names, scales, strict=True)
+    return np.array([(1.0 + known[name]) * scale if name in known else np.nan for name, scale in named])
 
 
 def _margin(trial: FrozenTrial, outcomes: FloatArray, objectives: Objectives) -> float:
@@ -305,6 +322,8 @@ def _margin(trial: FrozenTrial, outcomes: FloatArray, objectives: Objectives) ->
         beyond = np.where(np.isfinite(outcomes), outcomes - 1.0, np.inf)
         bounded = np.isfinite(objectives.limits) | ~np.isfinite(outcomes)
         margins += beyond[bounded].tolist()
+    else:  # what its constraints told under wider limits
+        margins += (outcomes[np.isfinite(outcomes)] - 1.0).tolist()
     largest = max(margins, default=_NO_LIMIT_MARGIN)
     # A pruned trial is infeasible even where only limits it keeps were recorded.
     return largest if trial.state == TrialState.COMPLETE or largest > 0 else 1e-9

@@ -98,7 +98,7 @@ class StageFlow:
             params=candidate.params,
             seed=candidate.seed,
             inputs=inputs,
-            study=self.study.file.to_json(),
+            study=self.study.file.for_stages(),
             sources=self.study.sources,
             stopping=self._stopping_of(candidate, is_new=attempt == 1) if stage == TRAIN_STAGE else None,
         )
@@ -231,6 +231,7 @@ class StageFlow:
         stage = request.stage
         if fault.reason in ARTIFACT_REASONS and stage != FINAL_STAGE:
             stage = self._take_back(request, fault)
+        self._emit("stage_retried", trial=request.trial, stage=stage, reason=fault.reason)
         self.queue(self.study.ledger.candidate(request.trial), stage, delay_s=delay_s)
         return None
 
@@ -266,6 +267,7 @@ class StageFlow:
             seconds=result.seconds,
             wait_seconds=max(0.0, waited),
             worker=result.worker,
+            epochs_saved=_epochs_saved(result),
         )
 
     def _emit_fault(self, request: StageRequest, fault: Fault) -> None:
@@ -277,6 +279,12 @@ class StageFlow:
 
     def _emit(self, name: str, /, **fields: object) -> None:
         self.sink.emit(Event(name=name, fields=fields))
+
+
+def _epochs_saved(result: StageResult) -> int:
+    """The epochs that a training which was stopped early left out."""
+    stopped = result.notes.get("stopped") if result.ending is Ending.STOPPED else None
+    return int(stopped["epochs"]) - int(stopped["epoch"]) if stopped else 0
 
 
 def _is_uncounted(fault: Fault | None) -> bool:

@@ -1,4 +1,5 @@
-"""What of a study may change after it has begun: parallelism, early stopping, plateau, and its budget upwards."""
+"""What of a study may change after it has begun: parallelism, early stopping, plateau, whom to
+notify, and its budget upwards."""
 
 from __future__ import annotations
 
@@ -8,9 +9,13 @@ from typing import Any
 from orchestrator.errors import UsageError
 from orchestrator.studyfile import StudyFile
 
+# What may change in any direction.
+_FREE = ("parallelism.", "early_stopping.", "budget.plateau", "notify")
+
 
 def check_update(old: StudyFile, new: StudyFile) -> None:
-    """Make sure that only what may change did: parallelism, early stopping, plateau, and the budget upwards.
+    """Make sure that only what may change did: parallelism, early stopping, plateau, whom to notify, and the budget
+    upwards.
 
     Raises:
         UsageError: names each field with its old and new value.
@@ -19,7 +24,7 @@ def check_update(old: StudyFile, new: StudyFile) -> None:
     absent = "absent"
     names = sorted(before.keys() | after.keys())
     changed = [name for name in names if before.get(name, absent) != after.get(name, absent)]
-    changed = [name for name in changed if not name.startswith(("parallelism.", "early_stopping.", "budget.plateau"))]
+    changed = [name for name in changed if not name.startswith(_FREE)]
     refused = [name for name in changed if not name.startswith("budget.")]
     shrunk = [name for name in changed if name not in refused and not _is_raised(before[name], after[name])]
     lines = [f"  {name}: was {before.get(name, absent)!r}, now {after.get(name, absent)!r}" for name in refused]
@@ -33,6 +38,18 @@ def check_update(old: StudyFile, new: StudyFile) -> None:
             "Only a larger budget, another plateau or parallelism and other early stopping can be taken over. Undo the "
             "change, or give the study a new name."
         )
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields in which two study files (``StudyFile.to_json``) differ, each with its old and new value; secrets are
+    not shown."""
+    before, after = _flat(dict(old)), _flat(dict(new))
+    names = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    shown = [(name, "***" if name.startswith("notify") else None) for name in names]
+    return [
+        f"{name}: was {hidden or repr(before.get(name, 'absent'))}, is {hidden or repr(after.get(name, 'absent'))}"
+        for name, hidden in shown
+    ]
 
 
 def check_data(file: StudyFile, before: Mapping[str, str], now: Mapping[str, str]) -> None:

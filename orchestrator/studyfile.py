@@ -276,6 +276,34 @@ class Profiling(_Model):
     calibration: Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_listed)] = ()
 
 
+def _all_if_missing(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Notify(_Model):
+    """Where to send word of the study: a POST of JSON to ``webhook`` on each event of ``on``: ``record`` (a larger
+    hypervolume), ``end``, ``stall`` (no trial told for the time ``stall_after``). With ``secret`` each is signed."""
+
+    webhook: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$", max_length=2000)]
+    on: Annotated[
+        tuple[Literal["record", "end", "stall"], ...], BeforeValidator(_all_if_missing), Field(min_length=1)
+    ] = (
+        "record",
+        "end",
+        "stall",
+    )
+    secret: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    stall_after: Seconds = 3600.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_as_word(cls, given: Any) -> Any:
+        # YAML reads a bare on as true, as a key too
+        if isinstance(given, dict) and "True" in given and "on" not in given:
+            return {("on" if key == "True" else key): value for key, value in given.items()}
+        return given
+
+
 class StudyFile(_Model):
     """A whole study: dataset, network family with its space, board or boards, objectives, budget, how to search and
     evaluate."""
@@ -298,6 +326,7 @@ class StudyFile(_Model):
     firmware: Firmware = Firmware()
     parallelism: Parallelism = Parallelism()
     profiling: Profiling = Profiling()
+    notify: Notify | None = None
 
     @model_validator(mode="after")
     def _check(self) -> StudyFile:
@@ -312,12 +341,19 @@ class StudyFile(_Model):
 
     def to_json(self) -> Json:
         """Whichever of ``board`` and ``boards`` was not given is left out: a study that names one board is the same
-        JSON, and its results have the same names, as before there could be several. So is one without calibration."""
+        JSON, and its results have the same names, as before there could be several. So is one without calibration or
+        notifications."""
         data = self.model_dump(mode="json")
         del data["board" if self.boards else "boards"]
         if not self.profiling.calibration:
             del data["profiling"]["calibration"]
+        if self.notify is None:
+            del data["notify"]
         return data
+
+    def for_stages(self) -> Json:
+        """What workers are told of the study: all but whom to notify, which is secret and no business of theirs."""
+        return {name: value for name, value in self.to_json().items() if name != "notify"}
 
     @staticmethod
     def from_json(data: Json) -> StudyFile:

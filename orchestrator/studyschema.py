@@ -14,6 +14,7 @@ from orchestrator.studyfile import (
     EarlyStopping,
     Firmware,
     Network,
+    Notify,
     Parallelism,
     Profiling,
     Sampler,
@@ -32,8 +33,9 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "firmware": Firmware,
     "parallelism": Parallelism,
     "profiling": Profiling,
+    "notify": Notify,
 }
-_QUANTITY_FIELDS = ("limit", "wall_clock", "timeout")
+_QUANTITY_FIELDS = ("limit", "wall_clock", "timeout", "stall_after")
 
 
 def json_schema() -> dict[str, Any]:
@@ -107,5 +109,9 @@ FIELD_HELP: Mapping[str, str] = {
     "parallelism.in_flight": "Trials under way at once; default: train and build workers together.",
     "profiling.samples": "Validation samples run on the board and compared with the host.",
     "profiling.timeout": "Longest time of one attempt at a profile (`120 s`).",
+    "notify.webhook": "Address that JSON is posted to; one of Slack's incoming webhooks will do.",
+    "notify.on": "What is told: record, end, stall.",
+    "notify.secret": "Signs each POST: `X-Edgefront-Signature: sha256=` HMAC of the body.",
+    "notify.stall_after": "A study stalls when no trial was told for so long (`1 h`) while it runs.",
     "profiling.calibration": "Files of `edgefront rack calibrate` for virtual boards to estimate by, one a board kind.",
 }

@@ -26,6 +26,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from orchestrator.arrays import FloatArray, check_shape
+from orchestrator.fittime import counted_as_fit
 
 # Normal priors on the logarithms: (centre, width). The length scale is 0.5 in one dimension and grows with the square
 # root of the dimension (Hvarfner et al., ICML 2024). BoTorch's default centre is eight times larger: with few trials
@@ -190,6 +191,7 @@ class Fit:
     warning: str = ""
 
 
+@counted_as_fit
 def fit(
     points: FloatArray,
     outcomes: FloatArray,

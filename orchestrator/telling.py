@@ -19,6 +19,10 @@ fault
     ``TrialState.FAIL``. Ignored entirely: the lab failed, not the candidate.
 running
     Pending: conditioned on, and not proposed again.
+
+Margins are shares of the limit that held when the trial was told. Where limits were tightened since, the study's
+attribute ``edgefront:first_limits`` (:data:`FIRST_LIMITS_ATTR`) holds those it began with, and each infeasible trial
+told after the first change the attribute ``edgefront:limits`` (:data:`LIMITS_ATTR`) with those it was told under.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ from orchestrator.records import Ending, Outcome
 
 VIOLATIONS_ATTR = "edgefront:violations"
 STOPPED_ATTR = "edgefront:stopped"
+FIRST_LIMITS_ATTR = "edgefront:first_limits"
+LIMITS_ATTR = "edgefront:limits"
 
 
 def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives: Objectives) -> None:
@@ -59,6 +65,9 @@ def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives:
     for violation in outcome.violations:  # of several boards that break the same limit, the worst
         excesses[violation.quantity] = max(excesses.get(violation.quantity, 0.0), relative_excess(violation))
     _constrain(study, number, objectives.margins(outcome.values) | excesses)
+    if FIRST_LIMITS_ATTR in study.user_attrs:
+        limits = dict(zip(objectives.names, objectives.limits, strict=True))
+        _running(study, number).set_user_attr(LIMITS_ATTR, limits)
     _running(study, number).set_user_attr(VIOLATIONS_ATTR, list(excesses.values()))
     study.tell(number, state=TrialState.PRUNED)
 

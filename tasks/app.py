@@ -63,7 +63,8 @@ class _Upkeep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, parent: Any) -> None:
-        queues = ",".join(sorted(queue.name for queue in parent.task_consumer.queues))
+        names = [queue.name for queue in parent.task_consumer.queues]
+        queues = messages.announcement(names, parent.pool.num_processes)
         announce = functools.partial(_announce, connect(worker_url(), retries=0), str(parent.hostname), queues)
         announce()
         self._timers = [

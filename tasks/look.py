@@ -38,7 +38,7 @@ def looks(
 ) -> Callable[[Params, int], Mapping[str, float] | None]:
     """A function of parameters and trial number: what the gate counts exactly; None where the candidate does not fit;
     nothing at all after a fault, which says nothing of the candidate. ``seed_of`` gives a trial's seed."""
-    as_json = study.to_json()
+    as_json = study.for_stages()
 
     def look(params: Params, trial: int) -> Mapping[str, float] | None:
         request = StageRequest(

@@ -81,6 +81,22 @@ def worker_key(name: str) -> str:
     return f"edgefront:worker:{name}"
 
 
+_PROCESSES = "processes="
+
+
+def announcement(queues: Sequence[str], processes: int) -> str:
+    """What a worker says of itself: its queues, and how many tasks it runs at once."""
+    return ",".join([*sorted(queues), f"{_PROCESSES}{processes}"])
+
+
+def announced(text: str) -> tuple[tuple[str, ...], int]:
+    """The queues and the number of :func:`announcement`; one where it says none."""
+    parts = text.split(",")
+    numbers = [part.removeprefix(_PROCESSES) for part in parts if part.startswith(_PROCESSES)]
+    processes = int(numbers[0]) if numbers and numbers[0].isdecimal() else 1
+    return tuple(part for part in parts if not part.startswith(_PROCESSES)), processes
+
+
 def agent_key(name: str) -> str:
     return f"edgefront:agent:{name}"
 

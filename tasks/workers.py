@@ -360,7 +360,7 @@ class EmbeddedLab:
             announced: Any = [client.get(key) for key in client.scan_iter(messages.WORKER_KEYS)]
         finally:
             client.close()
-        served = {queue for text in announced if text for queue in text.decode().split(",")}
+        served = {queue for text in announced if text for queue in messages.announced(text.decode())[0]}
         return tuple(spec.queue for spec in self._specs if spec.queue not in served)
 
     def worker_pids(self) -> dict[str, int]:

@@ -10,6 +10,7 @@ from orchestrator.fronts import front, front_hypervolume
 from orchestrator.reading import STUDY_COPY, StudyReader, history_of
 from orchestrator.report.contents import BoardFront, ReportInput, Trial, contents
 from orchestrator.report.page import render
+from orchestrator.studyfile import StudyFile
 
 REPORT_FILE = "report.html"
 FILES_FOLDER = "report_files"
@@ -56,7 +57,7 @@ def write_report(
         written_at=written_at,
         board_text="" if study.file.boards else board_texts.get(study.file.kinds[0], ""),
         boards=[_board_front(study, fronts[kind], kind, board_texts.get(kind, "")) for kind in study.file.boards or ()],
-        study_yaml=_text_of(study.folder / STUDY_COPY),
+        study_yaml=_without_secrets(study.file, _text_of(study.folder / STUDY_COPY)),
         export_command=export_command,
         downloads={number: save_downloads(on_front[number], study.folder, read) for number in sorted(on_front)},
     )
@@ -98,6 +99,13 @@ def _replace(path: Path, data: bytes) -> None:
     except OSError as error:  # a full disk: the last report stays, and its name is not in the error
         half.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _without_secrets(file: StudyFile, text: str) -> str:
+    """The study file as a report may show it: whoever knows the address of a webhook can post to it."""
+    for secret in filter(None, (file.notify.webhook, file.notify.secret) if file.notify else ()):
+        text = text.replace(secret, "***")
+    return text
 
 
 def _text_of(path: Path) -> str:

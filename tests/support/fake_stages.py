@@ -75,6 +75,8 @@ def _make(kind: str, stage: str) -> None:
         sleep(60)
     if kind == "hang":
         sleep(60)
+    if kind == "slow":
+        sleep(0.3)
     if kind == "freeze":  # deaf to being interrupted
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         sleep(60)

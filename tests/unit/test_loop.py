@@ -374,3 +374,15 @@ def test_a_database_that_fails_during_the_run_is_a_study_error(tmp_path: Path) -
 
     with pytest.raises(StudyError, match=r"study\.db: no such table"):
         run(study, ScriptedEvaluator(), Recorder(break_it))
+
+
+def test_a_resumed_run_says_where_the_study_stood(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    run(study, ScriptedEvaluator())
+    study.close()
+    study, sink = make_study(tmp_path, budget={"trials": 5}), Recorder()
+    run(study, ScriptedEvaluator(), sink)
+    (started,) = sink.named("study_started")
+    assert started["standing"]["endings"] == {"complete": 4}
+    errors = [trial.outcome.values["error"].amount for trial in study.trials() if trial.outcome is not None]
+    assert started["standing"]["best_error"] == min(errors[:4])

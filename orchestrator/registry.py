@@ -1,0 +1,490 @@
+"""The list of a lab's studies: what was submitted, how it stands, and which orchestrator runs it.
+
+One SQLAlchemy database: ``lab.db`` in the studies' folder, or the one of ``EDGEFRONT_DATABASE``. Every method is one
+transaction.
+
+A study is *held* by at most one orchestrator: its row names the owner and a token that grows each time it changes
+hands. Who takes it over names the owner and the token that it has seen, so of two that try one succeeds. Orchestrators
+show that they live by a number that grows; others watch it by their own clock, so clocks need not agree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine, Row
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from orchestrator.errors import OrchestratorError, StudyError, UsageError
+from orchestrator.records import Json
+
+DATABASE_VARIABLE = "EDGEFRONT_DATABASE"
+REGISTRY_FILE = "lab.db"
+REGISTRY_VERSION = 1
+
+SUBMITTED, RUNNING, PAUSED = "submitted", "running", "paused"
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+STATES = (SUBMITTED, RUNNING, PAUSED, FINISHED, STOPPED, FAILED)
+# What is left to an orchestrator: to run, or to bring to the state that is wanted.
+OPEN_STATES = (SUBMITTED, RUNNING)
+ENDED_STATES = (FINISHED, STOPPED)
+# What its users want of a study.
+RUN, PAUSE, STOP = "run", "pause", "stop"
+
+_BUSY_TIMEOUT_S = 30
+_tables = sa.MetaData()
+_version = sa.Table("edgefront_lab", _tables, sa.Column("version", sa.Integer, primary_key=True))
+_studies = sa.Table(
+    "edgefront_lab_studies",
+    _tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String(100), nullable=False, unique=True),
+    sa.Column("folder", sa.Text, nullable=False),
+    sa.Column("file", sa.Text, nullable=False),
+    sa.Column("source_text", sa.Text, nullable=False),
+    sa.Column("source_folder", sa.Text, nullable=False),
+    sa.Column("sources", sa.Text, nullable=False),
+    sa.Column("submitter", sa.String(200), nullable=False),
+    sa.Column("submitted_at", sa.String(40), nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("wanted", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("changed_at", sa.String(40), nullable=False),
+    sa.Column("owner", sa.String(200), nullable=False),
+    sa.Column("token", sa.Integer, nullable=False),
+    sa.Column("could_use", sa.Integer),
+    sa.Column("told", sa.Integer, nullable=False),
+    sa.Column("budget", sa.Integer, nullable=False),
+    sa.Column("hypervolume", sa.Float, nullable=False),
+    sa.Column("front_size", sa.Integer, nullable=False),
+)
+_edits = sa.Table(
+    "edgefront_lab_edits",
+    _tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("edit", sa.Text, nullable=False),
+    sa.Column("by", sa.String(200), nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("is_pending", sa.Boolean, nullable=False),
+    sa.Column("answer", sa.Text, nullable=False),
+)
+_orchestrators = sa.Table(
+    "edgefront_lab_orchestrators",
+    _tables,
+    sa.Column("owner", sa.String(200), primary_key=True),
+    sa.Column("host", sa.String(200), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("born", sa.Float, nullable=False),
+    sa.Column("beat", sa.Integer, nullable=False),
+    sa.Column("seen_at", sa.String(40), nullable=False),
+)
+
+
+class LeaseLost(OrchestratorError):
+    """Another orchestrator runs the study by now; whatever this process still knows of it is out of date."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """What is recorded of a study when it is submitted. ``file`` is the study file with its calibration read in
+    (``StudyFile.to_json``), ``source_text`` the file as it was written, ``source_folder`` where it lay: the user's own
+    data and networks are looked for there. ``sources`` are the fingerprints of what the study reads from outside."""
+
+    name: str
+    folder: str
+    file: Json
+    source_text: str
+    source_folder: str
+    sources: Mapping[str, str]
+    submitter: str
+    submitted_at: str
+    priority: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reached:
+    """How far a study is: trials told of ``budget``, and its front."""
+
+    told: int = 0
+    budget: int = 0
+    hypervolume: float = 0.0
+    front_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One study of the list. ``order`` grows with the time of submission; ``owner`` is empty where nobody runs it;
+    ``could_use`` is how many trials it could have under way, None where nobody has said so yet."""
+
+    order: int
+    submission: Submission
+    state: str
+    wanted: str
+    reason: str
+    changed_at: str
+    owner: str
+    token: int
+    could_use: int | None
+    reached: Reached = field(default_factory=Reached)
+
+    @property
+    def name(self) -> str:
+        return self.submission.name
+
+    @property
+    def priority(self) -> int:
+        return self.submission.priority
+
+    def to_json(self) -> Json:
+        """What ``edgefront status --json`` prints; neither the file nor its secrets are in it."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "wanted": self.wanted,
+            "reason": self.reason,
+            "priority": self.priority,
+            "submitter": self.submission.submitter,
+            "submitted_at": self.submission.submitted_at,
+            "changed_at": self.changed_at,
+            "folder": self.submission.folder,
+            "owner": self.owner,
+            "told": self.reached.told,
+            "budget": self.reached.budget,
+            "hypervolume": self.reached.hypervolume,
+            "front_size": self.reached.front_size,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Orchestrator:
+    """A process that runs studies: ``born`` is its start (s since the epoch), ``beat`` grows while it lives."""
+
+    owner: str
+    host: str
+    pid: int
+    born: float
+    beat: int = 0
+    seen_at: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditRow:
+    """A change that a user asked for (``StudyEdit.to_json``), and the answer once it is no longer pending."""
+
+    number: int
+    edit: Json
+    by: str
+    at: str
+    is_pending: bool
+    answer: str
+
+
+def registry_url(studies: Path) -> str:
+    """The address of the list: the database of ``EDGEFRONT_DATABASE``, else ``lab.db`` in the studies' folder."""
+    given = os.environ.get(DATABASE_VARIABLE, "")
+    return given or f"sqlite:///{(studies / REGISTRY_FILE).absolute()}"
+
+
+def has_registry(studies: Path) -> bool:
+    """Whether anything was ever submitted here."""
+    return bool(os.environ.get(DATABASE_VARIABLE)) or (studies / REGISTRY_FILE).exists()
+
+
+class Registry:
+    """The list at ``url`` (SQLAlchemy's spelling), begun if need be. Any number of processes may use it at once.
+
+    Raises (all of it):
+        StudyError: the database cannot be used.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._engine = _engine(url)
+        with self._explained():
+            _tables.create_all(self._engine)
+            self._check_version()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # -- users ---------------------------------------------------------------------------------------------------
+
+    def submit(self, submission: Submission) -> None:
+        """
+        Raises:
+            UsageError: a study of this name is on the list.
+        """
+        values = {
+            "name": submission.name,
+            "folder": submission.folder,
+            "file": json.dumps(submission.file),
+            "source_text": submission.source_text,
+            "source_folder": submission.source_folder,
+            "sources": json.dumps(dict(submission.sources)),
+            "submitter": submission.submitter,
+            "submitted_at": submission.submitted_at,
+            "priority": submission.priority,
+            "state": SUBMITTED,
+            "wanted": RUN,
+            "reason": "",
+            "changed_at": submission.submitted_at,
+            "owner": "",
+            "token": 0,
+            "told": 0,
+            "budget": int(submission.file["budget"]["trials"]),
+            "hypervolume": 0.0,
+            "front_size": 0,
+        }
+        with self._explained():
+            try:
+                with self._engine.begin() as connection:
+                    connection.execute(_studies.insert().values(**values))
+            except IntegrityError as error:
+                raise UsageError(f"study {submission.name} is submitted already") from error
+
+    def entries(self, *, is_ended: bool | None = None) -> list[Entry]:
+        """The studies in the order of their submission: all, or those finished or stopped, or all but those."""
+        query = sa.select(_studies).order_by(_studies.c.id)
+        if is_ended is not None:
+            ended = _studies.c.state.in_(ENDED_STATES)
+            query = query.where(ended if is_ended else ~ended)
+        with self._explained(), self._engine.connect() as connection:
+            return [_entry(row) for row in connection.execute(query)]
+
+    def counts(self) -> dict[str, int]:
+        """How many studies are in each state; states without any are left out."""
+        query = sa.select(_studies.c.state, sa.func.count()).group_by(_studies.c.state)
+        with self._explained(), self._engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def find(self, name: str) -> Entry | None:
+        with self._explained(), self._engine.connect() as connection:
+            row = connection.execute(sa.select(_studies).where(_studies.c.name == name)).first()
+            return _entry(row) if row is not None else None
+
+    def entry(self, name: str) -> Entry:
+        """
+        Raises:
+            UsageError: nothing of this name was submitted; the text lists what was.
+        """
+        found = self.find(name)
+        if found is None:
+            names = ", ".join(entry.name for entry in self.entries())
+            there = f"submitted were: {names}" if names else "nothing was submitted yet (edgefront submit STUDY.yaml)"
+            raise UsageError(f"no study {name!r} among the submitted ones; {there}")
+        return found
+
+    def want(self, name: str, wanted: str, at: str, *, priority: int | None = None) -> None:
+        """Note what is wanted of a study; a paused or failed one that is to run is submitted again."""
+        values: dict[str, Any] = {"wanted": wanted, "changed_at": at}
+        if priority is not None:
+            values["priority"] = priority
+        with self._explained(), self._engine.begin() as connection:
+            connection.execute(_studies.update().where(_studies.c.name == name).values(**values))
+            free = (_studies.c.name == name) & (_studies.c.owner == "")
+            if wanted == RUN:
+                again = free & _studies.c.state.in_((PAUSED, FAILED))
+                connection.execute(_studies.update().where(again).values(state=SUBMITTED, reason=""))
+            if wanted == PAUSE:  # nobody runs it: it is paused by not being begun
+                waiting = free & _studies.c.state.in_(OPEN_STATES)
+                connection.execute(_studies.update().where(waiting).values(state=PAUSED))
+
+    def reopen(self, name: str, at: str) -> None:
+        """A finished study is to run again: it was edited."""
+        where = (_studies.c.name == name) & (_studies.c.state == FINISHED)
+        with self._explained(), self._engine.begin() as connection:
+            values = {"state": SUBMITTED, "wanted": RUN, "reason": "", "changed_at": at, "could_use": None}
+            connection.execute(_studies.update().where(where).values(**values))
+
+    def set_priority(self, name: str, priority: int, at: str) -> None:
+        with self._explained(), self._engine.begin() as connection:
+            where = _studies.c.name == name
+            connection.execute(_studies.update().where(where).values(priority=priority, changed_at=at))
+
+    # -- edits ---------------------------------------------------------------------------------------------------
+
+    def add_edit(self, name: str, edit: Json, by: str, at: str) -> int:
+        """Ask for a change; whoever runs the study takes it. Returns its number."""
+        values = {"name": name, "edit": json.dumps(edit), "by": by, "at": at, "is_pending": True, "answer": ""}
+        with self._explained(), self._engine.begin() as connection:
+            added = connection.execute(_edits.insert().values(**values))
+            return int(added.inserted_primary_key[0])  # type: ignore[index]  # an insert of one row has one
+
+    def edits(self, name: str) -> list[EditRow]:
+        """All changes ever asked for, the oldest first."""
+        query = sa.select(_edits).where(_edits.c.name == name).order_by(_edits.c.id)
+        with self._explained(), self._engine.connect() as connection:
+            return [_edit(row) for row in connection.execute(query)]
+
+    def edited_names(self) -> set[str]:
+        """The studies that a change was asked for of, and not made yet."""
+        query = sa.select(_edits.c.name).where(_edits.c.is_pending).distinct()
+        with self._explained(), self._engine.connect() as connection:
+            return set(connection.scalars(query))
+
+    def answer_edit(self, number: int, answer: str) -> None:
+        """The change is made, or was refused: ``answer`` says which."""
+        with self._explained(), self._engine.begin() as connection:
+            where = _edits.c.id == number
+            connection.execute(_edits.update().where(where).values(is_pending=False, answer=answer))
+
+    # -- orchestrators -------------------------------------------------------------------------------------------
+
+    def beat(self, me: Orchestrator, at: str) -> None:
+        """Show that this orchestrator lives."""
+        where = _orchestrators.c.owner == me.owner
+        with self._explained(), self._engine.begin() as connection:
+            changed = connection.execute(
+                _orchestrators.update().where(where).values(beat=_orchestrators.c.beat + 1, seen_at=at)
+            )
+            if not changed.rowcount:
+                about = {"host": me.host, "pid": me.pid, "born": me.born, "beat": 1, "seen_at": at}
+                connection.execute(_orchestrators.insert().values(owner=me.owner, **about))
+
+    def orchestrators(self) -> list[Orchestrator]:
+        """Those that did not say goodbye, the dead among them."""
+        with self._explained(), self._engine.connect() as connection:
+            rows = connection.execute(sa.select(_orchestrators).order_by(_orchestrators.c.owner))
+            return [Orchestrator(**row._mapping) for row in rows]
+
+    def forget(self, owner: str) -> None:
+        """This orchestrator is gone, and holds nothing any more."""
+        with self._explained(), self._engine.begin() as connection:
+            connection.execute(_orchestrators.delete().where(_orchestrators.c.owner == owner))
+
+    def take(self, seen: Entry, owner: str, at: str) -> int | None:
+        """Make ``owner`` the holder of the study as it was ``seen``; the new token, or None if it has changed hands."""
+        where = (
+            (_studies.c.name == seen.name)
+            & (_studies.c.owner == seen.owner)
+            & (_studies.c.token == seen.token)
+            & (_studies.c.state.in_((*OPEN_STATES, PAUSED, FAILED)))
+        )
+        values = {"owner": owner, "token": seen.token + 1, "state": RUNNING, "changed_at": at}
+        with self._explained(), self._engine.begin() as connection:
+            return (
+                seen.token + 1 if connection.execute(_studies.update().where(where).values(**values)).rowcount else None
+            )
+
+    def release(self, name: str, token: int, state: str, reason: str, at: str) -> bool:
+        """Give a study back in ``state``; False where it is held by somebody else by now.
+
+        A study that is to be paused or stopped stays so whatever it was given back as, unless it has ended.
+        """
+        values = {"owner": "", "state": state, "reason": reason, "changed_at": at}
+        with self._explained(), self._engine.begin() as connection:
+            given = connection.execute(_studies.update().where(_is_held(name, token)).values(**values)).rowcount > 0
+            waiting = (_studies.c.name == name) & (_studies.c.owner == "") & (_studies.c.state == SUBMITTED)
+            paused = waiting & (_studies.c.wanted == PAUSE)
+            connection.execute(_studies.update().where(paused).values(state=PAUSED))
+        return given
+
+    def note(self, name: str, token: int, reached: Reached, could_use: int | None, reason: str) -> None:
+        """Keep how far the study is; passed over where it is held by somebody else by now."""
+        values: dict[str, Any] = {
+            "told": reached.told,
+            "budget": reached.budget,
+            "hypervolume": reached.hypervolume,
+            "front_size": reached.front_size,
+            "could_use": could_use,
+            "reason": reason,
+        }
+        with self._explained(), self._engine.begin() as connection:
+            connection.execute(_studies.update().where(_is_held(name, token)).values(**values))
+
+    def check_held(self, name: str, token: int) -> None:
+        """
+        Raises:
+            LeaseLost: the study is held under another token by now, or by nobody.
+        """
+        query = sa.select(_studies.c.token).where(_is_held(name, token) & (_studies.c.owner != ""))
+        with self._explained(), self._engine.connect() as connection:
+            if connection.execute(query).first() is None:
+                raise LeaseLost(f"study {name}: another orchestrator has taken it over; this process ends")
+
+    def _check_version(self) -> None:
+        with self._engine.begin() as connection:
+            found = connection.scalar(sa.select(_version.c.version))
+            if found is None:
+                connection.execute(_version.insert().values(version=REGISTRY_VERSION))
+        if found not in (None, REGISTRY_VERSION):
+            raise StudyError(f"the list of studies has version {found}; this program reads {REGISTRY_VERSION}")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            if isinstance(error, IntegrityError):
+                raise
+            shown = self._engine.url.render_as_string(hide_password=True)
+            cause = str(error.orig or error).splitlines()[0]
+            raise StudyError(
+                f"the list of studies at {shown}: {cause}. Is the folder writable, and the database of "
+                f"{DATABASE_VARIABLE} there? Nothing that was recorded is lost."
+            ) from error
+
+
+def _engine(url: str) -> Engine:
+    if not url.startswith("sqlite"):
+        return sa.create_engine(url, pool_pre_ping=True)
+    path = sa.make_url(url).database
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+    sa.event.listen(engine, "connect", _on_connect)
+    return engine
+
+
+def _on_connect(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _is_held(name: str, token: int) -> sa.ColumnElement[bool]:
+    return (_studies.c.name == name) & (_studies.c.token == token)
+
+
+def _entry(row: Row[Any]) -> Entry:
+    return Entry(
+        order=row.id,
+        submission=Submission(
+            name=row.name,
+            folder=row.folder,
+            file=json.loads(row.file),
+            source_text=row.source_text,
+            source_folder=row.source_folder,
+            sources=json.loads(row.sources),
+            submitter=row.submitter,
+            submitted_at=row.submitted_at,
+            priority=row.priority,
+        ),
+        state=row.state,
+        wanted=row.wanted,
+        reason=row.reason,
+        changed_at=row.changed_at,
+        owner=row.owner,
+        token=row.token,
+        could_use=row.could_use,
+        reached=Reached(told=row.told, budget=row.budget, hypervolume=row.hypervolume, front_size=row.front_size),
+    )
+
+
+def _edit(row: Row[Any]) -> EditRow:
+    return EditRow(
+        number=row.id,
+        edit=json.loads(row.edit),
+        by=row.by,
+        at=row.at,
+        is_pending=row.is_pending,
+        answer=row.answer,
+    )
