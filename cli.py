@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from cli_dashboard import dashboard
 from cli_rack import agent, aligned, boards, json_option, measure, rack
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.extras import extra_of, missing_text
@@ -763,7 +764,7 @@ def doctor(as_json: bool, studies: Path) -> None:
         sys.exit(EXIT_RUN)
 
 
-for lab_command in (boards, rack, measure, agent):
+for lab_command in (boards, rack, measure, agent, dashboard):
     main.add_command(lab_command)
 
 

@@ -339,9 +339,7 @@ def rack() -> Json:
         number(
             "Measurements in an hour",
             "Complete ones.",
-            Query(
-                expr='sum(increase(edgefront_measurements_total{outcome="complete",board_kind=~"$board_kind"}[1h]))'
-            ),
+            Query(expr='sum(increase(edgefront_measurements_total{outcome="complete",board_kind=~"$board_kind"}[1h]))'),
             decimals=0,
         ),
     ]
