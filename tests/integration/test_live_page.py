@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,27 +12,16 @@ import pytest
 from cli_dashboard import ShownStudies
 from orchestrator.report.serve import Access, DashboardServer
 from tests.support.browser import Page, browser, needs_chromium
-from tests.support.studies import FAKE_STAGES
+from tests.support.run_scripted import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a token of the laboratory"
-STUDY = """\
-name: shown
-dataset: {source: digits}
-network: {family: mlp}
-space: {network.width: {type: int, low: 1, high: 40}, network.depth: 2}
-board: nrf52-dk
-objectives: {error: {}, rom: {}}
-budget: {trials: 2}
-sampler: {name: random, initial: 2}
-"""
-
 pytestmark = needs_chromium
 
 
 def go_on(folder: Path, trials: int) -> None:
     """The study up to so many trials, by a process of its own, with stages that take no time."""
-    command = [sys.executable, "-m", "tests.support.run_and_die", str(folder / "small"), str(trials)]
+    command = [sys.executable, "-m", "tests.support.run_scripted", str(folder / "small"), str(trials)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
@@ -44,19 +32,19 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 
 def test_the_page_of_a_study_follows_it_without_being_loaded_again(tmp_path: Path, page: Page) -> None:
-    run(tmp_path, 2)
-    with DashboardServer(ShownStudies(tmp_path), Access(address="127.0.0.1", port=0), first="shown") as server:
+    main(tmp_path / "small", 2)
+    with DashboardServer(ShownStudies(tmp_path), Access(address="127.0.0.1", port=0), first="small") as server:
         page.resize(1920, 1080)
         page.open(server.url)
         page.wait("document.querySelectorAll('#ended tbody tr').length === 2")
-        assert page.ask("document.getElementById('name').textContent") == "shown"
+        assert page.ask("document.getElementById('name').textContent") == "small"
         assert page.ask("document.getElementById('state').textContent") == "finished"
         points = "document.querySelectorAll('#front-plot .scatterlayer .point').length"
         drawn = page.wait(points)
         page.ask(
             "(window.kept = document.querySelector('#front-plot svg'), document.getElementById('y-axis').value = 'rom')"
         )
-        run(tmp_path, 5)
+        go_on(tmp_path, 5)
         page.wait("document.getElementById('told').textContent === '5'")
         assert page.wait("document.querySelectorAll('#ended tbody tr').length === 5")
         assert page.ask("document.querySelector('#ended tbody tr').textContent").startswith("#4")
