@@ -58,7 +58,8 @@ class Builder:
         steps = _steps_of(self.dockerfile.read_text(encoding="utf-8"), target)
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
-        subprocess.run([sys.executable, "-m", "venv", str(root / "venv")], check=True)
+        # Without pip, which brings an old setuptools of its own on some Pythons: the one that runs this serves all.
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / "venv")], check=True)
         if self.is_quick:
             self._share_packages(root)
         image = Image(root=root)
@@ -127,8 +128,8 @@ class Builder:
         if self.is_quick:
             words = ["--no-deps", "--no-build-isolation", "."]
         self.say(f"pip install {shlex.join(words)}")
-        command = [str(image.python), "-m", "pip", "install", "--disable-pip-version-check", *words]
-        done = subprocess.run(command, cwd=image.inside("."), capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(image.python), "install"]
+        done = subprocess.run([*command, *words], cwd=image.inside("."), capture_output=True, text=True, check=False)
         if done.returncode:
             raise StackError(f"pip install {shlex.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
 

@@ -20,7 +20,7 @@ from localstack.composefile import Service
 from localstack.errors import StackError
 from localstack.images import Builder, Image
 
-_START_S = 180.0
+_START_S = 120.0
 _LOG_LINES = 25
 STATE_FILE = "processes.json"
 NETWORK = "127.77.0."  # every service has an address of its own here, so that their ports do not meet
@@ -71,7 +71,10 @@ class Stack:
         self._make_volumes(service)
         before = self._prepare(service)
         if before:
-            subprocess.run(before, check=True, env=self._environment(service), **self._account(service))
+            quiet = subprocess.DEVNULL
+            subprocess.run(
+                before, check=True, env=self._environment(service), user=self._account(service), stdout=quiet
+            )
         log = self.root / "logs" / f"{service.name}.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("wb") as stream:
@@ -83,7 +86,7 @@ class Stack:
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
-                **self._account(service),
+                user=self._account(service),
             )
         if not service.health:
             if process.wait(60):
@@ -91,6 +94,8 @@ class Stack:
             return
         self._note(service, process)
         self._wait_until_healthy(service, process, log)
+        if before and service.image.startswith("postgres:"):
+            self._make_database(service)
         self.say(f"{service.name}: healthy at {self.addresses[service.name]}")
 
     def _wait_until_healthy(self, service: Service, process: psutil.Popen, log: Path) -> None:
@@ -107,11 +112,12 @@ class Stack:
         while monotonic() < deadline:
             if process.poll() is not None:
                 raise StackError(f"{service.name} has ended ({process.returncode}):\n{_tail(log)}")
-            done = subprocess.run(command, env=self._environment(service), capture_output=True, check=False)
+            done = subprocess.run(command, env=self._environment(service), capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 return
             sleep(0.1)
-        raise StackError(f"{service.name} is not healthy after {_START_S:g} s:\n{_tail(log)}")
+        said = (done.stdout + done.stderr).strip()
+        raise StackError(f"{service.name} is not healthy after {_START_S:g} s: {said}\n{_tail(log)}")
 
     def run(self, name: str, words: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:
         """A command in a service's environment, as ``docker compose exec`` runs it."""
@@ -132,7 +138,8 @@ class Stack:
             words = [*(service.entrypoint or image.entrypoint), *(command or image.command)]
             words = [self._placed(service, word) for word in words]
             return [str(_found(words[0], self._environment(service)["PATH"])), *words[1:]]
-        return _FOREIGN.get(service.image.partition(":")[0], lambda *_: [])(self, service, command)
+        foreign = _FOREIGN.get(service.image.partition(":")[0])
+        return foreign(self, service, command) if foreign is not None else []
 
     def _environment(self, service: Service) -> dict[str, str]:
         address = self.addresses[service.name]
@@ -187,20 +194,33 @@ class Stack:
         if service.image.startswith("postgres:"):
             data = self._volume(service, "/var/lib/postgresql/data")
             if account := self._account(service):
-                shutil.chown(data, account["user"])
+                shutil.chown(data, account)
             if not (data / "PG_VERSION").exists():
                 password = self._placed(service, service.environment["POSTGRES_PASSWORD_FILE"])
                 user = service.environment["POSTGRES_USER"]
-                options = [f"--pwfile={password}", f"--username={user}", "--auth=scram-sha-256"]
+                options = [
+                    f"--pwfile={password}",
+                    f"--username={user}",
+                    "--auth=scram-sha-256",
+                    "--encoding=UTF8",
+                    "--locale=C",
+                ]
                 return [str(_postgres_program("initdb")), "-D", str(data), *options]
         return []
 
-    def _account(self, service: Service) -> dict[str, str]:
-        """PostgreSQL refuses to run as root."""
+    def _make_database(self, service: Service) -> None:
+        secret = Path(self._placed(service, service.environment["POSTGRES_PASSWORD_FILE"]))
+        environment = {**self._environment(service), "PGPASSWORD": secret.read_text(encoding="utf-8")}
+        words = ["-h", self.addresses[service.name], "-U", service.environment["POSTGRES_USER"]]
+        program = str(_postgres_program("createdb"))
+        subprocess.run([program, *words, service.environment["POSTGRES_DB"]], check=True, env=environment)
+
+    def _account(self, service: Service) -> str | None:
+        """Another user to run as: PostgreSQL refuses to be root."""
         if not service.image.startswith("postgres:") or os.geteuid() != 0:
-            return {}
+            return None
         names = {entry.pw_name for entry in pwd.getpwall()}
-        return {"user": "postgres" if "postgres" in names else "nobody"}
+        return "postgres" if "postgres" in names else "nobody"
 
     def _write_prometheus_config(self, service: Service) -> None:
         """The configuration with addresses in place of names, which only the containers' network knows."""
