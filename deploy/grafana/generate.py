@@ -314,7 +314,59 @@ def workers() -> Json:
 
 
 def _worker_panels() -> list[Panel]:
-    return []
+    """What workers say of themselves; by instance, which is the worker."""
+    used, total = "edgefront_worker_gpu_memory_used_bytes", "edgefront_worker_gpu_memory_total_bytes"
+    return [
+        lines(
+            "Tasks under way",
+            "By worker and stage.",
+            [Query(expr="edgefront_worker_tasks_running", legend="{{instance}} {{stage}}")],
+            stacked=True,
+        ),
+        lines(
+            "Memory of workers",
+            "Resident memory of all processes of a worker.",
+            [Query(expr="edgefront_worker_memory_bytes", legend="{{instance}}")],
+            "bytes",
+        ),
+        lines(
+            "Memory of a task",
+            "The most that a task of the stage took since its worker started, and where a limit would end it.",
+            [
+                Query(expr="max by (stage) (edgefront_worker_task_memory_peak_bytes)", legend="{{stage}}"),
+                Query(expr="max(edgefront_worker_memory_limit_bytes)", legend="limit, 0: none"),
+            ],
+            "bytes",
+        ),
+        lines(
+            "Processes replaced in an hour",
+            "Child processes that ended, by why.",
+            [
+                Query(expr="sum by (reason) (increase(edgefront_worker_child_exits_total[1h]))", legend="{{reason}}"),
+                Query(expr="sum(increase(edgefront_worker_restarts_total[1h]))", legend="whole workers"),
+            ],
+            stacked=True,
+        ),
+        lines(
+            "Checkpoints in an hour",
+            "Of long trainings: saved, and gone on from.",
+            [Query(expr="sum by (action) (increase(edgefront_worker_checkpoints_total[1h]))", legend="{{action}}")],
+        ),
+        lines(
+            "GPU use",
+            "Share of the time in which it was busy.",
+            [Query(expr="edgefront_worker_gpu_utilisation_ratio", legend="{{instance}} GPU {{gpu}}")],
+            "percentunit",
+            highest=1.0,
+        ),
+        lines(
+            "GPU memory",
+            "Share in use.",
+            [Query(expr=f"{used} / {total}", legend="{{instance}} GPU {{gpu}}")],
+            "percentunit",
+            highest=1.0,
+        ),
+    ]
 
 
 def rack() -> Json:
