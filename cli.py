@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from cli_dashboard import dashboard
 from cli_rack import agent, aligned, boards, json_option, measure, rack
 from cli_service import COMMANDS as SERVICE_COMMANDS
 from cli_service import say_all
@@ -762,7 +763,7 @@ def doctor(as_json: bool, studies: Path) -> None:
 
 for study_command in STUDY_COMMANDS:
     study.add_command(study_command)
-for lab_command in (boards, rack, measure, agent, *SERVICE_COMMANDS):
+for lab_command in (boards, rack, measure, agent, dashboard, *SERVICE_COMMANDS):
     main.add_command(lab_command)
 
 

@@ -20,6 +20,8 @@ from orchestrator.records import Event
 OUTCOMES = ("complete", "image_fault", "rig_fault", "no_board_free")
 PHASES = ("flash", "run", "measure", "total")
 _MAX_REASONS = 32
+# At zero from the start, so that the first of them is seen as one more; others appear when they happen.
+USUAL_REASONS = ("board_lost", "lease_lost", "programming_failed", "verify_failed", "firmware_hang", "meter_gap")
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _JOULES = tuple(10.0**exponent for exponent in range(-7, 1))
 _LATENCY = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -98,12 +100,15 @@ class AgentMetrics:
         self._now = now
         self._lock = threading.Lock()
         self._metrics = {family.name: make_metric(family, registry) for family in FAMILIES}
-        self._reasons: set[str] = set()
+        self._reasons: set[str] = set(USUAL_REASONS)
         self._kinds, self._states = tuple(board_kinds), tuple(states)
         for kind in self._kinds:  # a series that exists at zero can be rated from the first scrape on
             for outcome in OUTCOMES:
                 self._metrics["edgefront_measurements"].labels(board_kind=kind, outcome=outcome)
             self._metrics["edgefront_power_cycles"].labels(board_kind=kind)
+            for reason in USUAL_REASONS:
+                self._metrics["edgefront_rig_faults"].labels(board_kind=kind, reason=reason)
+                self._metrics["edgefront_quarantines"].labels(board_kind=kind, reason=reason)
 
     def set_boards(self, counts: Mapping[tuple[str, str], int]) -> None:
         """How many boards of each (kind, state) there are now; those not named are none."""

@@ -97,9 +97,7 @@ class _Trial:
     objectives: Objectives
 
 
-def _made_up(
-    number: int, space: SearchSpace, study: Study, rng: np.random.Generator, *, is_open: bool
-) -> _Trial:
+def _made_up(number: int, space: SearchSpace, study: Study, rng: np.random.Generator, *, is_open: bool) -> _Trial:
     point = rng.random(len(space.distributions()))
     params = {**space.decode(point), **space.fixed}
     size = float(point[0] * (1 - 0.5 * point[-1]))
@@ -191,7 +189,13 @@ def _layer(index: int, rng: np.random.Generator) -> Json:
 
 def _memory() -> Json:
     buffers = [
-        {"tensors": [f"t{i}"], "bytes": 512 * (1 + i % 3), "offset": 512 * (i % 4), "first_layer": i, "last_layer": i + 1}
+        {
+            "tensors": [f"t{i}"],
+            "bytes": 512 * (1 + i % 3),
+            "offset": 512 * (i % 4),
+            "first_layer": i,
+            "last_layer": i + 1,
+        }
         for i in range(_LAYERS - 1)
     ]
     return {"arena": buffers, "arena_lower_bound": 2048, "arena_peak_layer": 2}
@@ -317,5 +321,3 @@ def _constraints(trial: _Trial) -> Iterator[Json]:
     margins = trial.objectives.margins(trial.outcome.values) if trial.outcome else {}
     for name, margin in margins.items():
         yield {"trial_id": trial.number + 1, "key": f"constraints:{name}", "value_json": json.dumps(margin)}
-
-

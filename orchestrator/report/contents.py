@@ -94,8 +94,8 @@ def contents(source: ReportInput) -> Json:
         "study_yaml": source.study_yaml,
         "export_command": source.export_command,
         "headline": headline(source),
-        "objectives": [_quantity(name, limit) for name, limit in source.limits.items()],
-        "quantities": [_quantity(name, source.limits.get(name)) for name in _plottable(source)],
+        "objectives": [quantity_of(name, limit) for name, limit in source.limits.items()],
+        "quantities": [quantity_of(name, source.limits.get(name)) for name in _plottable(source)],
         "params": list(_searched(source.study)),
         "log_params": [name for name, entry in source.study.space.items() if getattr(entry, "log", False)],
         "trials": trials,
@@ -179,7 +179,8 @@ def _plottable(source: ReportInput) -> list[str]:
     return list(dict.fromkeys([*source.limits, *extra, *(["test_error"] if source.test_results else [])]))
 
 
-def _quantity(name: str, limit: float | None) -> Json:
+def quantity_of(name: str, limit: float | None) -> Json:
+    """How a quantity is plotted: title, the factor to its axis' unit, and its limit in base units, None without one."""
     unit = OBJECTIVE_UNITS.get(name, "byte" if name in ("arena", "stack") else "1")
     factor, axis_unit = _AXIS_BY_NAME.get("error" if name.endswith("error") else name) or _AXES.get(unit, (1.0, ""))
     return {

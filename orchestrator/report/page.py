@@ -1,8 +1,12 @@
-"""One self-contained HTML file: style, script, plotly and data inside, nothing fetched."""
+"""The pages: reports as one self-contained HTML file each, with style, script, plotly and data inside; and the files of
+the live page, which a server hands out one by one."""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
+from dataclasses import dataclass
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
@@ -21,13 +25,42 @@ def render_compiled(contents: Json) -> str:
     return _render("compiled", contents)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asset:
+    """A file of the live page; ``packed`` is the same with gzip, ``tag`` its HTTP entity tag."""
+
+    body: bytes
+    kind: str
+    packed: bytes
+    tag: str
+
+
+def live_assets() -> dict[str, Asset]:
+    """The live page's files by their paths; ``/page`` and ``/login`` are the two pages themselves."""
+    style = _resource("colours.css") + _resource("live.css")
+    return {
+        "/page": _asset(_resource("live.html"), "text/html"),
+        "/login": _asset(_resource("login.html"), "text/html"),
+        "/live.css": _asset(style, "text/css"),
+        "/live.js": _asset(_resource("charts.js") + _resource("live.js"), "text/javascript"),
+        "/login.js": _asset(_resource("login.js"), "text/javascript"),
+        "/plotly.js": _asset(get_plotlyjs(), "text/javascript"),
+    }
+
+
+def _asset(text: str, kind: str) -> Asset:
+    body = text.encode("utf-8")
+    tag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
+    return Asset(body=body, kind=f"{kind}; charset=utf-8", packed=gzip.compress(body, 6, mtime=0), tag=tag)
+
+
 def _render(page: str, contents: Json) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_resource(f"{page}.html.j2"))
     return template.render(
         report=contents,
         data=script_json(contents),
-        style=_resource("report.css"),
+        style=_resource("colours.css") + _resource("report.css"),
         script=_resource("charts.js") + _resource(f"{page}.js"),
         plotly=get_plotlyjs(),
     )

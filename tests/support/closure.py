@@ -13,7 +13,14 @@ import mcu_agent
 
 ROOT = Path(__file__).parents[2]
 AGENT_MODULES = (
-    "cli", "cli_rack", "cli_service", "cli_study", "tasks.workers", "tasks.app", "tasks.profile", "tasks.evaluator"
+    "cli",
+    "cli_rack",
+    "cli_service",
+    "cli_study",
+    "tasks.workers",
+    "tasks.app",
+    "tasks.profile",
+    "tasks.evaluator",
 )
 
 

@@ -20,7 +20,18 @@ from orchestrator.extras import EXTRAS
 from tests.support.closure import AGENT_MODULES, ROOT, agent_files, all_of_mcu_agent, loaded
 
 SEARCH_ONLY = set(EXTRAS["search"])
-OURS = {"mcu_agent", "orchestrator", "tasks", "cli", "cli_background", "cli_rack", "cli_service", "cli_study"}
+COMMAND_MODULES = ("background", "dashboard", "rack", "service", "study")
+OURS = {
+    "mcu_agent",
+    "orchestrator",
+    "tasks",
+    "cli",
+    "cli_background",
+    "cli_dashboard",
+    "cli_rack",
+    "cli_service",
+    "cli_study",
+}
 
 
 def project() -> dict[str, list[str]]:

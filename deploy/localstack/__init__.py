@@ -1,0 +1,1 @@
+"""The lab of compose.yaml as processes of this machine, each image a folder."""

@@ -1,0 +1,75 @@
+"""The live page in a real browser, while another process runs the study."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli_dashboard import ShownStudies
+from orchestrator.report.serve import Access, DashboardServer
+from tests.support.browser import Page, browser, needs_chromium
+from tests.support.run_scripted import main
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "a token of the laboratory"
+pytestmark = needs_chromium
+
+
+def go_on(folder: Path, trials: int) -> None:
+    """The study up to so many trials, by a process of its own, with stages that take no time."""
+    command = [sys.executable, "-m", "tests.support.run_scripted", str(folder / "small"), str(trials)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    with browser(tmp_path / "profile") as one:
+        yield one
+
+
+def test_the_page_of_a_study_follows_it_without_being_loaded_again(tmp_path: Path, page: Page) -> None:
+    main(tmp_path / "small", 2)
+    with DashboardServer(ShownStudies(tmp_path), Access(address="127.0.0.1", port=0), first="small") as server:
+        page.resize(1920, 1080)
+        page.open(server.url)
+        page.wait("document.querySelectorAll('#ended tbody tr').length === 2")
+        assert page.ask("document.getElementById('name').textContent") == "small"
+        assert page.ask("document.getElementById('state').textContent") == "finished"
+        points = "document.querySelectorAll('#front-plot .scatterlayer .point').length"
+        drawn = page.wait(points)
+        page.ask(
+            "(window.kept = document.querySelector('#front-plot svg'), document.getElementById('y-axis').value = 'rom')"
+        )
+        go_on(tmp_path, 5)
+        page.wait("document.getElementById('told').textContent === '5'")
+        assert page.wait("document.querySelectorAll('#ended tbody tr').length === 5")
+        assert page.ask("document.querySelector('#ended tbody tr').textContent").startswith("#4")
+        assert page.ask(points) > drawn
+        assert page.ask("window.kept === document.querySelector('#front-plot svg')"), "it was drawn anew"
+        assert page.ask("document.getElementById('y-axis').value") == "rom", "what was chosen is lost"
+        # On a wall everything fits the screen, and what matters is large.
+        assert page.ask("document.documentElement.scrollHeight <= innerHeight")
+        assert page.ask("parseFloat(getComputedStyle(document.querySelector('.figure-value')).fontSize)") >= 36
+        page.resize(390, 844)
+        assert page.wait("document.documentElement.scrollWidth <= innerWidth"), "a phone would have to scroll sideways"
+        assert page.complaints == []
+        assert {address for address in page.asked if not address.startswith((server.url, "data:"))} == set()
+
+
+def test_a_browser_without_the_token_is_asked_for_it_and_then_shows_the_list(tmp_path: Path, page: Page) -> None:
+    access = Access(address="127.0.0.1", port=0, token=TOKEN)
+    with DashboardServer(ShownStudies(tmp_path), access) as server:
+        page.open(server.url)
+        assert page.ask("fetch('/api/studies').then((answer) => answer.status)") == 401
+        page.ask("document.getElementById('token').value = 'wrong'")
+        page.ask("document.querySelector('button').click()")
+        page.wait("document.getElementById('answer').textContent === 'this is not the token'")
+        page.open("about:blank")  # an address that differs behind the # alone would not be loaded again
+        page.open(f"{server.url}#token={TOKEN.replace(' ', '%20')}")
+        page.wait("document.getElementById('none')?.hidden === false")
+        assert TOKEN not in page.ask("location.href + document.cookie")
+        assert not [address for address in page.asked if "token=" in address.partition("#")[0]]
