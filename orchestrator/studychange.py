@@ -9,6 +9,9 @@ from orchestrator.errors import UsageError
 from orchestrator.studyfile import StudyFile
 
 
+_MAY_CHANGE = ("parallelism.", "early_stopping.", "budget.plateau", "training.checkpoint_every")
+
+
 def check_update(old: StudyFile, new: StudyFile) -> None:
     """Make sure that only what may change did: parallelism, early stopping, plateau, and the budget upwards.
 
@@ -19,7 +22,7 @@ def check_update(old: StudyFile, new: StudyFile) -> None:
     absent = "absent"
     names = sorted(before.keys() | after.keys())
     changed = [name for name in names if before.get(name, absent) != after.get(name, absent)]
-    changed = [name for name in changed if not name.startswith(("parallelism.", "early_stopping.", "budget.plateau"))]
+    changed = [name for name in changed if not name.startswith(_MAY_CHANGE)]
     refused = [name for name in changed if not name.startswith("budget.")]
     shrunk = [name for name in changed if name not in refused and not _is_raised(before[name], after[name])]
     lines = [f"  {name}: was {before.get(name, absent)!r}, now {after.get(name, absent)!r}" for name in refused]

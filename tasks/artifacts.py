@@ -1,7 +1,8 @@
 """Content-addressed bytes and remembered stage results, in a folder or behind any fsspec URL.
 
 Layout below the root: ``sha256/<first two>/<rest>`` holds what hashes to that name, ``memo/<first two>/<rest>.json``
-the result of a stage under the hash of everything that determines it. Whoever reads checks; whoever writes replaces
+the result of a stage under the hash of everything that determines it, and ``checkpoint/<first two>/<rest>`` the state
+of one that is under way. Whoever reads checks; whoever writes replaces
 whole files, so a reader never sees half of one and writing the same content again repairs a damaged copy.
 
 What becomes of a damaged store: a missing or altered artifact is a transient fault of the stage that reads it, and the
@@ -11,11 +12,15 @@ the same command once there is room.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import tempfile
+import time
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
@@ -150,6 +155,36 @@ class ArtifactStore:
         except ArtifactTooLarge:
             return None
 
+    def save_checkpoint(self, key: str, data: bytes) -> None:
+        """Keep the state of a stage under way under the hash ``key``; a later one replaces it."""
+        self._write(self._checkpoint_path(key), data)
+
+    def load_checkpoint(self, key: str) -> bytes | None:
+        """What was kept under ``key``, or None; None too when it is larger than ``most_bytes``."""
+        try:
+            return self._read(self._checkpoint_path(key))
+        except ArtifactTooLarge:
+            return None
+
+    def delete_checkpoint(self, key: str) -> None:
+        """Delete what was kept under ``key``, if anything."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._checkpoint_path(key))
+
+    def stale_checkpoints(self, age_s: float) -> list[str]:
+        """The keys of the checkpoints that were written more than ``age_s`` ago, as far as the store knows times."""
+        oldest = time.time() - age_s
+        try:
+            found = self._fs.find(f"{self._root}/checkpoint", detail=True)
+        except FileNotFoundError:
+            return []
+        old = [path for path, facts in found.items() if (at := _written_at(facts)) is not None and at < oldest]
+        return ["".join(path.rsplit("/", 2)[-2:]) for path in old]
+
+    def _checkpoint_path(self, key: str) -> str:
+        a_sha256("checkpoint", key)
+        return f"{self._root}/checkpoint/{key[:2]}/{key[2:]}"
+
     def _path(self, sha256: str) -> str:
         a_sha256("artifact", sha256)
         return f"{self._root}/sha256/{sha256[:2]}/{sha256[2:]}"
@@ -178,6 +213,13 @@ class ArtifactStore:
             if error.errno in _NO_ROOM:
                 raise DiskFull(path, len(data)) from error
             raise
+
+
+def _written_at(facts: dict[str, Any]) -> float | None:
+    """When a file was written, in seconds since the epoch; stores tell it under different names, some not at all."""
+    found = (facts[name] for name in ("mtime", "LastModified", "last_modified") if facts.get(name) is not None)
+    at = next(found, None)
+    return at.timestamp() if isinstance(at, datetime) else float(at) if isinstance(at, int | float) else None
 
 
 def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Measurements of the pipeline itself, with stages that do nothing or only wait."""
