@@ -16,9 +16,12 @@ MAX_ATTEMPTS = 3
 # The stage that may be given up early, and the one that says beforehand what the candidate will need.
 TRAIN_STAGE = "train"
 GATE_STAGE = "gate"
-# What says nothing about the trial: every board of its kind is in use or out of use. It waits, however long it takes.
-UNCOUNTED_REASONS = ("no_board_free",)
-WAIT_FOR_BOARDS_S = 15.0
+# What says nothing about the trial, however often it happens, and for how long it then waits: every board of its kind is
+# in use or out of use, or its worker left and another goes on from what was kept.
+UNCOUNTED_WAITS_S = {"no_board_free": 15.0, "handed_over": 0.0}
+# The machine has no room for the candidate, which another attempt will hardly change. One more, perhaps elsewhere.
+MEMORY_REASONS = ("memory_limit", "out_of_memory")
+MAX_MEMORY_ATTEMPTS = 2
 # What a stage reports when an artifact it was to read is gone or damaged: the stage that wrote it runs again.
 ARTIFACT_REASONS = ("artifact_missing", "artifact_altered")
 
@@ -223,10 +226,11 @@ class StageFlow:
     def _retry(self, request: StageRequest, fault: Fault) -> StageEnded | None:
         """Try again after a pause, from the stage whose artifact is gone where that is the reason; or give up."""
         attempts = self.study.ledger.attempts_of(request.trial, request.stage)
-        failed = sum(item.is_failed and not _is_uncounted(item.fault) for item in attempts)
-        if failed >= MAX_ATTEMPTS:
+        failed = [item.fault for item in attempts if item.is_failed and not _is_uncounted(item.fault)]
+        short = sum(item is not None and item.reason in MEMORY_REASONS for item in failed)
+        if len(failed) >= MAX_ATTEMPTS or short >= MAX_MEMORY_ATTEMPTS:
             return StageEnded(trial=request.trial, stage=request.stage, fault=fault)
-        delay_s = self._delay_s(failed, fault)
+        delay_s = self._delay_s(len(failed), fault)
         stage = request.stage
         if fault.reason in ARTIFACT_REASONS and stage != FINAL_STAGE:
             stage = self._take_back(request, fault)
@@ -237,7 +241,7 @@ class StageFlow:
         if not self.retry_delays_s:
             return 0.0
         if _is_uncounted(fault):
-            return WAIT_FOR_BOARDS_S
+            return UNCOUNTED_WAITS_S[fault.reason]
         return self.retry_delays_s[min(failed, len(self.retry_delays_s)) - 1]
 
     def _take_back(self, request: StageRequest, fault: Fault) -> str:
@@ -279,4 +283,4 @@ class StageFlow:
 
 
 def _is_uncounted(fault: Fault | None) -> bool:
-    return fault is not None and fault.reason in UNCOUNTED_REASONS
+    return fault is not None and fault.reason in UNCOUNTED_WAITS_S

@@ -8,7 +8,6 @@ from typing import Any
 from orchestrator.errors import UsageError
 from orchestrator.studyfile import StudyFile
 
-
 _MAY_CHANGE = ("parallelism.", "early_stopping.", "budget.plateau", "training.checkpoint_every")
 
 

@@ -103,8 +103,8 @@ def perform(
     """Run a stage, or answer at once with the result that was recorded for the same work.
 
     Complete and infeasible results are remembered beside the artifacts before anybody hears of them, so whoever dies
-    afterwards, the work is done once. ``guard`` wraps the stage's function (time limits); ``checkpoint`` makes the place
-    where a long stage keeps its state, which is emptied once there is a result.
+    afterwards, the work is done once. ``guard`` wraps the stage's function (time limits); ``checkpoint`` makes the
+    place where a long stage keeps its state, which is emptied once there is a result.
     """
     recorded = recall(request, store)
     if recorded is not None:
