@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli_rack import agent, aligned, boards, json_option, measure, rack
+from cli_study import COMMANDS as STUDY_COMMANDS
+from cli_study import STUDIES as _STUDIES
+from cli_study import artifact_reader, database_option, open_study
+from cli_study import studies_option as _studies_option
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.extras import extra_of, missing_text
 
@@ -40,7 +44,6 @@ if TYPE_CHECKING:
     from orchestrator.view import FanOut
 
 EXIT_RUN, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-_STUDIES = "studies"
 _LAB_HINT = """broker at {broker}: stages wait there until somebody serves them
   edgefront worker --queues build,train
   edgefront agent --rack FILE     with {boards}"""
@@ -110,17 +113,6 @@ def main(debug: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-def _studies_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--studies",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=Path(_STUDIES),
-        envvar="EDGEFRONT_STUDIES",
-        show_default=True,
-        help="Folder with one folder a study.",
-    )(function)
-
-
 # ------------------------------------------------------------------------------------------------------------- run
 
 
@@ -136,6 +128,7 @@ class RunOptions:
     is_inline: bool
     metrics_port: int
     metrics_address: str
+    database: str | None = None
 
 
 @main.command(short_help="Search until the budget is spent; again: go on.")
@@ -148,6 +141,7 @@ class RunOptions:
 @click.option("--inline", is_flag=True, help="Run every stage in this process, without queue and workers.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Port of /metrics; 0: any free one.")
 @click.option("--metrics-address", default="127.0.0.1", show_default=True, help="Interface of /metrics.")
+@database_option
 @json_option
 def run(
     file: Path,
@@ -157,6 +151,7 @@ def run(
     inline: bool,
     metrics_port: int,
     metrics_address: str,
+    database: str | None,
     as_json: bool,
 ) -> None:
     """Run the study in FILE until its budget is spent, and write its report.
@@ -176,6 +171,7 @@ def run(
         is_inline=inline,
         metrics_port=metrics_port,
         metrics_address=metrics_address,
+        database=database,
     )
     end = run_file(options)
     if end.reason == "interrupted":
@@ -207,6 +203,7 @@ def run_file(options: RunOptions) -> StudyEnd:
     from rich.console import Console
 
     from mcu_agent.kinds import load_kind
+    from orchestrator.location import database_url, location_of
     from orchestrator.objectives import Objectives
     from orchestrator.study import ARTIFACTS_VARIABLE, Study
     from tasks.artifacts import check_writable
@@ -216,7 +213,8 @@ def run_file(options: RunOptions) -> StudyEnd:
         check_writable(address)
     file = _overridden(_load_file(options.file), options)
     objectives = Objectives.on_boards(file, {kind: load_kind(kind) for kind in file.kinds})
-    study = Study.open_or_create(options.studies / file.name, file, objectives, source=options.file)
+    location = location_of(options.studies, file.name, database_url(options.database))
+    study = Study.open_or_create(location, file, objectives, source=options.file)
     console = Console(stderr=options.is_json, highlight=False)
     # Locked before the lab starts: it would take the workers of whoever else runs this study for leftovers.
     with study.locked(), _stopping(console) as stop:
@@ -377,28 +375,12 @@ def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -
 # ------------------------------------------------------------------------------------------- looking at a study
 
 
-def open_study(name: str, studies: Path) -> Study:
-    """A study by its name below ``studies``, or by the path of its folder.
-
-    Raises:
-        UsageError: there is none; the text lists those there are.
-        StudyError: its database cannot be used.
-    """
-    from orchestrator.study import DATABASE_FILE, Study
-
-    for folder in (studies / name, Path(name)):
-        if (folder / DATABASE_FILE).exists():
-            return Study.open(folder)
-    known = sorted(path.parent.name for path in studies.glob(f"*/{DATABASE_FILE}"))
-    there = f"found there: {', '.join(known)}" if known else "no study is there"
-    raise UsageError(f"no study {name!r} in the folder {studies}; {there}. Choose another folder with --studies.")
-
-
 @main.command(short_help="Say how a study stands, while it runs too.")
 @click.argument("study")
 @_studies_option
+@database_option
 @json_option
-def status(study: str, studies: Path, as_json: bool) -> None:
+def status(study: str, studies: Path, database: str | None, as_json: bool) -> None:
     """Say how STUDY stands: trials, hypervolume, the front. Works while it runs.
 
     \b
@@ -407,7 +389,7 @@ def status(study: str, studies: Path, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    opened = open_study(study, studies)
+    opened = open_study(study, studies, database)
     if as_json:
         click.echo(json.dumps(_summary(opened)))
     else:
@@ -430,15 +412,16 @@ def _summary_view(study: Study) -> Any:
 @main.command(short_help="Write the HTML report as it stands.")
 @click.argument("study")
 @_studies_option
+@database_option
 @click.option("--open", "is_open", is_flag=True, help="Open it in the browser.")
-def report(study: str, studies: Path, is_open: bool) -> None:
+def report(study: str, studies: Path, database: str | None, is_open: bool) -> None:
     """Write the HTML report of STUDY as it stands and print where it is.
 
     \b
     Example:
       edgefront report digits --open
     """
-    opened = open_study(study, studies)
+    opened = open_study(study, studies, database)
     path = _write_report(opened, studies)
     opened.close()
     click.echo(path)
@@ -451,23 +434,13 @@ def _write_report(study: Study, studies: Path) -> Path:
 
     from mcu_agent.kinds import load_kind
     from orchestrator.report.write import write_report
-    from tasks.artifacts import ArtifactStore
-    from tasks.errors import TransientFault
-
-    store = ArtifactStore(study.artifacts)
-
-    def read(sha256: str) -> bytes | None:
-        try:
-            return store.get_bytes(sha256)
-        except TransientFault:
-            return None
 
     name = study.file.name
     where = "" if studies == Path(_STUDIES) else f" --studies {shlex.quote(str(studies))}"
     board = " --board {board}" if study.file.boards else ""
     return write_report(
         study,
-        read,
+        artifact_reader(study),
         written_at=datetime.now(UTC).isoformat(timespec="seconds"),
         board_texts={kind: load_kind(kind).description for kind in study.file.kinds},
         export_command=f"{_program()} export {name}{where} --trial {{trial}}{board} --to {name}-{{trial}}",
@@ -477,10 +450,11 @@ def _write_report(study: Study, studies: Path) -> Path:
 @main.command(short_help="Write a trial as a C project that tests itself.")
 @click.argument("study")
 @_studies_option
+@database_option
 @click.option("--trial", type=click.IntRange(min=0), required=True, help="Number of a complete trial.")
 @click.option("--to", "folder", type=click.Path(path_type=Path), required=True, help="New or empty folder.")
 @click.option("--board", metavar="KIND", help="Which board's firmware and figures, where the study has several.")
-def export(study: str, studies: Path, trial: int, folder: Path, board: str | None) -> None:
+def export(study: str, studies: Path, database: str | None, trial: int, folder: Path, board: str | None) -> None:
     """Write a trial of STUDY as a project: C sources, ONNX networks, test vectors, Makefile and measured figures.
 
     \b
@@ -491,7 +465,7 @@ def export(study: str, studies: Path, trial: int, folder: Path, board: str | Non
     from tasks.artifacts import ArtifactStore
     from tasks.export import Exported, board_to_export, export_trial
 
-    opened = open_study(study, studies)
+    opened = open_study(study, studies, database)
     kind = board_to_export(opened.file, board)
     record = next((one for one in opened.trials() if one.number == trial), None)
     if record is None or record.outcome is None or record.state != "complete":
@@ -602,9 +576,9 @@ def kernels(as_json: bool) -> None:
 # ----------------------------------------------------------------------------------------------- study files
 
 
-@main.group(short_help="Check study files and help editors with them.")
+@main.group(short_help="Check study files; back up and restore studies, make room.")
 def study() -> None:
-    """Check study files and help editors with them."""
+    """Check study files and help editors with them; back up and restore studies; make room."""
 
 
 @study.command(short_help="Explain a study file, or list its mistakes.")
@@ -810,6 +784,8 @@ def doctor(as_json: bool, studies: Path) -> None:
         sys.exit(EXIT_RUN)
 
 
+for study_command in STUDY_COMMANDS:
+    study.add_command(study_command)
 for lab_command in (boards, rack, measure, agent):
     main.add_command(lab_command)
 

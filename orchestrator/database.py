@@ -1,94 +1,201 @@
-"""The study's database file: opened with the right settings, checked for damage, its errors put in words."""
+"""Where a study's tables are: what every kind of database must do, and SQLite, the default, in the study's folder.
+
+A file is opened with the right settings and checked for damage, and its errors are put in words.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.errors import StudyError
+from orchestrator.locks import locked_file
 
+DATABASE_FILE = "study.db"
 BUSY_TIMEOUT_S = 60
 _LONGEST_PATH = 500  # 512 with what SQLite appends for its journals
+# Reading all of a larger file takes longer than a look at the study: it is checked when the study is run.
+_CHECKED_AT_ONCE_BYTES = 32 * 1024 * 1024
 
 
-def open_storage(database: Path) -> RDBStorage:
-    """Optuna's storage on the file, with a write-ahead log and every commit flushed to the disk."""
+class Database(Protocol):
+    """The place of one study's tables, Optuna's and ours.
+
+    Raises (``open_storage``, and whatever is done inside ``explained``):
+        StudyError: it cannot be used; the text names the database, without a password, and what to do.
+    """
+
+    @property
+    def shown(self) -> str:
+        """For people; without a password."""
+        ...
+
+    def exists(self) -> bool:
+        """Whether a study was begun in it (its creation may have been interrupted)."""
+        ...
+
+    def is_complete(self) -> bool:
+        """Whether the ledger's row exists; what cannot be read counts as complete, so that opening it explains."""
+        ...
+
+    def open_storage(self, *, is_new: bool) -> RDBStorage:
+        """Optuna's storage, checked; every commit reaches the disk."""
+        ...
+
+    def explained(self) -> AbstractContextManager[None]:
+        """Turn the errors of the database, of SQLAlchemy and of Optuna into ``StudyError``."""
+        ...
+
+    def locked(self, engine: Engine, name: str) -> AbstractContextManager[None]:
+        """The sole right to run the study called ``name``; ``StudyTaken`` where another process has it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SqliteDatabase:
+    """``study.db`` in the study's folder: write-ahead log, every commit flushed to the disk."""
+
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / DATABASE_FILE
+
+    @property
+    def shown(self) -> str:
+        return str(self.path)
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def is_complete(self) -> bool:
+        if not self.path.exists():
+            return False
+        try:
+            with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
+                return bool(connection.execute("SELECT count(*) FROM edgefront_study").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            return "no such table" not in str(error)
+        except sqlite3.DatabaseError:
+            return True
+
+    def open_storage(self, *, is_new: bool) -> RDBStorage:
+        self._check(is_new=is_new)
+        with closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)) as connection:
+            # Kept in the file; readers and the writer do not block each other.
+            connection.execute("PRAGMA journal_mode=WAL")
+        storage = self.storage_of(self.path)
+        sa.event.listen(storage.engine, "connect", _flush_every_commit)
+        storage.engine.dispose()  # connections made before the listener
+        return storage
+
+    def storage_of(self, path: Path) -> RDBStorage:
+        """Optuna's storage on any file, as it is."""
+        return make_storage(f"sqlite:///{path}", {"connect_args": {"timeout": BUSY_TIMEOUT_S}}, str(path))
+
+    def fold(self) -> None:
+        """Make it one file, with no log beside it; nobody may have it open."""
+        with self.explained(), closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)) as connection:
+            connection.execute("PRAGMA journal_mode=DELETE")
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.DatabaseError, DBAPIError, StorageInternalError) as error:
+            cause = cause_of(error)
+            raise StudyError(f"{self.path}: {cause}. {_advice(cause, self.path)}") from error
+
+    @contextmanager
+    def locked(self, engine: Engine, name: str) -> Iterator[None]:
+        with locked_file(self.folder, name):
+            if self.path.exists() and self.path.stat().st_size > _CHECKED_AT_ONCE_BYTES:
+                with self.explained(), closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)) as connection:
+                    _check_whole(connection)
+            yield
+
+    def _check(self, *, is_new: bool) -> None:
+        """Look for damage; a file that does not exist has none.
+
+        Raises:
+            StudyError: not a database, damaged, or another program's.
+        """
+        database = self.path
+        if not database.exists():
+            return
+        with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)) as connection:
+            if database.stat().st_size <= _CHECKED_AT_ONCE_BYTES:
+                _check_whole(connection)
+            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if is_new and not tables and (self.folder / "artifacts").exists():
+            raise StudyError(
+                f"{database} is empty, but {self.folder} holds the artifacts of a study: its database was lost. "
+                "Restore it from a copy, or delete it to begin the study anew."
+            )
+        known = {"studies", "trials", "edgefront_study"}
+        if tables and not tables & known:
+            raise StudyError(
+                f"{database} is the database of another program (tables {', '.join(sorted(tables)[:5])}); "
+                "choose another folder or study name"
+            )
+        if not is_new and "edgefront_study" not in tables:
+            raise StudyError(
+                f"{database} holds no Edgefront study: its creation was interrupted, or Optuna alone wrote it. "
+                "Delete it, or move it away, and run the study file again."
+            )
+
+
+def make_storage(url: str, engine_kwargs: dict[str, Any], shown: str) -> RDBStorage:
+    """Optuna's storage at ``url``.
+
+    Raises:
+        StudyError: its tables were written by an Optuna of another form of them.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # its own chatter about each trial
-    with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)) as connection:
-        connection.execute(
-            "PRAGMA journal_mode=WAL"
-        )  # kept in the file; readers and the writer do not block each other
-    storage = RDBStorage(f"sqlite:///{database}", engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}})
-    sa.event.listen(storage.engine, "connect", _flush_every_commit)
-    storage.engine.dispose()  # connections made before the listener
-    return storage
+    try:
+        return RDBStorage(url, engine_kwargs=engine_kwargs)
+    except RuntimeError as error:
+        if "compatible with the table schema" not in str(error):
+            raise
+        if "optuna storage upgrade" in str(error):
+            remedy = (
+                "Make a backup of the database, then upgrade its tables with: optuna storage upgrade --storage URL "
+                "(docs/storage.md has the URL)"
+            )
+        else:
+            remedy = "Install the newer one: pip install -U optuna"
+        raise StudyError(
+            f"{shown}: Optuna's tables in it were made by another version than the installed {optuna.__version__}. "
+            f"{remedy}."
+        ) from error
+
+
+def cause_of(error: Exception) -> str:
+    """The first line of what the database itself said."""
+    cause = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error.__cause__ or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0]
 
 
 def _flush_every_commit(connection: Any, _: Any) -> None:
     connection.execute("PRAGMA synchronous=FULL")
 
 
-def is_complete(database: Path) -> bool:
-    """Whether the ledger's row exists; anything unreadable counts as complete, so that opening it explains."""
-    try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            return bool(connection.execute("SELECT count(*) FROM edgefront_study").fetchone()[0])
-    except sqlite3.OperationalError as error:
-        return "no such table" not in str(error)
-    except sqlite3.DatabaseError:
-        return True
-
-
-def check_database(database: Path, *, is_new: bool) -> None:
-    """Look for damage; a file that does not exist has none.
-
-    Raises:
-        StudyError: not a database, damaged, or another program's.
-    """
-    if not database.exists():
-        return
-    with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)) as connection:
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if is_new and not tables and (database.parent / "artifacts").exists():
-        raise StudyError(
-            f"{database} is empty, but {database.parent} holds the artifacts of a study: its database was lost. "
-            "Restore it from a copy, or delete it to begin the study anew."
-        )
-    known = {"studies", "trials", "edgefront_study"}
-    if tables and not tables & known:
-        raise StudyError(
-            f"{database} is the database of another program (tables {', '.join(sorted(tables)[:5])}); "
-            "choose another folder or study name"
-        )
-    if not is_new and "edgefront_study" not in tables:
-        raise StudyError(
-            f"{database} holds no Edgefront study: its creation was interrupted, or Optuna alone wrote it. "
-            "Delete it, or move it away, and run the study file again."
-        )
-
-
-@contextmanager
-def explained(database: Path) -> Iterator[None]:
-    """Turn the errors of SQLite, SQLAlchemy and Optuna into ``StudyError`` with the file and what to do."""
-    try:
-        yield
-    except (sqlite3.DatabaseError, DBAPIError, StorageInternalError) as error:
-        cause = str(getattr(error, "orig", None) or error.__cause__ or error).splitlines()[0]
-        advice = _advice(cause, database)
-        raise StudyError(f"{database}: {cause}. {advice}") from error
+def _check_whole(connection: sqlite3.Connection) -> None:
+    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
 
 
 def _advice(cause: str, database: Path) -> str:

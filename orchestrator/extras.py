@@ -32,6 +32,9 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "boards": ("pyocd", "serial", "ppk2_api"),
     "joulescope": ("joulescope",),
     "ina226": ("smbus2",),
+    "s3": ("s3fs",),
+    "postgresql": ("psycopg",),
+    "zstd": ("zstandard",),
 }
 
 

@@ -17,89 +17,27 @@ from sqlalchemy.engine import Connection, Engine, Row
 
 from orchestrator.errors import StudyError
 from orchestrator.records import Ending, Event, Fault, FaultKind, Json, Outcome, Params, StageResult, Value, Violation
+from orchestrator.tables import (
+    ATTEMPTS,
+    CANDIDATES,
+    EVENTS,
+    HOLDER,
+    LEDGER_VERSION,
+    NO_HOLDER,
+    RESULTS,
+    STOPPING,
+    STUDY,
+    TABLES,
+)
 
 T = TypeVar("T")
-
-LEDGER_VERSION = 1
-
-_tables = sa.MetaData()
-_study = sa.Table(
-    "edgefront_study",
-    _tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("study_id", sa.String(64), nullable=False),
-    sa.Column("name", sa.String(100), nullable=False),
-    sa.Column("created_at", sa.String(40), nullable=False),
-    sa.Column("file", sa.Text, nullable=False),
-    sa.Column("objectives", sa.Text, nullable=False),
-    sa.Column("active_seconds", sa.Float, nullable=False, default=0.0),
-)
-_candidates = sa.Table(
-    "edgefront_candidates",
-    _tables,
-    sa.Column("trial", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("params", sa.Text, nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("told", sa.Integer),
-    sa.Column("started_at", sa.String(40), nullable=False),
-    sa.Column("ended_at", sa.String(40)),
-    sa.Column("outcome", sa.Text),
-)
-_attempts = sa.Table(
-    "edgefront_attempts",
-    _tables,
-    sa.Column("trial", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("stage", sa.String(32), primary_key=True),
-    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("task_id", sa.String(64), nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("queued_at", sa.String(40), nullable=False),
-    sa.Column("started_at", sa.String(40)),
-    sa.Column("ended_at", sa.String(40)),
-    sa.Column("seconds", sa.Float),
-    sa.Column("worker", sa.String(200), nullable=False, default=""),
-    sa.Column("fault", sa.Text),
-)
-_results = sa.Table(
-    "edgefront_results",
-    _tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("trial", sa.Integer, nullable=False),
-    sa.Column("stage", sa.String(32), nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("counts", sa.Boolean, nullable=False),
-    sa.Column("result", sa.Text, nullable=False),
-)
-sa.Index(
-    "edgefront_one_result",
-    _results.c.trial,
-    _results.c.stage,
-    unique=True,
-    sqlite_where=_results.c.counts,
-    postgresql_where=_results.c.counts,
-)
-_events = sa.Table(
-    "edgefront_events",
-    _tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("at", sa.String(40), nullable=False),
-    sa.Column("name", sa.String(64), nullable=False),
-    sa.Column("fields", sa.Text, nullable=False),
-)
-
-_stopping = sa.Table(
-    "edgefront_stopping",
-    _tables,
-    sa.Column("trial", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("rule", sa.Text, nullable=False),
-)
 
 # States of an attempt. An open one may still give a result; a lost one may, too, if it was not lost after all; one that
 # was taken back may not: the artifact it wrote is gone.
 QUEUED, STARTED, ENDED, LOST, TAKEN_BACK = "queued", "started", "ended", "lost", "taken_back"
 OPEN_STATES = (QUEUED, STARTED)
+# State of a candidate that has not ended; afterwards it is its ending.
+OPEN = "open"
 TOLD_ENDINGS = (Ending.COMPLETE, Ending.INFEASIBLE, Ending.STOPPED)
 
 
@@ -164,10 +102,10 @@ class Ledger:
 
     def create(self, row: StudyRow) -> None:
         """Make the tables and the study's row; the row is what makes a study exist."""
-        _tables.create_all(self._engine)
+        TABLES.create_all(self._engine)
         with self._engine.begin() as connection:
             connection.execute(
-                _study.insert().values(
+                STUDY.insert().values(
                     id=1,
                     version=LEDGER_VERSION,
                     study_id=row.study_id,
@@ -178,11 +116,13 @@ class Ledger:
                     active_seconds=row.active_seconds,
                 )
             )
+            connection.execute(HOLDER.delete())
+            connection.execute(HOLDER.insert().values(NO_HOLDER))
 
     def delete(self) -> None:
         """Remove the study's row: the study is to be created anew."""
         with self._engine.begin() as connection:
-            connection.execute(_study.delete())
+            connection.execute(STUDY.delete())
 
     def study(self) -> StudyRow | None:
         """The study's row; None in a database without one.
@@ -190,16 +130,16 @@ class Ledger:
         Raises:
             StudyError: written by another version.
         """
-        if not sa.inspect(self._engine).has_table(_study.name):
+        version = self.version()
+        if version is None:
             return None
-        with self._engine.connect() as connection:
-            row = connection.execute(sa.select(_study)).first()
-        if row is None:
-            return None
-        if row.version != LEDGER_VERSION:
+        if version != LEDGER_VERSION:
             raise StudyError(
-                f"the study was written by version {row.version} of the ledger, this reads {LEDGER_VERSION}"
+                f"the study was written by version {version} of the ledger, this reads {LEDGER_VERSION}; "
+                + ("install the newer Edgefront" if version > LEDGER_VERSION else "open it once to upgrade it")
             )
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(STUDY)).one()
         return StudyRow(
             study_id=row.study_id,
             name=row.name,
@@ -209,85 +149,108 @@ class Ledger:
             active_seconds=row.active_seconds,
         )
 
+    def version(self) -> int | None:
+        """The version that the study was written by; None in a database without a study."""
+        if not sa.inspect(self._engine).has_table(STUDY.name):
+            return None
+        with self._engine.connect() as connection:
+            return connection.scalar(sa.select(STUDY.c.version))
+
     def set_file(self, file: Json) -> None:
         with self._engine.begin() as connection:
-            connection.execute(_study.update().values(file=json.dumps(file)))
+            connection.execute(STUDY.update().values(file=json.dumps(file)))
+
+    def rename(self, name: str, study_id: str, file: Json) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(STUDY.update().values(name=name, study_id=study_id, file=json.dumps(file)))
 
     def set_active_seconds(self, seconds: float) -> None:
         with self._engine.begin() as connection:
-            connection.execute(_study.update().values(active_seconds=seconds))
+            connection.execute(STUDY.update().values(active_seconds=seconds))
 
-    def candidates(self) -> list[CandidateRow]:
-        """All of them, by trial number."""
+    def candidates(self, *, is_open: bool = False) -> list[CandidateRow]:
+        """All of them, or those that have not ended, by trial number."""
+        query = sa.select(CANDIDATES).order_by(CANDIDATES.c.trial)
+        if is_open:
+            query = query.where(CANDIDATES.c.state == OPEN)
         with self._engine.connect() as connection:
-            return [_candidate(row) for row in connection.execute(sa.select(_candidates).order_by(_candidates.c.trial))]
+            return [_candidate(row) for row in connection.execute(query)]
+
+    def has_candidates(self) -> bool:
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(CANDIDATES.c.trial).limit(1)).first() is not None
 
     def candidate(self, trial: int) -> CandidateRow:
         """One of them; it must have been recorded."""
         with self._engine.connect() as connection:
-            return _candidate(connection.execute(sa.select(_candidates).where(_candidates.c.trial == trial)).one())
+            return _candidate(connection.execute(sa.select(CANDIDATES).where(CANDIDATES.c.trial == trial)).one())
 
-    def attempts(self) -> list[StageAttempt]:
-        """All of them, in the order they were queued within a trial's stages."""
-        order = (_attempts.c.trial, _attempts.c.queued_at, _attempts.c.attempt)
+    def attempts(self, *, is_open: bool = False) -> list[StageAttempt]:
+        """All of them, or those of candidates that have not ended, in the order they were queued within a trial."""
+        query = sa.select(ATTEMPTS).order_by(ATTEMPTS.c.trial, ATTEMPTS.c.queued_at, ATTEMPTS.c.attempt)
+        if is_open:
+            query = query.where(ATTEMPTS.c.trial.in_(sa.select(CANDIDATES.c.trial).where(CANDIDATES.c.state == OPEN)))
         with self._engine.connect() as connection:
-            return [_attempt(row) for row in connection.execute(sa.select(_attempts).order_by(*order))]
+            return [_attempt(row) for row in connection.execute(query)]
 
     def attempts_of(self, trial: int, stage: str) -> list[StageAttempt]:
-        where = (_attempts.c.trial == trial) & (_attempts.c.stage == stage)
+        where = (ATTEMPTS.c.trial == trial) & (ATTEMPTS.c.stage == stage)
         with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_attempts).where(where).order_by(_attempts.c.attempt))
+            rows = connection.execute(sa.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt))
             return [_attempt(row) for row in rows]
 
-    def results(self, trial: int | None = None) -> list[StageResult]:
-        """The results that count, of one trial or of all, in the order they came."""
-        query = sa.select(_results.c.result).where(_results.c.counts).order_by(_results.c.id)
+    def results(
+        self, trial: int | None = None, *, stage: str | None = None, trials: Sequence[int] | None = None
+    ) -> list[StageResult]:
+        """The results that count, of one trial, one stage, some trials or of all, in the order they came."""
+        query = sa.select(RESULTS.c.result).where(RESULTS.c.counts).order_by(RESULTS.c.id)
         if trial is not None:
-            query = query.where(_results.c.trial == trial)
+            query = query.where(RESULTS.c.trial == trial)
+        if trials is not None:
+            query = query.where(RESULTS.c.trial.in_(trials))
+        if stage is not None:
+            query = query.where(RESULTS.c.stage == stage)
         with self._engine.connect() as connection:
             return [_read(text, StageResult.from_json) for text in connection.scalars(query)]
 
     def events(self) -> list[tuple[str, Event]]:
         """UTC stamp and event, oldest first."""
         with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_events).order_by(_events.c.id))
+            rows = connection.execute(sa.select(EVENTS).order_by(EVENTS.c.id))
             return [(row.at, Event(name=row.name, fields=_read(row.fields, dict))) for row in rows]
 
     def record_candidate(self, trial: int, params: Params, seed: int, at: str) -> None:
         with self._engine.begin() as connection:
             connection.execute(
-                _candidates.insert().values(
-                    trial=trial, params=json.dumps(dict(params)), seed=seed, state="open", started_at=at
+                CANDIDATES.insert().values(
+                    trial=trial, params=json.dumps(dict(params)), seed=seed, state=OPEN, started_at=at
                 )
             )
 
     def record_attempt(self, trial: int, stage: str, attempt: int, task_id: str, at: str) -> None:
         with self._engine.begin() as connection:
             connection.execute(
-                _attempts.insert().values(
+                ATTEMPTS.insert().values(
                     trial=trial, stage=stage, attempt=attempt, task_id=task_id, state=QUEUED, queued_at=at
                 )
             )
 
     def record_stopping(self, trial: int, rule: Json | None) -> None:
         """Keep the rule under which a trial is trained (None: it is not stopped), for all attempts and runs."""
-        _stopping.create(self._engine, checkfirst=True)  # databases begun before there were rules have no such table
         with self._engine.begin() as connection:
-            connection.execute(_stopping.insert().values(trial=trial, rule=json.dumps(rule)))
+            connection.execute(STOPPING.insert().values(trial=trial, rule=json.dumps(rule)))
 
     def stopping(self, trial: int) -> tuple[Json | None] | None:
         """The rule kept for a trial, in a tuple; None where none was ever decided on."""
-        if not sa.inspect(self._engine).has_table(_stopping.name):
-            return None
         with self._engine.connect() as connection:
-            text = connection.scalar(sa.select(_stopping.c.rule).where(_stopping.c.trial == trial))
+            text = connection.scalar(sa.select(STOPPING.c.rule).where(STOPPING.c.trial == trial))
         return None if text is None else (json.loads(text),)
 
     def record_start(self, trial: int, stage: str, attempt: int, worker: str, at: str) -> None:
         """Note who took the attempt; late or unknown news change nothing."""
-        where = _is_attempt(trial, stage, attempt) & _attempts.c.state.in_(OPEN_STATES)
+        where = _is_attempt(trial, stage, attempt) & ATTEMPTS.c.state.in_(OPEN_STATES)
         with self._engine.begin() as connection:
-            connection.execute(_attempts.update().where(where).values(state=STARTED, worker=worker, started_at=at))
+            connection.execute(ATTEMPTS.update().where(where).values(state=STARTED, worker=worker, started_at=at))
 
     def record_result(self, result: StageResult, at: str) -> bool:
         """Keep a complete or infeasible result; False when it does not count: unknown, taken back, or not the first."""
@@ -295,7 +258,7 @@ class Ledger:
             if not self._may_count(connection, result):
                 return False
             connection.execute(
-                _results.insert().values(
+                RESULTS.insert().values(
                     trial=result.trial,
                     stage=result.stage,
                     attempt=result.attempt,
@@ -306,37 +269,37 @@ class Ledger:
             ended: dict[str, Any] = {"state": ENDED, "ended_at": at}
             here = _is_attempt(result.trial, result.stage, result.attempt)
             mine = {**ended, "seconds": result.seconds, "worker": result.worker}
-            connection.execute(_attempts.update().where(here).values(**mine))
-            others = _is_stage(result.trial, (result.stage,)) & _attempts.c.state.in_(OPEN_STATES)
-            connection.execute(_attempts.update().where(others).values(**ended))
+            connection.execute(ATTEMPTS.update().where(here).values(**mine))
+            others = _is_stage(result.trial, (result.stage,)) & ATTEMPTS.c.state.in_(OPEN_STATES)
+            connection.execute(ATTEMPTS.update().where(others).values(**ended))
         return True
 
     def record_fault(
         self, trial: int, stage: str, attempt: int, fault: Fault, at: str, *, is_lost: bool = False
     ) -> bool:
         """Close an attempt without a result; False when it was not open."""
-        where = _is_attempt(trial, stage, attempt) & _attempts.c.state.in_(OPEN_STATES)
+        where = _is_attempt(trial, stage, attempt) & ATTEMPTS.c.state.in_(OPEN_STATES)
         values = {"state": LOST if is_lost else ENDED, "ended_at": at, "fault": json.dumps(fault.to_json())}
         with self._engine.begin() as connection:
-            return connection.execute(_attempts.update().where(where).values(**values)).rowcount > 0
+            return connection.execute(ATTEMPTS.update().where(where).values(**values)).rowcount > 0
 
     def take_back(self, trial: int, stages: Sequence[str]) -> None:
         """The results of these stages count no longer: an artifact of theirs is gone. They will run again."""
         with self._engine.begin() as connection:
-            here = (_results.c.trial == trial) & _results.c.stage.in_(stages)
-            connection.execute(_results.update().where(here).values(counts=False))
-            attempts = _is_stage(trial, stages) & _attempts.c.fault.is_(None)
-            connection.execute(_attempts.update().where(attempts).values(state=TAKEN_BACK))
+            here = (RESULTS.c.trial == trial) & RESULTS.c.stage.in_(stages)
+            connection.execute(RESULTS.update().where(here).values(counts=False))
+            attempts = _is_stage(trial, stages) & ATTEMPTS.c.fault.is_(None)
+            connection.execute(ATTEMPTS.update().where(attempts).values(state=TAKEN_BACK))
 
     def end(self, trial: int, outcome: Outcome, at: str, events: Sequence[Event] = ()) -> None:
         """Close a candidate; all but faults are told and get a place in that order."""
         with self._engine.begin() as connection:
             told = None
             if outcome.ending in TOLD_ENDINGS:
-                told = 1 + (connection.scalar(sa.select(sa.func.max(_candidates.c.told))) or 0)
+                told = 1 + (connection.scalar(sa.select(sa.func.max(CANDIDATES.c.told))) or 0)
             connection.execute(
-                _candidates.update()
-                .where(_candidates.c.trial == trial)
+                CANDIDATES.update()
+                .where(CANDIDATES.c.trial == trial)
                 .values(
                     state=outcome.ending.value, told=told, ended_at=at, outcome=json.dumps(outcome_to_json(outcome))
                 )
@@ -349,12 +312,12 @@ class Ledger:
 
     def _may_count(self, connection: Connection, result: StageResult) -> bool:
         attempt = connection.execute(
-            sa.select(_attempts.c.state).where(_is_attempt(result.trial, result.stage, result.attempt))
+            sa.select(ATTEMPTS.c.state).where(_is_attempt(result.trial, result.stage, result.attempt))
         ).first()
         if attempt is None or attempt.state == TAKEN_BACK:
             return False
-        here = (_results.c.trial == result.trial) & (_results.c.stage == result.stage) & _results.c.counts
-        return connection.execute(sa.select(_results.c.id).where(here)).first() is None
+        here = (RESULTS.c.trial == result.trial) & (RESULTS.c.stage == result.stage) & RESULTS.c.counts
+        return connection.execute(sa.select(RESULTS.c.id).where(here)).first() is None
 
 
 def outcome_to_json(outcome: Outcome) -> Json:
@@ -397,16 +360,16 @@ def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
 
 
 def _is_attempt(trial: int, stage: str, attempt: int) -> sa.ColumnElement[bool]:
-    return (_attempts.c.trial == trial) & (_attempts.c.stage == stage) & (_attempts.c.attempt == attempt)
+    return (ATTEMPTS.c.trial == trial) & (ATTEMPTS.c.stage == stage) & (ATTEMPTS.c.attempt == attempt)
 
 
 def _is_stage(trial: int, stages: Sequence[str]) -> sa.ColumnElement[bool]:
-    return (_attempts.c.trial == trial) & _attempts.c.stage.in_(stages)
+    return (ATTEMPTS.c.trial == trial) & ATTEMPTS.c.stage.in_(stages)
 
 
 def _insert_events(connection: Connection, events: Sequence[Event], at: str) -> None:
     for event in events:
-        connection.execute(_events.insert().values(at=at, name=event.name, fields=json.dumps(event.fields)))
+        connection.execute(EVENTS.insert().values(at=at, name=event.name, fields=json.dumps(event.fields)))
 
 
 def _candidate(row: Row[Any]) -> CandidateRow:

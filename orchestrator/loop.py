@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
@@ -34,6 +34,7 @@ from orchestrator.errors import EvaluationDefect
 from orchestrator.ledger import TOLD_ENDINGS, CandidateRow
 from orchestrator.pareto import hypervolume, non_dominated
 from orchestrator.ports import Clock, Evaluator, EventSink
+from orchestrator.postgres import DatabaseAway
 from orchestrator.records import Candidate, Ending, Event, Fault, Outcome, StageResult, Value, Violation
 from orchestrator.space import SearchSpace
 from orchestrator.stageflow import StageEnded, StageFlow
@@ -44,6 +45,7 @@ from orchestrator.telling import tell_outcome
 _LOST_EVERY_S = 2.0
 _KEEP_TIME_EVERY_S = 5.0
 _COLLECT_S = 0.5
+_MOST_RECONNECTIONS = 100
 
 
 class SystemClock:
@@ -381,17 +383,34 @@ def run_study(
     """
     study.optuna.sampler = sampler
     clock = clock or SystemClock()
-    loop = _Loop(
-        study=study,
-        evaluator=evaluator,
-        sink=sink,
-        clock=clock,
-        stop=stop or threading.Event(),
-        flow=StageFlow(study=study, evaluator=evaluator, sink=sink, clock=clock, retry_delays_s=retry_delays_s),
-        space=SearchSpace.from_parameters(study.file.space),
-    )
-    with study.locked(), study.guarded():
-        return loop.run()
+    stop = stop or threading.Event()
+
+    def run() -> StudyEnd:
+        flow = StageFlow(study=study, evaluator=evaluator, sink=sink, clock=clock, retry_delays_s=retry_delays_s)
+        space = SearchSpace.from_parameters(study.file.space)
+        loop = _Loop(study=study, evaluator=evaluator, sink=sink, clock=clock, stop=stop, flow=flow, space=space)
+        with study.guarded():
+            return loop.run()
+
+    with study.locked():
+        return over_lost_connections(run, sink)
+
+
+def over_lost_connections(run: Callable[[], StudyEnd], sink: EventSink) -> StudyEnd:
+    """``run``, begun again from what the database holds where its connection broke amid it: nobody knows whether the
+    last transaction was written, and a fresh start asks. Opening a connection waits for a server that is away.
+
+    Raises:
+        DatabaseAway: the connection broke again and again, or could not be opened within a minute.
+    """
+    for _ in range(_MOST_RECONNECTIONS):
+        try:
+            return run()
+        except DatabaseAway as error:
+            if not error.was_connected:
+                raise
+            sink.emit(Event(name="database_lost", fields={"detail": str(error)}))
+    return run()
 
 
 def trial_seed(study_seed: int, trial: int) -> int:

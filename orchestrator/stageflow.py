@@ -17,8 +17,8 @@ MAX_ATTEMPTS = 3
 TRAIN_STAGE = "train"
 GATE_STAGE = "gate"
 # What says nothing about the trial, however often it happens, and for how long it then waits: every board of its kind is
-# in use or out of use, or its worker left and another goes on from what was kept.
-UNCOUNTED_WAITS_S = {"no_board_free": 15.0, "handed_over": 0.0}
+# in use or out of use, the artifacts are out of reach, or its worker left and another goes on from what was kept.
+UNCOUNTED_WAITS_S = {"no_board_free": 15.0, "store_unreachable": 15.0, "handed_over": 0.0}
 # The machine has no room for the candidate, which another attempt will hardly change. One more, perhaps elsewhere.
 MEMORY_REASONS = ("memory_limit", "out_of_memory")
 MAX_MEMORY_ATTEMPTS = 2

@@ -1,14 +1,14 @@
 """A study on disk: its file, its database, its artifacts, in one folder.
 
 ``study.yaml``  the study file as it was given
-``study.db``    Optuna's tables and the ledger's (SQLite, write-ahead log, every commit flushed to the disk)
+``study.db``    Optuna's tables and the ledger's (SQLite, write-ahead log, every commit flushed to the disk); absent
+                where they are in a lab's PostgreSQL
 ``artifacts/``  weights, networks, firmware, by content (``artifacts.url`` where they are elsewhere)
 ``logs/``, ``broker/``  what a run needs beside itself
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -23,22 +23,27 @@ import optuna
 import yaml
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
+from sqlalchemy.engine import Engine
 
 from orchestrator.arrays import FloatArray
-from orchestrator.database import check_database, explained, is_complete, open_storage
+from orchestrator.database import DATABASE_FILE, Database
 from orchestrator.errors import StudyError
 from orchestrator.fronts import front, vector
 from orchestrator.ledger import CandidateRow, Ledger, StageAttempt, StudyRow
+from orchestrator.location import Location
+from orchestrator.locks import StudyTaken
 from orchestrator.objectives import Objectives
 from orchestrator.pareto import hypervolume
 from orchestrator.ports import EventSink
 from orchestrator.records import Ending, Event, Json, Outcome, Params, StageResult, Value
 from orchestrator.studychange import check_data, check_update
 from orchestrator.studyfile import StudyFile
+from orchestrator.tables import LEDGER_VERSION
+from orchestrator.upgrade import check_version, upgrade
 
-DATABASE_FILE = "study.db"
+__all__ = ["DATABASE_FILE", "Study", "TrialRecord"]
+
 STUDY_COPY = "study.yaml"
-LOCK_FILE = "study.lock"
 ARTIFACTS_URL_FILE = "artifacts.url"
 ARTIFACTS_VARIABLE = "EDGEFRONT_ARTIFACTS"
 SOURCES_ATTRIBUTE = "edgefront_sources"
@@ -81,29 +86,31 @@ class Study:
     ledger: Ledger
     created_at: str = ""
     sources: Mapping[str, str] = field(default_factory=dict)
+    database: Database
     _storage: RDBStorage = field(repr=False)
     _is_locked: bool = False
 
     @staticmethod
-    def exists(folder: Path) -> bool:
-        """Whether a study was begun in the folder (its creation may have been interrupted)."""
-        return (folder / DATABASE_FILE).exists()
+    def exists(place: Path | Location) -> bool:
+        """Whether a study was begun there (its creation may have been interrupted)."""
+        return located(place).database().exists()
 
     @staticmethod
-    def create(folder: Path, file: StudyFile, objectives: Objectives, *, source: Path | None = None) -> Study:
-        """Begin a study; ``source`` is the file it was read from, copied as it is. Finishes an interrupted creation.
+    def create(place: Path | Location, file: StudyFile, objectives: Objectives, *, source: Path | None = None) -> Study:
+        """Begin a study; ``place`` is a folder, or a location with the study's name. ``source`` is the file it was read
+        from, copied as it is. Finishes an interrupted creation.
 
         Raises:
-            StudyError: the folder holds a study already, or something else's database.
+            StudyError: the folder or the database holds a study already, or something else's tables.
         """
+        location = located(place)
+        folder, database = location.folder, location.database()
         folder.mkdir(parents=True, exist_ok=True)
-        database = folder / DATABASE_FILE
-        with explained(database):
-            check_database(database, is_new=True)
-            storage = open_storage(database)
+        with database.explained():
+            storage = database.open_storage(is_new=True)
             ledger = Ledger(storage.engine)
-            if ledger.study() is not None:
-                raise StudyError(f"{folder} holds a study already; open it, or choose another name")
+            if ledger.version() is not None:
+                raise StudyError(f"{database.shown} holds a study already; open it, or choose another name")
             _write_copy(folder / STUDY_COPY, file, source)
             directions = [StudyDirection.MINIMIZE] * len(objectives.names)
             _delete_empty(file.name, storage)
@@ -111,7 +118,7 @@ class Study:
                 study_name=file.name, storage=storage, directions=directions, load_if_exists=True
             )
             study_id = str(uuid.uuid4())
-            _choose_artifacts(folder, f"{file.name}-{study_id[:8]}")
+            choose_artifacts(folder, f"{file.name}-{study_id[:8]}")
             ledger.create(
                 StudyRow(
                     study_id=study_id,
@@ -122,52 +129,57 @@ class Study:
                     active_seconds=0.0,
                 )
             )
-            return _assemble(folder, ledger, study, storage)
+            return _assemble(folder, database, ledger, study, storage)
 
     @staticmethod
-    def open(folder: Path) -> Study:
-        """Open the study in ``folder``."""
-        database = folder / DATABASE_FILE
+    def open(place: Path | Location) -> Study:
+        """Open the study in a folder or at a location; one that an earlier version wrote is upgraded."""
+        location = located(place)
+        folder, database = location.folder, location.database()
         if not database.exists():
-            raise StudyError(f"there is no study in {folder}: {DATABASE_FILE} is missing")
-        with explained(database):
-            check_database(database, is_new=False)
-            storage = open_storage(database)
+            raise StudyError(f"there is no study in {folder}: {database.shown} is missing")
+        folder.mkdir(parents=True, exist_ok=True)  # of a study in PostgreSQL that another host began
+        with database.explained():
+            storage = database.open_storage(is_new=False)
             ledger = Ledger(storage.engine)
+            _upgrade(database, storage, ledger, location.name)
             row = ledger.study()
             if row is None:
                 raise StudyError(
-                    f"{database} holds no complete study: its creation was interrupted or it is not Edgefront's. "
+                    f"{database.shown} holds no complete study: its creation was interrupted or it is not Edgefront's. "
                     "Delete it, or move it away, and run the study file again."
                 )
             study = optuna.load_study(study_name=row.name, storage=storage)
-            return _assemble(folder, ledger, study, storage)
+            return _assemble(folder, database, ledger, study, storage)
 
     @staticmethod
-    def open_or_create(folder: Path, file: StudyFile, objectives: Objectives, *, source: Path | None = None) -> Study:
-        """The study in ``folder``, begun if need be, with the budget, parallelism and early stopping of ``file``.
+    def open_or_create(
+        place: Path | Location, file: StudyFile, objectives: Objectives, *, source: Path | None = None
+    ) -> Study:
+        """The study in a folder or at a location, begun if need be, with the budget, parallelism and early stopping of
+        ``file``.
 
         A study without a single candidate has not begun: it takes over all of ``file``.
 
         Raises:
             UsageError: ``file`` differs from the study in anything else; the text names the fields.
         """
-        if not Study.exists(folder) or not is_complete(folder / DATABASE_FILE):
-            return Study.create(folder, file, objectives, source=source)
-        study = Study.open(folder)
+        if not located(place).database().is_complete():
+            return Study.create(place, file, objectives, source=source)
+        study = Study.open(place)
         if study.file == file or study.has_begun:
             study.update(file, source=source)
             return study
         with study.locked(), study.guarded():
             study.ledger.delete()
         study.close()
-        return Study.create(folder, file, objectives, source=source)
+        return Study.create(place, file, objectives, source=source)
 
     @property
     def has_begun(self) -> bool:
         """Whether there is a candidate."""
         with self.guarded():
-            return bool(self.ledger.candidates())
+            return self.ledger.has_candidates()
 
     def update(self, file: StudyFile, *, source: Path | None = None) -> None:
         """Take over a larger budget, another plateau or parallelism, and other early stopping.
@@ -182,6 +194,11 @@ class Study:
             self.ledger.set_file(file.to_json())
             _write_copy(self.folder / STUDY_COPY, file, source)
         self.file = file
+
+    @property
+    def engine(self) -> Engine:
+        """The database's connections."""
+        return self._storage.engine
 
     def take_sources(self, found: Mapping[str, str]) -> list[str]:
         """Fix what the study reads from outside by its fingerprints, or compare with what was fixed; returns notes.
@@ -217,21 +234,16 @@ class Study:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The sole right to run the study, given back by the system however the process ends; may be nested.
+        """The sole right to run the study, free again however the process ends; may be nested. See
+        :mod:`orchestrator.locks`.
 
         Raises:
-            StudyError: another process runs it.
+            StudyTaken: another process runs it.
         """
         if self._is_locked:
             yield
             return
-        with (self.folder / LOCK_FILE).open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StudyError(
-                    f"study {self.file.name} is being run by another process; stop that one first"
-                ) from error
+        with self.database.locked(self.engine, self.file.name):
             self._is_locked = True
             try:
                 yield
@@ -240,8 +252,8 @@ class Study:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Turn the database's errors into ``StudyError``."""
-        with explained(self.folder / DATABASE_FILE):
+        """Turn the database's errors into ``StudyError``; ``DatabaseAway`` where it cannot be reached."""
+        with self.database.explained():
             yield
 
     def close(self) -> None:
@@ -320,14 +332,33 @@ class Study:
         return _Recording(self, sink, now_iso)
 
 
-def _assemble(folder: Path, ledger: Ledger, study: optuna.Study, storage: RDBStorage) -> Study:
+def located(place: Path | Location) -> Location:
+    """A folder as the location it stands for: with the database in it."""
+    return place if isinstance(place, Location) else Location(folder=place, name=place.name)
+
+
+def _upgrade(database: Database, storage: RDBStorage, ledger: Ledger, name: str) -> None:
+    version = ledger.version()
+    if version is None or version == LEDGER_VERSION:
+        return
+    check_version(version)
+    try:
+        with database.locked(storage.engine, name):
+            upgrade(storage.engine, version)
+    except StudyTaken as error:
+        raise StudyTaken(
+            f"{database.shown} is of version {version} and must be upgraded, but {error}; then try again", error.left_s
+        ) from error
+
+
+def _assemble(folder: Path, database: Database, ledger: Ledger, study: optuna.Study, storage: RDBStorage) -> Study:
     row = ledger.study()
     assert row is not None
     try:
         file, objectives = StudyFile.from_json(row.file), _objectives_from_json(row.objectives)
     except (ValueError, KeyError, TypeError) as error:
         raise StudyError(
-            f"{folder / DATABASE_FILE}: its study file cannot be read: {error}. It is damaged or written by another "
+            f"{database.shown}: its study file cannot be read: {error}. It is damaged or written by another "
             "version; restore it from a copy, or move it away to begin the study anew."
         ) from error
     return Study(
@@ -339,6 +370,7 @@ def _assemble(folder: Path, ledger: Ledger, study: optuna.Study, storage: RDBSto
         optuna=study,
         ledger=ledger,
         created_at=row.created_at,
+        database=database,
         _storage=storage,
     )
 
@@ -397,7 +429,7 @@ def _objectives_from_json(data: Json) -> Objectives:
     return Objectives(names=tuple(data["names"]), units=tuple(data["units"]), limits=tuple(data["limits"]))
 
 
-def _choose_artifacts(folder: Path, name: str) -> None:
+def choose_artifacts(folder: Path, name: str) -> None:
     """Fix for good where the study's artifacts go, if not into its folder: below ``EDGEFRONT_ARTIFACTS``."""
     base = os.environ.get(ARTIFACTS_VARIABLE)
     (folder / ARTIFACTS_URL_FILE).unlink(missing_ok=True)

@@ -1,9 +1,15 @@
 """Content-addressed bytes and remembered stage results, in a folder or behind any fsspec URL.
 
 Layout below the root: ``sha256/<first two>/<rest>`` holds what hashes to that name, ``memo/<first two>/<rest>.json``
-the result of a stage under the hash of everything that determines it, and ``checkpoint/<first two>/<rest>`` the state
-of one that is under way. Whoever reads checks; whoever writes replaces
-whole files, so a reader never sees half of one and writing the same content again repairs a damaged copy.
+the result of a stage under the hash of everything that determines it, ``checkpoint/<first two>/<rest>`` the state of one
+that is under way, ``studies/`` a file for each study that keeps
+artifacts here, ``sweeps/`` one for each removal that is under way. Whoever reads checks; whoever writes replaces whole
+files, so a reader never sees half of one and writing the same content again repairs a damaged copy.
+
+Artifacts that nobody needs are removed beside studies that run (:mod:`tasks.garbage`). Whoever puts or holds one gives
+it a new time first, then looks whether a sweep names it, then whether it is still there; a sweep is announced first,
+then the time is looked at, then the file is removed. So either the sweep sees the new time, or the other sees the sweep
+or the loss.
 
 What becomes of a damaged store: a missing or altered artifact is a transient fault of the stage that reads it, and the
 loop then runs the stage again that wrote it. A full disk is no retry's business: it stops the study, which goes on with
@@ -12,23 +18,27 @@ the same command once there is room.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
+import json
 import os
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from orchestrator.errors import UsageError
 from orchestrator.fieldcheck import a_sha256
 from tasks.errors import Defect, TransientFault
+from tasks.remote import NO_ROOM, StoreUnreachable, filesystem_of, protocols, reached
 
-_NO_ROOM = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# A sweep renews its announcement within this time; one that stays the same for twice as long has died.
+SWEEP_S = 300.0
+_SWEEP_LOOKS_S = 0.5
+_MOST_TRIES = 5
+_TIME_FIELDS = ("mtime", "LastModified", "modified", "last_modified", "updated", "created")
 
 
 class ArtifactMissing(TransientFault):
@@ -68,6 +78,20 @@ class DiskFull(Defect):
         self.needed_bytes = needed_bytes
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """A file in a store: ``sha256`` of an artifact, empty for others; ``modified`` in seconds since 1970."""
+
+    path: str
+    sha256: str
+    n_bytes: int
+    modified: float
+
+    @property
+    def is_memo(self) -> bool:
+        return "/memo/" in self.path
+
+
 def check_writable(url: str) -> None:
     """Try an address before a study begins with it, by keeping a few bytes there.
 
@@ -94,25 +118,40 @@ class ArtifactStore:
         ValueError: fsspec does not know the address.
     """
 
-    def __init__(self, url: str | Path, *, most_bytes: int | None = None) -> None:
+    def __init__(
+        self, url: str | Path, *, most_bytes: int | None = None, pause: Callable[[float], None] = time.sleep
+    ) -> None:
         self.url = str(url)
         self._most_bytes = most_bytes
-        filesystem, root = fsspec.core.url_to_fs(self.url)
+        self._pause = pause
+        filesystem, root = filesystem_of(self.url)
         self._fs = filesystem
         self._root = root.rstrip("/")
-        self._is_local = "file" in _protocols(filesystem)
+        self._is_local = "file" in protocols(filesystem)
 
     def put_bytes(self, data: bytes) -> str:
-        """Keep ``data``; returns its sha256. Kept already and intact: nothing is written.
+        """Keep ``data``; returns its sha256. Kept already and intact: it gets a new time.
 
         Raises:
             DiskFull: there is no room.
+            StoreRefused: credentials, bucket or permission are missing.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self._path(sha256)
-        if self._read(path) != data:
-            self._write(path, data)
-        return sha256
+        for _ in range(_MOST_TRIES):
+            self._renew(path, data)
+            if self._is_safe(sha256, path):
+                return sha256
+        raise StoreUnreachable(self.url, f"artifact {sha256} was removed as often as it was written")
+
+    def hold(self, sha256: str) -> bool:
+        """Whether the artifact is there and intact; if so it has a new time, and no removal takes it before its grace
+        is over. For whoever goes on to name it in a result without writing it."""
+        try:
+            data = self.get_bytes(sha256)
+            return self.put_bytes(data) == sha256
+        except (ArtifactMissing, ArtifactAltered, ArtifactTooLarge):
+            return False
 
     def get_bytes(self, sha256: str) -> bytes:
         """The bytes kept under ``sha256``, checked.
@@ -168,22 +207,110 @@ class ArtifactStore:
 
     def delete_checkpoint(self, key: str) -> None:
         """Delete what was kept under ``key``, if anything."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._checkpoint_path(key))
+        self.remove(self._checkpoint_path(key))
 
     def stale_checkpoints(self, age_s: float) -> list[str]:
-        """The keys of the checkpoints that were written more than ``age_s`` ago, as far as the store knows times."""
-        oldest = time.time() - age_s
+        """The keys of the checkpoints that were written more than ``age_s`` ago."""
         try:
-            found = self._fs.find(f"{self._root}/checkpoint", detail=True)
+            with reached(self.url, is_local=self._is_local):
+                found = self._fs.find(f"{self._root}/checkpoint", detail=True)
         except FileNotFoundError:
             return []
-        old = [path for path, facts in found.items() if (at := _written_at(facts)) is not None and at < oldest]
-        return ["".join(path.rsplit("/", 2)[-2:]) for path in old]
+        oldest = time.time() - age_s
+        return ["".join(path.rsplit("/", 2)[-2:]) for path, about in found.items() if _time_of(about) < oldest]
 
-    def _checkpoint_path(self, key: str) -> str:
-        a_sha256("checkpoint", key)
-        return f"{self._root}/checkpoint/{key[:2]}/{key[2:]}"
+    def register(self, study_id: str) -> None:
+        """Note that the study keeps artifacts here: nothing is removed without asking its ledger."""
+        if (self.url, study_id) not in _REGISTERED:
+            path = f"{self._root}/studies/{study_id}"
+            if not self._exists(path):
+                self._write(path, b"")
+            _REGISTERED.add((self.url, study_id))
+
+    def registered(self) -> set[str]:
+        """The ids of the studies that keep artifacts here."""
+        return {path.rpartition("/")[2] for path in self._listed(f"{self._root}/studies")}
+
+    def entries(self) -> list[Stored]:
+        """All artifacts, remembered results and what a crash left of them."""
+        found = []
+        for part in ("sha256", "memo"):
+            try:
+                with reached(self.url, is_local=self._is_local):
+                    listed = self._fs.find(f"{self._root}/{part}", detail=True)
+            except FileNotFoundError:
+                continue
+            found += [_stored(str(path), about) for path, about in listed.items()]
+        return found
+
+    def read_all(self, paths: Sequence[str]) -> dict[str, bytes]:
+        """The contents of several files at once; those that are gone are left out."""
+        if not paths:
+            return {}
+        with reached(self.url, is_local=self._is_local):
+            found: dict[str, bytes | Exception] = self._fs.cat(list(paths), on_error="return")
+        return {path: data for path, data in found.items() if isinstance(data, bytes)}
+
+    def announce(self, name: str, paths: Sequence[str]) -> None:
+        """Say that a sweep is about to remove these; replaces its last announcement."""
+        self._write(self._sweep_path(name), json.dumps({"at": time.time(), "paths": list(paths)}).encode())
+
+    def conclude(self, name: str) -> None:
+        """The sweep is over."""
+        self.remove(self._sweep_path(name))
+
+    def modified(self, path: str) -> float | None:
+        """When the file was written or held, None where it is gone."""
+        try:
+            with reached(self.url, is_local=self._is_local):
+                return _time_of(self._fs.info(path))
+        except FileNotFoundError:
+            return None
+
+    def remove(self, path: str) -> None:
+        """Delete a file; gone already is as good."""
+        try:
+            with reached(self.url, is_local=self._is_local):
+                self._fs.rm_file(path)
+        except FileNotFoundError:
+            pass
+
+    def _is_safe(self, sha256: str, path: str) -> bool:
+        """Whether what has just got a new time will stay: waits for a sweep that names it."""
+        self._wait_for_sweeps(path)
+        return self._exists(path)
+
+    def _wait_for_sweeps(self, path: str) -> None:
+        waited: dict[bytes, float] = {}
+        while announced := [text for text in self._announced() if _names(text, path)]:
+            if all(waited.get(text, 0.0) > 2 * SWEEP_S for text in announced):
+                return  # whoever announced them is dead
+            self._pause(_SWEEP_LOOKS_S)
+            for text in announced:
+                waited[text] = waited.get(text, 0.0) + _SWEEP_LOOKS_S
+
+    def _announced(self) -> list[bytes]:
+        texts = [self._read(path) for path in self._listed(f"{self._root}/sweeps")]
+        return [text for text in texts if text is not None]
+
+    def _listed(self, folder: str) -> list[str]:
+        try:
+            with reached(self.url, is_local=self._is_local):
+                return [str(path) for path in self._fs.ls(folder, detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def _sweep_path(self, name: str) -> str:
+        return f"{self._root}/sweeps/{name}.json"
+
+    def _renew(self, path: str, data: bytes) -> None:
+        """Write it anew, or where that is cheaper give it a new time and make sure that it is intact."""
+        if not (self._is_local and _touch(path) and self._read(path) == data):
+            self._write(path, data)
+
+    def _exists(self, path: str) -> bool:
+        with reached(self.url, is_local=self._is_local):
+            return bool(self._fs.exists(path))
 
     def _path(self, sha256: str) -> str:
         a_sha256("artifact", sha256)
@@ -192,11 +319,16 @@ class ArtifactStore:
     def _memo_path(self, key: str) -> str:
         return f"{self._root}/memo/{key[:2]}/{key[2:]}.json"
 
+    def _checkpoint_path(self, key: str) -> str:
+        a_sha256("checkpoint", key)
+        return f"{self._root}/checkpoint/{key[:2]}/{key[2:]}"
+
     def _read(self, path: str) -> bytes | None:
         most = self._most_bytes
         bounds = {} if most is None else {"start": 0, "end": most + 1}
         try:
-            data = bytes(self._fs.cat_file(path, **bounds))
+            with reached(self.url, is_local=self._is_local):
+                data = bytes(self._fs.cat_file(path, **bounds))
         except FileNotFoundError:
             return None
         if most is not None and len(data) > most:
@@ -208,23 +340,55 @@ class ArtifactStore:
             if self._is_local:
                 _replace_file(Path(path), data)
             else:  # object stores show a file only when it is whole
-                self._fs.pipe_file(path, data)
+                with reached(self.url, is_local=self._is_local):
+                    self._fs.pipe_file(path, data)
         except OSError as error:
-            if error.errno in _NO_ROOM:
+            if error.errno in NO_ROOM:
                 raise DiskFull(path, len(data)) from error
             raise
 
 
-def _written_at(facts: dict[str, Any]) -> float | None:
-    """When a file was written, in seconds since the epoch; stores tell it under different names, some not at all."""
-    found = (facts[name] for name in ("mtime", "LastModified", "last_modified") if facts.get(name) is not None)
-    at = next(found, None)
-    return at.timestamp() if isinstance(at, datetime) else float(at) if isinstance(at, int | float) else None
+_REGISTERED: set[tuple[str, str]] = set()
 
 
-def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
-    protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+def _stored(path: str, about: dict[str, Any]) -> Stored:
+    first, _, rest = path.rpartition("/")
+    sha256 = first.rpartition("/")[2] + rest
+    is_artifact = "/sha256/" in path and len(sha256) == 64
+    return Stored(
+        path=path, sha256=sha256 if is_artifact else "", n_bytes=int(about.get("size") or 0), modified=_time_of(about)
+    )
+
+
+def _time_of(about: dict[str, Any]) -> float:
+    """When a file was written.
+
+    Raises:
+        Defect: the kind of store does not say.
+    """
+    stamp = next((about[name] for name in _TIME_FIELDS if about.get(name) is not None), None)
+    if isinstance(stamp, datetime):
+        return stamp.timestamp()
+    if not isinstance(stamp, int | float):
+        raise Defect(
+            "no_file_times", "this kind of artifact store does not say when a file was written; remove by hand"
+        )
+    return float(stamp)
+
+
+def _names(announcement: bytes, path: str) -> bool:
+    try:
+        return path in json.loads(announcement)["paths"]
+    except (ValueError, KeyError, TypeError):
+        return False  # half of one: whoever wrote it begins anew, or is dead
+
+
+def _touch(path: str) -> bool:
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _replace_file(path: Path, data: bytes) -> None:

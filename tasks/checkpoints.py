@@ -17,6 +17,9 @@ STALE_S = 7 * 86_400.0
 _SWEEP_EVERY_S = 3600.0
 _MAGIC = b"edgefront checkpoint 1\n"
 
+# Of the store; each costs a checkpoint and no more.
+_FAILURES = (OSError, Defect, TransientFault)
+
 _log = logging.getLogger(__name__)
 _last_sweep: dict[str, float] = {}
 
@@ -38,7 +41,7 @@ class StoredCheckpoint:
         started = monotonic()
         try:
             found = self.store.load_checkpoint(self.key)
-        except OSError as error:
+        except _FAILURES as error:
             _log.warning("the checkpoint %s cannot be read, the stage starts anew: %s", self.key[:12], error)
             return None
         if found is None:
@@ -55,7 +58,7 @@ class StoredCheckpoint:
         started = monotonic()
         try:
             self.store.save_checkpoint(self.key, sealed(data))
-        except (OSError, Defect, TransientFault) as error:
+        except _FAILURES as error:
             _log.warning("no checkpoint of %s could be kept: %s", self.key[:12], error)
             return
         self._is_kept = True
@@ -94,7 +97,7 @@ def sweep(store: ArtifactStore, now: Callable[[], float] = monotonic) -> None:
     _last_sweep[store.url] = now()
     try:
         stale = store.stale_checkpoints(STALE_S)
-    except OSError as error:
+    except _FAILURES as error:
         _log.warning("cannot look for old checkpoints at %s: %s", store.url, error)
         return
     for key in stale:
@@ -104,5 +107,5 @@ def sweep(store: ArtifactStore, now: Callable[[], float] = monotonic) -> None:
 def _forget(store: ArtifactStore, key: str) -> None:
     try:
         store.delete_checkpoint(key)
-    except OSError as error:
+    except _FAILURES as error:
         _log.warning("the checkpoint %s cannot be deleted: %s", key[:12], error)

@@ -17,7 +17,7 @@ from orchestrator.boards import base, named
 from orchestrator.records import Ending, Event, Fault, FaultKind, StageRequest, StageResult
 from tasks.artifacts import ArtifactStore
 from tasks.checkpoints import StoredCheckpoint
-from tasks.errors import Defect
+from tasks.errors import Defect, TransientFault
 from tasks.stage import StageContext, StageFunction, run_stage
 
 STAGES = ("gate", "train", "compress", "build", "profile")
@@ -125,6 +125,8 @@ def _remembered(result: StageResult, request: StageRequest, store: ArtifactStore
         store.remember(memo_key(request), json.dumps(result.to_json()).encode())
     except Defect as error:
         fault = Fault(kind=FaultKind.DEFECT, reason=error.reason, detail=error.detail)
+    except TransientFault as error:
+        fault = Fault(kind=FaultKind.TRANSIENT, reason=error.reason, detail=error.detail)
     except OSError as error:
         fault = Fault(kind=FaultKind.TRANSIENT, reason="os_error", detail=str(error))
     except (TypeError, ValueError) as error:
@@ -142,17 +144,16 @@ def _resolving(stage: str) -> StageFunction:
 def recall(request: StageRequest, store: ArtifactStore) -> StageResult | None:
     """The result recorded for this work, under this request's ids; None without one or if an artifact is gone."""
     try:
+        store.register(request.study_id)
         data = store.recall(memo_key(request))
-    except OSError:
-        data = None  # the store cannot be reached; the stage will meet the same error and say so
-    if data is None:
-        return None
-    try:
-        result = StageResult.from_json(json.loads(data))
+        result = StageResult.from_json(json.loads(data)) if data is not None else None
+        # Held, not only looked for: they may be old, and nobody names them yet.
+        if result is None or not all(store.hold(sha256) for sha256 in result.artifacts.values()):
+            return None
+    except (OSError, TransientFault, Defect):
+        return None  # the store cannot be reached; the stage will meet the same error and say so
     except (ValueError, KeyError, TypeError):
         return None  # damaged or of another version: the stage simply runs again
-    if not all(store.has(sha256) for sha256 in result.artifacts.values()):
-        return None
     return replace(result, study_id=request.study_id, trial=request.trial, attempt=request.attempt)
 
 

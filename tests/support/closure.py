@@ -12,7 +12,7 @@ from pathlib import Path
 import mcu_agent
 
 ROOT = Path(__file__).parents[2]
-AGENT_MODULES = ("cli", "cli_rack", "tasks.workers", "tasks.app", "tasks.profile", "tasks.evaluator")
+AGENT_MODULES = ("cli", "cli_rack", "cli_study", "tasks.workers", "tasks.app", "tasks.profile", "tasks.evaluator")
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from orchestrator.extras import EXTRAS
 from tests.support.closure import AGENT_MODULES, ROOT, agent_files, all_of_mcu_agent, loaded
 
 SEARCH_ONLY = set(EXTRAS["search"])
-OURS = {"mcu_agent", "orchestrator", "tasks", "cli", "cli_rack"}
+OURS = {"mcu_agent", "orchestrator", "tasks", "cli", "cli_rack", "cli_study"}
 
 
 def project() -> dict[str, list[str]]:

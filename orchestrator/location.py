@@ -1,0 +1,89 @@
+"""Where studies are: each in a folder below ``--studies``, its tables in a file there or in a lab's PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.database import DATABASE_FILE, Database, SqliteDatabase
+from orchestrator.errors import UsageError
+from orchestrator.postgres import DATABASE_VARIABLE, PostgresDatabase, check_url, names_there, shown
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Location:
+    """One study's place. ``folder`` holds its file, logs and report; ``url`` is a PostgreSQL address (with its
+    password: never show it), or empty for the file in the folder; ``name`` is the study's."""
+
+    folder: Path
+    name: str
+    url: str = field(default="", repr=False)
+
+    def database(self) -> Database:
+        """
+        Raises:
+            UsageError: ``url`` is no address of a PostgreSQL database.
+        """
+        if not self.url:
+            return SqliteDatabase(folder=self.folder)
+        return PostgresDatabase(url=check_url(self.url), name=self.name, folder=self.folder)
+
+
+def database_url(given: str | None = None, environment: Mapping[str, str] = os.environ) -> str:
+    """The address given, else that of ``EDGEFRONT_DATABASE``, else nothing: each study has its own file.
+
+    Raises:
+        UsageError: it is no address of a PostgreSQL database.
+    """
+    text = given if given is not None else environment.get(DATABASE_VARIABLE, "")
+    if text:
+        check_url(text, where=DATABASE_VARIABLE if given is None else "--database")
+    return text
+
+
+def location_of(studies: Path, name: str, url: str = "") -> Location:
+    """Where the study called ``name`` is, or is to be begun.
+
+    Raises:
+        UsageError: with a database given: the folder holds a study of that name in a file of its own.
+    """
+    folder = studies / name
+    if url and (folder / DATABASE_FILE).exists():
+        raise UsageError(
+            f"study {name} was begun in {folder / DATABASE_FILE}, and a database is given. Unset {DATABASE_VARIABLE} "
+            "to go on with it; or move it by edgefront study backup, and study restore with another --studies"
+        )
+    return Location(folder=folder, name=name, url=url)
+
+
+def find_study(name: str, studies: Path, url: str = "") -> Location:
+    """A study that exists: by its name, or by the path of its folder.
+
+    Raises:
+        UsageError: there is none; the text lists those there are.
+        StudyError: the database cannot be read.
+    """
+    for folder in (studies / name, Path(name)):
+        if (folder / DATABASE_FILE).exists():
+            return Location(folder=folder, name=folder.resolve().name)
+    if url and name in (found := names_there(check_url(url))):
+        return Location(folder=studies / name, name=name, url=url)
+    known = sorted(path.parent.name for path in studies.glob(f"*/{DATABASE_FILE}"))
+    there = f"found there: {', '.join(known)}" if known else "no study is there"
+    if url:
+        there += f"; in {shown(check_url(url))}: {', '.join(found) or 'none'}"
+    raise UsageError(f"no study {name!r} in the folder {studies}; {there}. Choose another folder with --studies.")
+
+
+def studies_there(studies: Path, url: str = "") -> list[Location]:
+    """All studies below ``studies`` and in the database, by name.
+
+    Raises:
+        StudyError: the database cannot be read.
+    """
+    found = [Location(folder=path.parent, name=path.parent.name) for path in studies.glob(f"*/{DATABASE_FILE}")]
+    if url:
+        found += [Location(folder=studies / name, name=name, url=url) for name in names_there(check_url(url))]
+    return sorted(found, key=lambda location: location.name)
