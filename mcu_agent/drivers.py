@@ -8,6 +8,7 @@ from mcu_agent.boards.gdb import GdbBoard
 from mcu_agent.boards.protocol import Board
 from mcu_agent.boards.qemu import QemuBoard
 from mcu_agent.errors import InventoryError
+from mcu_agent.image import without_peripherals
 from mcu_agent.kinds import BoardKind, load_kind
 from mcu_agent.rack import RackBoard
 
@@ -49,7 +50,7 @@ def _own(entry: RackBoard) -> Board:
 
 def _virtual(entry: RackBoard, kind: BoardKind) -> Board:
     if entry.emulator == "qemu":
-        return QemuBoard(entry.board_id, kind, getattr(kind, "qemu_machine", ""))
+        return QemuBoard(entry.board_id, kind, kind.qemu_machine, prepare=without_peripherals)
     if entry.emulator != "unicorn":
         raise InventoryError(f"board {entry.board_id}: emulator is {entry.emulator!r}; allowed: {', '.join(EMULATORS)}")
     try:
@@ -70,7 +71,7 @@ def _pyocd(entry: RackBoard, kind: BoardKind) -> Board:
         entry.board_id,
         kind,
         entry.probe,
-        getattr(kind, "pyocd_target", ""),
+        kind.pyocd_target,
         connect=entry.connect,
         frequency_hz=entry.frequency_hz,
     )

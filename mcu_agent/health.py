@@ -20,7 +20,7 @@ class Fault(Enum):
 
     IMAGE = "image"  # the image's, for sure
     MISMATCH = "mismatch"  # wrong bits: the image's, or a board that computes wrongly
-    DOUBTFUL = "doubtful"  # hangs, failed verifications: either
+    DOUBTFUL = "doubtful"  # hangs: either
     RIG = "rig"  # the probe's, the wire's, the meter's
     CABLING = "cabling"  # the wrong part on the board: trying again there cannot help
     NONE = "none"  # nobody's here: no lease, no board free, a wrong rack file
@@ -44,7 +44,7 @@ class Verdict(Enum):
     UNKNOWN = "unknown"  # none could be tested
 
 
-_DOUBTFUL = ("firmware_hang", "verify_failed", "programming_failed")
+_DOUBTFUL = ("firmware_hang",)
 _CABLING = ("wrong_board",)
 _NONE = ("lease_lost", "no_board_free", "inventory", "unknown_board_kind", "no_known_image")
 # The device gives its outputs and nothing else is missing, or the user stops it: not a question of health.
@@ -88,7 +88,7 @@ def next_step(attempts: Sequence[Attempt], *, is_emulated: bool, has_other: bool
     """What to do after the last of ``attempts``; ``has_other`` says whether there is a board that was not tried.
 
     A wrong answer is looked at once more on another board, if there is one: it ends a study, so one board's word is not
-    enough. Emulated boards are all the same board, so that another one has nothing to add.
+    enough; emulated boards compute alike, so that another one has nothing to add there.
 
     Raises:
         ValueError: there are no attempts.
@@ -98,16 +98,15 @@ def next_step(attempts: Sequence[Attempt], *, is_emulated: bool, has_other: bool
     last = attempts[-1]
     here = [one for one in attempts if one.board_id == last.board_id]
     elsewhere = [one.reason for one in attempts if one.board_id != last.board_id]
-    can_move = has_other and not is_emulated
     if last.fault in (Fault.IMAGE, Fault.NONE):
         return Step.RAISE
     if last.fault is Fault.MISMATCH:
-        return Step.MOVE if can_move and last.reason not in elsewhere else Step.RAISE
+        return Step.MOVE if has_other and not is_emulated and not elsewhere else Step.RAISE
     if last.fault is Fault.CABLING:
-        return Step.MOVE if can_move else Step.JUDGE
+        return Step.MOVE if has_other and not elsewhere else Step.JUDGE
     if len(here) == 1 and last.reason not in elsewhere:
         return Step.RETRY
-    return Step.MOVE if can_move and not elsewhere else Step.JUDGE
+    return Step.MOVE if has_other and not elsewhere else Step.JUDGE
 
 
 def verdict(attempts: Sequence[Attempt], tests: Mapping[str, str | None]) -> Verdict:

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from mcu_agent.boards.protocol import Board
+from mcu_agent.energy import check_known_load
 from mcu_agent.errors import InventoryError
 from mcu_agent.kinds import load_kind
 from mcu_agent.measure import KnownAnswers, job_of
@@ -73,3 +74,26 @@ def recorder_of(entry: RackBoard) -> Recorder | None:
         InventoryError: the library of the meter is not installed.
     """
     return make_recorder(entry.meter, load_kind(entry.kind).supply_v) if entry.meter is not None else None
+
+
+def read_known_load(pool: Pool, board_id: str) -> str:
+    """What the meter of a board reads of its reference resistor, wired in place of the board, in words.
+
+    Raises:
+        InventoryError: the board has no meter, or its entry names no resistor.
+        NoBoardFree: the board is in use (transient).
+        MeterError: the meter reads another current than it must, or cannot be believed.
+    """
+    entry = pool.rack.board(board_id)
+    recorder = recorder_of(entry)
+    ohms = entry.meter.options.get("known_load_ohms") if entry.meter is not None else None
+    if recorder is None or ohms is None:
+        raise InventoryError(f"board {board_id}: its entry has no meter with known_load_ohms; see docs/rack.md")
+    supply_v = (entry.meter.supply_v if entry.meter else None) or load_kind(entry.kind).supply_v
+    with pool.lease(entry.kind, "check-meter", duration_s=LEASE_MARGIN_S, board_id=board_id):
+        try:
+            recorder.open()
+            found_a = check_known_load(recorder, ohms, supply_v)
+        finally:
+            recorder.close()
+    return f"{recorder.name}: {1e3 * found_a:.4g} mA through {ohms:g} ohm at {supply_v:g} V, as it must be within 5 %"

@@ -257,7 +257,7 @@ def _cycles(board: Board, runs: Sequence[Run]) -> tuple[list[float], list[Sequen
         if not runs[-1].report.has_cycle_counter:
             raise CyclesUnknown(
                 f"board {board.board_id}: the outputs are right, but how many cycles a {board.kind.core} takes is not "
-                "known: the device has no live cycle counter, and the emulator's cost table does not cover this core"
+                f"known: the device has no live cycle counter, and {board.emulator or 'nothing else'} counts none"
             )
         return [run.report.cycles for run in runs], []
     outside = len(OUTSIDE)

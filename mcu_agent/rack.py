@@ -97,9 +97,9 @@ class Hub:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AgentSettings:
-    """How the agent of this host runs. ``metrics_port`` is 0 where no metrics are wanted."""
+    """How the agent of this host runs. ``name`` is empty for the host's own, ``metrics_port`` 0 for any free one."""
 
-    name: str = "agent"
+    name: str = ""
     metrics_port: int = 0
     metrics_address: str = "127.0.0.1"
     self_test_every_s: float = 6 * 3600.0

@@ -192,9 +192,11 @@ HUB: Mapping[str, Field] = {
 }  # fmt: skip
 
 AGENT: Mapping[str, Field] = {
-    "name": Field(is_allowed=_is_id, allowed=_ID_WORDS, meaning="name of this host in logs", default="agent"),
+    "name": Field(
+        is_allowed=_is_id, allowed=_ID_WORDS, meaning="name of this host in logs and reports", default="the host's",
+    ),
     "metrics_port": Field(
-        is_allowed=_whole(1, 65535), allowed="a whole number from 1 to 65535", default="no metrics",
+        is_allowed=_whole(1, 65535), allowed="a whole number from 1 to 65535", default="any free one",
         meaning="port of `/metrics`",
     ),
     "metrics_address": Field(

@@ -1,7 +1,8 @@
 """Text that firmware writes through SEGGER's RTT: a ring buffer in RAM which the debugger empties.
 
-For text only, between runs; outputs and figures go through the mailbox. Little endian, at the symbol ``_SEGGER_RTT``: an
-identification of 16 bytes, the numbers of channels up and down, then 24 bytes a channel. Source: SEGGER UM08001, "RTT".
+For text only, between runs; outputs and figures go through the mailbox. Little endian, at the symbol ``_SEGGER_RTT``:
+an identification of 16 bytes, the numbers of channels up and down, then 24 bytes a channel.
+Source: SEGGER UM08001, "RTT".
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def parse_channel(data: bytes) -> Channel:
 def drain(board: Board, image: Image, channel: int = 0) -> str:
     """What the firmware has written into a channel up since it was read last, as UTF-8; empty where it has none.
 
-    The core must be halted. What is no UTF-8 is shown as the replacement character, so a character that is cut by a full
-    buffer costs no more than itself.
+    The core must be halted. What is no UTF-8 is shown as the replacement character, so a character that is cut by a
+    full buffer costs no more than itself.
 
     Raises:
         FirmwareError: the control block is damaged.

@@ -44,7 +44,7 @@ LOOK_EVERY_S = 1.0
 DRAIN_S = 170.0  # below the unit's TimeoutStopSec, above the longest deadline of a usual measurement
 REPORT_KEPT_S = 30
 _LONGEST_DETAIL = 200
-_USABLE = (State.IDLE, State.LEASED)
+_USABLE = (State.IDLE, State.LEASED, State.SUSPECT)  # a suspect is being looked into by whoever has a task for it
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def run_agent(options: AgentOptions, announce: Callable[[str], None] = lambda li
     check_reachable(url)
     if danger := exposure(url):
         announce(danger)
-    name = options.name or rack.agent.name
+    name = options.name or rack.agent.name or socket.gethostname()
     port = rack.agent.metrics_port if options.metrics_port is None else options.metrics_port
     address = options.metrics_address or rack.agent.metrics_address
     os.environ[RACK_VARIABLE] = str(options.rack.absolute())

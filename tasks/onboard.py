@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -44,7 +45,14 @@ def pool_of(study: StudyFile, study_id: str, kind: str) -> Pool:
         InventoryError: the rack file is wrong.
     """
     is_shared = bool(os.environ.get(RACK_VARIABLE))
-    return Pool(rack_of(study, kind), lock_folder() if is_shared else lock_folder(study_id))
+    return _pool(rack_of(study, kind), lock_folder() if is_shared else lock_folder(study_id))
+
+
+@lru_cache(maxsize=4)
+def _pool(rack: Rack, folder: Path) -> Pool:
+    """One pool a process, for as long as the rack file says the same: it keeps the connection by which hosts share
+    probes."""
+    return Pool(rack, folder)
 
 
 def profile_on_rack(request: StageRequest, context: StageContext, study: StudyFile, job: Job, kind: str) -> Profile:

@@ -18,7 +18,7 @@ from tasks import messages
 from tasks.broker import BROKER_VARIABLE, EmbeddedBroker, connect
 
 ROOT = Path(__file__).resolve().parents[2]
-_READY_S = 240.0
+_READY_S = 600.0
 
 
 @dataclass(kw_only=True)

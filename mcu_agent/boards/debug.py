@@ -28,8 +28,9 @@ _THUMB_STATE = 1 << 24  # of xPSR
 class DebugPort(Protocol):
     """A halted core behind a debugger.
 
-    ``register`` and ``set_register`` know ``sp``, ``lr``, ``pc`` and ``xpsr``. ``set_breakpoints`` replaces all of them.
-    ``run`` lets the core go and gives True when it came to a halt by itself; otherwise it is halted after ``timeout_s``.
+    ``register`` and ``set_register`` know ``sp``, ``lr``, ``pc`` and ``xpsr``. ``set_breakpoints`` replaces all there
+    are. ``run`` lets the core go and gives True when it came to a halt by itself; otherwise it is halted after
+    ``timeout_s``. ``read`` raises ImageRejected where no memory answers.
     """
 
     def read(self, address: int, size: int) -> bytes: ...
@@ -106,14 +107,14 @@ def verify(board_id: str, segment: Segment, found: bytes) -> None:
     raise VerifyFailed(
         board_id,
         f"after programming, {wrong} of {len(segment.data)} bytes at {segment.address:#010x} differ, the first at "
-        f"{address:#010x}: {found[at : at + 4].hex()} instead of {segment.data[at : at + 4].hex()}; check cable, supply "
-        "and debug clock, and whether the flash is worn or protected",
+        f"{address:#010x}: {found[at : at + 4].hex()} instead of {segment.data[at : at + 4].hex()}; check cable, "
+        "supply and debug clock, and whether the flash is worn or protected",
         address,
     )
 
 
 def start_at_reset(port: DebugPort, image: Image, kind: BoardKind) -> int:
-    """Put the core to where a reset would: stack pointer and program counter from the vector table. Gives the latter."""
+    """Put the core to where a reset would, by the vector table; gives the program counter."""
     stack, reset = vectors(image, kind)
     port.set_register("sp", stack)
     port.set_register("pc", reset & ~1)

@@ -1,4 +1,4 @@
-"""A board behind a GDB server: pyOCD's, OpenOCD's, SEGGER's for J-Link, QEMU's, or any other that speaks the protocol."""
+"""A board behind a GDB server: pyOCD's, OpenOCD's, SEGGER's for J-Link, QEMU's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from mcu_agent.boards.debug import check_readable, check_writable, holds, run_to, start_at_reset, vectors, verify
-from mcu_agent.boards.gdb_protocol import Connection
+from mcu_agent.boards.gdb_protocol import REPLY_TIMEOUT_S, Connection
 from mcu_agent.boards.gdb_remote import SERVERS, GdbRemote
 from mcu_agent.boards.protocol import Counter
 from mcu_agent.errors import BoardLost, InventoryError
@@ -41,6 +41,7 @@ class GdbBoard:
         connection: str,
         *,
         server: str = "",
+        reply_timeout_s: float = REPLY_TIMEOUT_S,
         connect: Callable[[], socket.socket] | None = None,
     ) -> None:
         if server and server not in SERVERS:
@@ -51,6 +52,7 @@ class GdbBoard:
         self.emulator = "QEMU" if self.is_emulated else ""
         self.loads_skipped = 0
         self._name = connection
+        self._reply_timeout_s = reply_timeout_s
         self._connect_socket = connect or partial(_connect, _address(board_id, connection))
         self._server = server
         self._link: tuple[Connection, GdbRemote] | None = None
@@ -126,7 +128,7 @@ class GdbBoard:
         connection.close()
 
     def _attach(self) -> GdbRemote:
-        connection = Connection(self._open(), self.board_id, self._name)
+        connection = Connection(self._open(), self.board_id, self._name, self._reply_timeout_s)
         try:
             remote = GdbRemote(connection, self.board_id, self._server)
         except BaseException:

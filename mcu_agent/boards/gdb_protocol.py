@@ -1,7 +1,7 @@
 """The packets of the GDB remote protocol: framing, escaping, and the few answers that need reading.
 
-Source: GDB manual, appendix "GDB Remote Serial Protocol". Everything here is pure but :class:`Connection`, which owns the
-socket.
+Source: GDB manual, appendix "GDB Remote Serial Protocol". Everything here is pure but :class:`Connection`, which owns
+the socket.
 """
 
 from __future__ import annotations
@@ -192,7 +192,10 @@ class Connection:
         TransferCorrupt: packets come damaged again and again (transient).
     """
 
-    def __init__(self, connection: socket.socket, board_id: str, server: str) -> None:
+    def __init__(
+        self, connection: socket.socket, board_id: str, server: str, reply_timeout_s: float = REPLY_TIMEOUT_S
+    ) -> None:
+        self.reply_timeout_s = reply_timeout_s
         self._socket = connection
         self._board_id = board_id
         self._server = server
@@ -204,8 +207,9 @@ class Connection:
         if self.ask(b"QStartNoAckMode") == b"OK":
             self._acknowledges = False
 
-    def ask(self, command: bytes, timeout_s: float = REPLY_TIMEOUT_S) -> bytes:
+    def ask(self, command: bytes, timeout_s: float | None = None) -> bytes:
         """The answer to ``command``; empty where the server does not know it."""
+        timeout_s = self.reply_timeout_s if timeout_s is None else timeout_s
         self.send(command)
         answer = self.wait(timeout_s)
         if answer is None:
@@ -258,7 +262,7 @@ class Connection:
         self._socket.close()
 
     def _next_acknowledgement(self, command: bytes) -> bytes:
-        deadline = time.monotonic() + REPLY_TIMEOUT_S
+        deadline = time.monotonic() + self.reply_timeout_s
         while True:
             item = self._next(deadline)
             if item is None:
@@ -289,7 +293,7 @@ class Connection:
 
     def _write(self, data: bytes) -> None:
         try:
-            self._socket.settimeout(REPLY_TIMEOUT_S)
+            self._socket.settimeout(self.reply_timeout_s)
             self._socket.sendall(data)
         except OSError as error:
             raise self._lost(str(error)) from error

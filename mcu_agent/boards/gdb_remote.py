@@ -37,7 +37,6 @@ _PACKET_BYTES = 1024  # where the server does not say; every server takes as muc
 _OVERHEAD = 32  # of a packet: command, address, length, checksum
 _FLASH_TIMEOUT_S = 120.0  # erasing 2 MB of an STM32 takes up to half a minute
 _RESET_TIMEOUT_S = 20.0
-_HALT_TIMEOUT_S = 5.0
 _PLACES = {"sp": 104, "lr": 112, "pc": 120, "xpsr": 128}  # of their digits in the answer that has all of them
 _REGISTERS = {
     "sp": 13,
@@ -187,7 +186,7 @@ class GdbRemote:
     def step(self) -> None:
         """Execute one instruction."""
         self._connection.send(b"s")
-        if self._wait_stop(_HALT_TIMEOUT_S) is None:
+        if self._wait_stop(self._connection.reply_timeout_s) is None:
             raise BoardLost(self._board_id, "the core does not come back from a single step; reset or power-cycle it")
 
     def run(self, timeout_s: float, quiet_s: float) -> bool:
@@ -196,7 +195,7 @@ class GdbRemote:
         if self._wait_stop(timeout_s) is not None:
             return True
         self._connection.interrupt()
-        if self._wait_stop(_HALT_TIMEOUT_S) is None:
+        if self._wait_stop(self._connection.reply_timeout_s) is None:
             raise BoardLost(self._board_id, "the core cannot be halted; reset or power-cycle the board")
         return False
 
@@ -219,7 +218,7 @@ class GdbRemote:
         answer = self._connection.ask(b"?")
         if parse_stop(answer) is None:
             self._connection.interrupt()
-            if self._wait_stop(_HALT_TIMEOUT_S) is None:
+            if self._wait_stop(self._connection.reply_timeout_s) is None:
                 raise BoardLost(self._board_id, f"the core cannot be halted ({_text(answer)}); is it in reset?")
 
     def _read(self, address: int, size: int) -> bytes:
@@ -276,7 +275,8 @@ class GdbRemote:
         if answer != b"OK":
             raise ProgrammingFailed(
                 self._board_id,
-                f"the GDB server cannot {what} ({_text(answer)}); see its own output, and whether the flash is protected",
+                f"the GDB server cannot {what} ({_text(answer)}); see its own output, and whether the flash is "
+                "protected",
             )
 
 

@@ -42,8 +42,8 @@ class PyOcdBoard:
     """See :class:`mcu_agent.boards.protocol.Board`.
 
     ``probe`` is the serial number of the probe, whole; ``target`` pyOCD's name of the part; ``connect`` one of
-    :data:`CONNECT_MODES`; ``erase`` ``sector``, ``chip`` or ``auto``. Pages that hold what they shall are not programmed
-    again; ``loads_skipped`` counts the loads that needed none.
+    :data:`CONNECT_MODES`; ``erase`` ``sector``, ``chip`` or ``auto``. Pages that hold what they shall are not
+    programmed again; ``loads_skipped`` counts the loads that needed none.
 
     Raises:
         InventoryError: probe or target is missing, or pyOCD does not know the target.
@@ -170,21 +170,20 @@ class PyOcdBoard:
             self._session.open()
         except exceptions.TargetSupportError as error:
             raise InventoryError(
-                f"board {self.board_id}: pyOCD knows no target {self._target!r} ({error}); `pyocd list --targets` prints "
-                "those it knows, `pyocd pack install` adds others"
+                f"board {self.board_id}: pyOCD knows no target {self._target!r} ({error}); `pyocd list --targets` "
+                "prints those it knows, `pyocd pack install` adds others"
             ) from error
         return _Port(self._session.board.target, self.board_id)
 
     def _find_probe(self) -> Any:
-        with _enumeration_lock():
-            found = list(self._probes())
+        found = list(self._probes())
         ours = [probe for probe in found if probe.unique_id.lower() == self._probe.lower()]
         if len(ours) == 1:
             return ours[0]
         there = ", ".join(f"{probe.unique_id} ({probe.description})" for probe in found) or "none"
         if ours:
             raise InventoryError(
-                f"board {self.board_id}: {len(ours)} probes have the serial number {self._probe}; give one of them another"
+                f"board {self.board_id}: {len(ours)} probes have the serial number {self._probe}; give one another"
             )
         raise BoardLost(
             self.board_id,
@@ -198,8 +197,8 @@ class PyOcdBoard:
         if found != self.kind.core:
             raise WrongBoard(
                 self.board_id,
-                f"the part behind probe {self._probe} has a {found}; {self.kind.name} has a {self.kind.core}: check which "
-                "board the probe is wired to, and kind and probe in the rack file",
+                f"the part behind probe {self._probe} has a {found}; {self.kind.name} has a {self.kind.core}: check "
+                "which board the probe is wired to, and kind and probe in the rack file",
             )
 
     def _program(self, image: Image) -> None:
@@ -210,8 +209,8 @@ class PyOcdBoard:
             loader.commit()
         except ValueError as error:  # what the loader raises for addresses outside pyOCD's memory map
             raise InventoryError(
-                f"board {self.board_id}: pyOCD's target {self._target!r} has no flash for the image: {error}; is it the "
-                f"part of {self.kind.name}?"
+                f"board {self.board_id}: pyOCD's target {self._target!r} has no flash for the image: {error}; is it "
+                f"the part of {self.kind.name}?"
             ) from error
 
     def _powered(self) -> tuple[_Port, Image]:
@@ -273,8 +272,8 @@ class _Port:
             if not self._target.set_breakpoint(address, Target.BreakpointType.HW):
                 raise BoardLost(
                     self._board_id,
-                    f"no breakpoint is left for {address:#010x}; {len(self._breakpoints)} are set: does another debugger "
-                    "use them?",
+                    f"no breakpoint is left for {address:#010x}; {len(self._breakpoints)} are set: does another "
+                    "debugger use them?",
                 )
             self._breakpoints.add(address)
 
@@ -308,10 +307,11 @@ class _Port:
 def connected_probes() -> Sequence[Any]:
     """All debug probes that are plugged in, of every make pyOCD drives.
 
-    Looking for them opens every probe for a moment and disturbs whoever is doing the same, so
-    :class:`PyOcdBoard` does it under a lock of the host.
+    Looking for them opens every probe for a moment and disturbs whoever is doing the same, so it is done under a lock
+    of the host.
     """
-    return ConnectHelper.get_all_connected_probes(blocking=False, print_wait_message=False) or ()
+    with _enumeration_lock():
+        return ConnectHelper.get_all_connected_probes(blocking=False, print_wait_message=False) or ()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The virtual board's other emulator: QEMU, spoken to through its GDB server.
 
-QEMU has the core's exceptions and interrupts, which the first emulator has not, but counts nothing: no instructions, and
-its cycle counter stands still. Outputs are verified; how long they took is not known.
+QEMU has the core's exceptions and interrupts, which the first emulator has not, but counts nothing: no instructions,
+and its cycle counter stands still. Outputs are verified; how long they took is not known.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Memory:
 
 _STM32F4 = Memory(0x08000000, _MIB, 0x20000000, 128 * _KIB)
 _MPS2 = Memory(0x00000000, 4 * _MIB, 0x20000000, 4 * _MIB)
-MACHINES = {  # source: QEMU 7.2, hw/arm; on the FPGA boards (mps2) both are RAM, and the AN505 starts in the secure world
+MACHINES = {  # source: QEMU 7.2, hw/arm; on the mps2 boards both are RAM, and the AN505 starts in the secure world
     "netduinoplus2": _STM32F4,
     "olimex-stm32-h405": _STM32F4,
     "netduino2": Memory(0x08000000, _MIB, 0x20000000, 128 * _KIB),
@@ -157,8 +157,8 @@ class QemuBoard:
         memory, kind = MACHINES[self._machine], self.kind
         if (memory.flash_origin, memory.ram_origin) != (kind.flash_origin, kind.ram_origin):
             raise InventoryError(
-                f"board {self.board_id}: QEMU's machine {self._machine} has flash at {memory.flash_origin:#010x} and RAM "
-                f"at {memory.ram_origin:#010x}; {kind.name} has them at {kind.flash_origin:#010x} and "
+                f"board {self.board_id}: QEMU's machine {self._machine} has flash at {memory.flash_origin:#010x} and "
+                f"RAM at {memory.ram_origin:#010x}; {kind.name} has them at {kind.flash_origin:#010x} and "
                 f"{kind.ram_origin:#010x}"
             )
         flash_end, ram_end = memory.flash_origin + memory.flash_bytes, memory.ram_origin + memory.ram_bytes
@@ -187,7 +187,7 @@ def version() -> str:
 
 @lru_cache
 def _dies_with_us() -> list[str]:
-    """What to put before a command so that the kernel ends it when the thread that starts it ends, however that ends."""
+    """What to put before a command so that the kernel ends it with the thread that starts it, however that ends."""
     return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
 
 

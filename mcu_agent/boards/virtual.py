@@ -35,6 +35,7 @@ from unicorn.arm_const import (
 )
 
 from mcu_agent.boards.blockcounter import BlockCounter, Halt, Range, attach_counter
+from mcu_agent.boards.debug import vectors
 from mcu_agent.boards.peripherals import Bus, Peripherals, peripherals_of
 from mcu_agent.boards.protocol import Counts, Region
 from mcu_agent.boards.thumb import CORE_FACTORS, TAKEN_PENALTY, block_cost
@@ -99,14 +100,13 @@ class VirtualBoard:
         emulator.mem_write(kind.ram_origin, _POWER_UP_BYTE * kind.ram_bytes)
         for segment in image.segments:
             emulator.mem_write(segment.address, segment.data)
-        stack, reset = np.frombuffer(bytes(emulator.mem_read(kind.flash_origin, 8)), dtype="<u4")
-        self._check_vectors(int(stack), int(reset))
-        emulator.reg_write(UC_ARM_REG_SP, int(stack))
+        stack, reset = vectors(image, kind)
+        emulator.reg_write(UC_ARM_REG_SP, stack)
         emulator.hook_add(UC_HOOK_MEM_INVALID, self._on_invalid)
         self.trigger_edges = []
         self.bus = Bus(self._peripherals, self._on_trigger, self._on_stray)
         self.bus.attach(emulator)
-        self._image, self._emulator, self._pc, self._halted_at = image, emulator, int(reset) & ~1, None
+        self._image, self._emulator, self._pc, self._halted_at = image, emulator, reset & ~1, None
         self._blocks = attach_counter(emulator)
         if kind.core in CORE_FACTORS:
             self.counter = EmulatedCounter(emulator, self._blocks, kind)
@@ -184,13 +184,6 @@ class VirtualBoard:
         if self._emulator is None or self._blocks is None or self._image is None:
             raise BoardLost(self.board_id, "it has no power; load an image first")
         return self._emulator, self._blocks, self._image
-
-    def _check_vectors(self, stack: int, reset: int) -> None:
-        kind = self.kind
-        if not (kind.ram_origin < stack <= kind.ram_end and stack % 8 == 0):
-            raise ImageRejected(f"the initial stack pointer {stack:#010x} lies outside the RAM of {kind.name}")
-        if not (kind.flash_origin <= reset < kind.flash_end and reset & 1):
-            raise ImageRejected(f"the reset vector {reset:#010x} is no Thumb address in the flash of {kind.name}")
 
     def _on_invalid(self, _uc: Uc, access: int, address: int, size: int, value: int, user: object) -> bool:
         self._invalid = (access, address)

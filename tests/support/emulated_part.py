@@ -1,8 +1,8 @@
-"""A whole part behind a debug port: an emulated Cortex-M4 core with halting debug, and the flash controller of an nRF52.
+"""A whole part behind a debug port: an emulated Cortex-M4 with halting debug, and an nRF52's flash controller.
 
-It runs only while somebody asks whether it still runs: every read of DHCSR lets a running core go on for a slice of time,
-so a test is the same every time. Sources: Armv7-M Architecture Reference Manual, C1 (debug), B1.5 (exceptions); nRF52832
-Product Specification 1.4, "NVMC".
+It runs only while somebody asks whether it still runs: every read of DHCSR lets a running core go on by some
+instructions, so a test is the same every time. Sources: Armv7-M Architecture Reference Manual, C1 (debug), B1.5
+(exceptions); nRF52832 Product Specification 1.4, "NVMC".
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from unicorn.arm_const import (
 from mcu_agent.kinds import BoardKind
 
 CPUID_M4 = 0x410FC241
-_SLICE_US = 2000
+_SLICE = 20_000  # halfwords of code that a running core executes each time somebody asks
 _NEVER = 0xFFFFFFFE
 _SCS, _DWT, _FPB, _ROM_TABLE, _PAGE = 0xE000E000, 0xE0001000, 0xE0002000, 0xE00FF000, 0x1000
 _FICR, _UICR, _NVMC, _WDT = 0x10000000, 0x10001000, 0x4001E000, 0x40010000
@@ -101,6 +101,7 @@ class _Core:
     stop: str = ""
     fault: tuple[int, int | None] = (0, None)
     cycles: int = 0
+    budget: int = 0
     restore: list[tuple[int, bytes]] = field(default_factory=list)
 
 
@@ -269,7 +270,7 @@ class EmulatedPart:
                 self._halt(_HALTED)
         elif value & 4:
             self._uc.ctl_flush_tb()  # a block that was translated as a whole would be executed as a whole
-            self._emulate(timeout_us=_SLICE_US, count=1)
+            self._emulate(count=1)
             self._halt(_HALTED)
         elif not core.is_running:
             core.is_running = True
@@ -327,19 +328,19 @@ class EmulatedPart:
         core = self._core
         if core.is_asleep:  # no interrupt will ever wake it
             return
-        self._emulate(timeout_us=_SLICE_US)
+        self._emulate()
         if core.stop == "breakpoint":
             self._halt(_BKPT)
 
-    def _emulate(self, *, timeout_us: int = 0, count: int = 0) -> None:
+    def _emulate(self, *, count: int = 0) -> None:
         core, uc = self._core, self._uc
         core.stop, core.fault, core.restore = "", (0, None), []
         if count == 0 and self._breaks_at(self._pc):
             core.stop = "breakpoint"
             return
-        core.skip = self._pc
+        core.skip, core.budget = self._pc, _SLICE
         try:
-            uc.emu_start(self._pc | 1, _NEVER, timeout=timeout_us, count=count)
+            uc.emu_start(self._pc | 1, _NEVER, count=count)
             self._after_run()
         except UcError:
             self._restore_flash()
@@ -401,6 +402,11 @@ class EmulatedPart:
         is_first, core.skip = address == core.skip, None
         if not is_first and self._breaks_at(address):
             core.stop, self._pc = "breakpoint", address
+            uc.emu_stop()
+            return
+        core.budget -= size // 2
+        if core.budget <= 0:  # not the emulator's own time limit, which is lost when it comes before the start
+            core.stop, self._pc = "slice", address
             uc.emu_stop()
 
     def _on_interrupt(self, uc: Uc, number: int, _user: object) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -27,9 +28,12 @@ def require_qemu() -> None:
 
 
 @contextmanager
-def qemu_server(machine: str = MACHINE) -> Iterator[str]:
-    """QEMU's GDB server at ``host:port``, with an empty machine. It listens on a socket of ours: nobody has to wait."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def qemu_server(machine: str = MACHINE, path: Path | None = None) -> Iterator[str]:
+    """The address of QEMU's GDB server with an empty machine: ``host:port``, or a Unix socket at ``path``.
+
+    It listens on a socket of ours, so nobody has to wait until it does.
+    """
+    with _listener(path) as listener:
         command = ["qemu-system-arm", "-M", machine, "-display", "none", "-monitor", "none", "-serial", "none", "-S"]
         command += [
             "-chardev",
@@ -38,12 +42,21 @@ def qemu_server(machine: str = MACHINE) -> Iterator[str]:
             "chardev:g",
         ]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(listener.fileno(),))
-        port = listener.getsockname()[1]
+        address = f"unix:{path}" if path else f"127.0.0.1:{listener.getsockname()[1]}"
     with process:
         try:
-            yield f"127.0.0.1:{port}"
+            yield address
         finally:
             process.kill()
+
+
+def _listener(path: Path | None) -> socket.socket:
+    if path is None:
+        return socket.create_server(("127.0.0.1", 0))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
 
 
 @contextmanager

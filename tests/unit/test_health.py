@@ -72,9 +72,9 @@ def test_the_ladder(attempts: list[Attempt], step: Step, *, has_other: bool) -> 
     assert next_step(attempts, is_emulated=False, has_other=has_other) is step
 
 
-def test_another_emulated_board_has_nothing_to_add() -> None:
+def test_another_emulated_board_has_nothing_to_add_to_wrong_bits() -> None:
     assert next_step([HUNG_A], is_emulated=True, has_other=True) is Step.RETRY
-    assert next_step([HUNG_A, HUNG_A], is_emulated=True, has_other=True) is Step.JUDGE
+    assert next_step([HUNG_A, HUNG_A], is_emulated=True, has_other=True) is Step.MOVE
     assert next_step([WRONG_A], is_emulated=True, has_other=True) is Step.RAISE
 
 
