@@ -264,7 +264,7 @@ class CeleryEvaluator:
             return True
         try:
             server: Any = self._client.info("server")
-        except redis.NoPermissionError:
+        except redis.exceptions.NoPermissionError:
             return False
         return bool(server["uptime_in_seconds"] < messages.BEAT_TTL_S)
 
