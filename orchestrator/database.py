@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from orchestrator.errors import StudyError
 from orchestrator.locks import locked_file
+from orchestrator.transactions import DURABLE
 
 DATABASE_FILE = "study.db"
 BUSY_TIMEOUT_S = 60
@@ -51,7 +52,7 @@ class Database(Protocol):
         ...
 
     def open_storage(self, *, is_new: bool) -> RDBStorage:
-        """Optuna's storage, checked; every commit reaches the disk."""
+        """Optuna's storage, checked; what was committed before a commit of the ledger is on the disk with it."""
         ...
 
     def explained(self) -> AbstractContextManager[None]:
@@ -65,7 +66,7 @@ class Database(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SqliteDatabase:
-    """``study.db`` in the study's folder: write-ahead log, every commit flushed to the disk."""
+    """``study.db`` in the study's folder: write-ahead log, every commit of the ledger flushed to the disk."""
 
     folder: Path
 
@@ -97,8 +98,7 @@ class SqliteDatabase:
             # Kept in the file; readers and the writer do not block each other.
             connection.execute("PRAGMA journal_mode=WAL")
         storage = self.storage_of(self.path)
-        sa.event.listen(storage.engine, "connect", _flush_every_commit)
-        storage.engine.dispose()  # connections made before the listener
+        sa.event.listen(storage.engine, "begin", _flush_where_asked)
         return storage
 
     def storage_of(self, path: Path) -> RDBStorage:
@@ -188,8 +188,12 @@ def cause_of(error: Exception) -> str:
     return (str(cause).splitlines() or [type(cause).__name__])[0]
 
 
-def _flush_every_commit(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA synchronous=FULL")
+def _flush_where_asked(connection: sa.Connection) -> None:
+    """The ledger's commits wait for the disk; Optuna's, many a trial, reach it with the ledger's next."""
+    level = "FULL" if connection.get_execution_options().get(DURABLE) else "NORMAL"
+    cursor = connection.connection.cursor()
+    cursor.execute(f"PRAGMA synchronous={level}")
+    cursor.close()
 
 
 def _check_whole(connection: sqlite3.Connection) -> None:

@@ -1,14 +1,15 @@
 """The crash-safe record of a study: candidates, stage attempts, results and events, beside Optuna's tables.
 
-Every method is one transaction. A candidate is recorded before anything is queued for it, an attempt before its message
-is published, a result before the next stage is queued, so at any kill point the tables say what is left to do. The
-first result of a stage counts; what arrives later is refused.
+Every method is one transaction, or several are :meth:`Ledger.together`. A candidate is recorded before anything is
+queued for it, an attempt before its message is published, a result before the next stage is queued, so at any kill
+point the tables say what is left to do. The first result of a stage counts; what arrives later is refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from orchestrator.tables import (
     STUDY,
     TABLES,
 )
+from orchestrator.transactions import Transactions
 
 T = TypeVar("T")
 
@@ -99,11 +101,20 @@ class Ledger:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._transactions = Transactions(engine)
+        self._starts: list[tuple[int, str, int, str, str]] = []
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All that is recorded inside reaches the disk as one transaction, with the starts noted so far; an exception
+        undoes it. Optuna must not be written to meanwhile: SQLite has one writer at a time."""
+        with self._transactions.together(self._record_starts):
+            yield
 
     def create(self, row: StudyRow) -> None:
         """Make the tables and the study's row; the row is what makes a study exist."""
         TABLES.create_all(self._engine)
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(
                 STUDY.insert().values(
                     id=1,
@@ -121,7 +132,7 @@ class Ledger:
 
     def delete(self) -> None:
         """Remove the study's row: the study is to be created anew."""
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(STUDY.delete())
 
     def study(self) -> StudyRow | None:
@@ -138,7 +149,7 @@ class Ledger:
                 f"the study was written by version {version} of the ledger, this reads {LEDGER_VERSION}; "
                 + ("install the newer Edgefront" if version > LEDGER_VERSION else "open it once to upgrade it")
             )
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             row = connection.execute(sa.select(STUDY)).one()
         return StudyRow(
             study_id=row.study_id,
@@ -153,19 +164,19 @@ class Ledger:
         """The version that the study was written by; None in a database without a study."""
         if not sa.inspect(self._engine).has_table(STUDY.name):
             return None
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return connection.scalar(sa.select(STUDY.c.version))
 
     def set_file(self, file: Json) -> None:
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(STUDY.update().values(file=json.dumps(file)))
 
     def rename(self, name: str, study_id: str, file: Json) -> None:
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(STUDY.update().values(name=name, study_id=study_id, file=json.dumps(file)))
 
     def set_active_seconds(self, seconds: float) -> None:
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(STUDY.update().values(active_seconds=seconds))
 
     def candidates(self, *, is_open: bool = False) -> list[CandidateRow]:
@@ -173,16 +184,16 @@ class Ledger:
         query = sa.select(CANDIDATES).order_by(CANDIDATES.c.trial)
         if is_open:
             query = query.where(CANDIDATES.c.state == OPEN)
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return [_candidate(row) for row in connection.execute(query)]
 
     def has_candidates(self) -> bool:
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return connection.execute(sa.select(CANDIDATES.c.trial).limit(1)).first() is not None
 
     def candidate(self, trial: int) -> CandidateRow:
         """One of them; it must have been recorded."""
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return _candidate(connection.execute(sa.select(CANDIDATES).where(CANDIDATES.c.trial == trial)).one())
 
     def attempts(self, *, is_open: bool = False) -> list[StageAttempt]:
@@ -190,12 +201,12 @@ class Ledger:
         query = sa.select(ATTEMPTS).order_by(ATTEMPTS.c.trial, ATTEMPTS.c.queued_at, ATTEMPTS.c.attempt)
         if is_open:
             query = query.where(ATTEMPTS.c.trial.in_(sa.select(CANDIDATES.c.trial).where(CANDIDATES.c.state == OPEN)))
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return [_attempt(row) for row in connection.execute(query)]
 
     def attempts_of(self, trial: int, stage: str) -> list[StageAttempt]:
         where = (ATTEMPTS.c.trial == trial) & (ATTEMPTS.c.stage == stage)
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             rows = connection.execute(sa.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt))
             return [_attempt(row) for row in rows]
 
@@ -210,17 +221,17 @@ class Ledger:
             query = query.where(RESULTS.c.trial.in_(trials))
         if stage is not None:
             query = query.where(RESULTS.c.stage == stage)
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return [_read(text, StageResult.from_json) for text in connection.scalars(query)]
 
     def events(self) -> list[tuple[str, Event]]:
         """UTC stamp and event, oldest first."""
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             rows = connection.execute(sa.select(EVENTS).order_by(EVENTS.c.id))
             return [(row.at, Event(name=row.name, fields=_read(row.fields, dict))) for row in rows]
 
     def record_candidate(self, trial: int, params: Params, seed: int, at: str) -> None:
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(
                 CANDIDATES.insert().values(
                     trial=trial, params=json.dumps(dict(params)), seed=seed, state=OPEN, started_at=at
@@ -228,7 +239,7 @@ class Ledger:
             )
 
     def record_attempt(self, trial: int, stage: str, attempt: int, task_id: str, at: str) -> None:
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(
                 ATTEMPTS.insert().values(
                     trial=trial, stage=stage, attempt=attempt, task_id=task_id, state=QUEUED, queued_at=at
@@ -237,24 +248,35 @@ class Ledger:
 
     def record_stopping(self, trial: int, rule: Json | None) -> None:
         """Keep the rule under which a trial is trained (None: it is not stopped), for all attempts and runs."""
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(STOPPING.insert().values(trial=trial, rule=json.dumps(rule)))
 
     def stopping(self, trial: int) -> tuple[Json | None] | None:
         """The rule kept for a trial, in a tuple; None where none was ever decided on."""
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             text = connection.scalar(sa.select(STOPPING.c.rule).where(STOPPING.c.trial == trial))
         return None if text is None else (json.loads(text),)
 
+    def note_start(self, trial: int, stage: str, attempt: int, worker: str, at: str) -> None:
+        """Have ``record_start`` done with the next transaction of :meth:`together`: it is for whoever looks on."""
+        self._starts.append((trial, stage, attempt, worker, at))
+
+    def _record_starts(self) -> None:
+        starts, self._starts = self._starts, []
+        for start in starts:
+            self.record_start(*start)
+
     def record_start(self, trial: int, stage: str, attempt: int, worker: str, at: str) -> None:
         """Note who took the attempt; late or unknown news change nothing."""
-        where = _is_attempt(trial, stage, attempt) & ATTEMPTS.c.state.in_(OPEN_STATES)
-        with self._engine.begin() as connection:
-            connection.execute(ATTEMPTS.update().where(where).values(state=STARTED, worker=worker, started_at=at))
+        here = _is_attempt(trial, stage, attempt)
+        with self._transactions.writing() as connection:
+            started = {"worker": worker, "started_at": at}
+            is_open = here & ATTEMPTS.c.state.in_(OPEN_STATES)
+            connection.execute(ATTEMPTS.update().where(is_open).values(state=STARTED, **started))
 
     def record_result(self, result: StageResult, at: str) -> bool:
         """Keep a complete or infeasible result; False when it does not count: unknown, taken back, or not the first."""
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             if not self._may_count(connection, result):
                 return False
             connection.execute(
@@ -280,12 +302,12 @@ class Ledger:
         """Close an attempt without a result; False when it was not open."""
         where = _is_attempt(trial, stage, attempt) & ATTEMPTS.c.state.in_(OPEN_STATES)
         values = {"state": LOST if is_lost else ENDED, "ended_at": at, "fault": json.dumps(fault.to_json())}
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             return connection.execute(ATTEMPTS.update().where(where).values(**values)).rowcount > 0
 
     def take_back(self, trial: int, stages: Sequence[str]) -> None:
         """The results of these stages count no longer: an artifact of theirs is gone. They will run again."""
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             here = (RESULTS.c.trial == trial) & RESULTS.c.stage.in_(stages)
             connection.execute(RESULTS.update().where(here).values(counts=False))
             attempts = _is_stage(trial, stages) & ATTEMPTS.c.fault.is_(None)
@@ -293,7 +315,7 @@ class Ledger:
 
     def end(self, trial: int, outcome: Outcome, at: str, events: Sequence[Event] = ()) -> None:
         """Close a candidate; all but faults are told and get a place in that order."""
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             told = None
             if outcome.ending in TOLD_ENDINGS:
                 told = 1 + (connection.scalar(sa.select(sa.func.max(CANDIDATES.c.told))) or 0)
@@ -307,7 +329,7 @@ class Ledger:
             _insert_events(connection, events, at)
 
     def record_events(self, events: Sequence[Event], at: str) -> None:
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             _insert_events(connection, events, at)
 
     def _may_count(self, connection: Connection, result: StageResult) -> bool:

@@ -35,8 +35,12 @@ VIOLATIONS_ATTR = "edgefront:violations"
 STOPPED_ATTR = "edgefront:stopped"
 
 
-def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives: Objectives) -> None:
+def tell_outcome(
+    study: optuna.Study, number: int, outcome: Outcome, objectives: Objectives, *, asked: Trial | None = None
+) -> None:
     """Tell Optuna how a running trial ended, by the rule above; telling it again after a crash half-way does no harm.
+
+    ``asked`` is the trial as it was asked for, where this process did; looking it up reads all running trials.
 
     Raises:
         ValueError: a complete outcome lacks an objective, an infeasible one has no violation, or the trial has ended.
@@ -44,13 +48,14 @@ def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives:
     if outcome.ending is Ending.FAULT:
         study.tell(number, state=TrialState.FAIL)
         return
+    trial = asked if asked is not None else _running(study, number)
     if outcome.ending is Ending.STOPPED:
-        _running(study, number).set_user_attr(STOPPED_ATTR, outcome.reason)
+        trial.set_user_attr(STOPPED_ATTR, outcome.reason)
         study.tell(number, state=TrialState.PRUNED)
         return
     if outcome.ending is Ending.COMPLETE:
         vector = objectives.vector(outcome.values).tolist()
-        _constrain(study, number, objectives.margins(outcome.values))
+        _constrain(trial, objectives.margins(outcome.values))
         study.tell(number, vector, state=TrialState.COMPLETE)
         return
     if not outcome.violations:
@@ -58,15 +63,15 @@ def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives:
     excesses: dict[str, float] = {}
     for violation in outcome.violations:  # of several boards that break the same limit, the worst
         excesses[violation.quantity] = max(excesses.get(violation.quantity, 0.0), relative_excess(violation))
-    _constrain(study, number, objectives.margins(outcome.values) | excesses)
-    _running(study, number).set_user_attr(VIOLATIONS_ATTR, list(excesses.values()))
+    _constrain(trial, objectives.margins(outcome.values) | excesses)
+    trial.set_user_attr(VIOLATIONS_ATTR, list(excesses.values()))
     study.tell(number, state=TrialState.PRUNED)
 
 
-def _constrain(study: optuna.Study, number: int, constraints: Mapping[str, float]) -> None:
-    trial = _running(study, number)
+def _constrain(trial: Trial, constraints: Mapping[str, float]) -> None:
+    known = trial.constraints
     for name, value in constraints.items():
-        if name not in trial.constraints:
+        if name not in known:
             trial.set_constraint(name, value)
 
 

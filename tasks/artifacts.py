@@ -1,10 +1,10 @@
 """Content-addressed bytes and remembered stage results, in a folder or behind any fsspec URL.
 
 Layout below the root: ``sha256/<first two>/<rest>`` holds what hashes to that name, ``memo/<first two>/<rest>.json``
-the result of a stage under the hash of everything that determines it, ``checkpoint/<first two>/<rest>`` the state of one
-that is under way, ``studies/`` a file for each study that keeps
-artifacts here, ``sweeps/`` one for each removal that is under way. Whoever reads checks; whoever writes replaces whole
-files, so a reader never sees half of one and writing the same content again repairs a damaged copy.
+the result of a stage under the hash of everything that determines it, ``checkpoint/<first two>/<rest>`` the state of
+one that is under way, ``studies/`` a file for each study that keeps artifacts here, ``sweeps/`` one for each removal
+that is under way. Whoever reads checks; whoever writes replaces whole files, so a reader never sees half of one and
+writing the same content again repairs a damaged copy.
 
 Artifacts that nobody needs are removed beside studies that run (:mod:`tasks.garbage`). Whoever puts or holds one gives
 it a new time first, then looks whether a sweep names it, then whether it is still there; a sweep is announced first,

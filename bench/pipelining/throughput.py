@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import psutil  # noqa: E402
 from optuna.samplers import RandomSampler  # noqa: E402
 
 from bench.pipelining.stubs import WAIT_VARIABLE  # noqa: E402
@@ -44,6 +45,8 @@ WARM_UP_TRIALS = 5
 class Stopwatch:
     """An event sink that notes when trials end, and how long each stage took beside its own seconds."""
 
+    lab: EmbeddedLab | None = None
+    cpu_s: list[dict[str, float]] = field(default_factory=list)
     ended_s: list[float] = field(default_factory=list)
     latency_s: list[float] = field(default_factory=list)
     _queued_s: dict[tuple[int, str], float] = field(default_factory=dict)
@@ -57,11 +60,32 @@ class Stopwatch:
             self.latency_s.append(now - self._queued_s.pop(key) - float(event.fields["seconds"]))
         elif event.name == "trial_ended":
             self.ended_s.append(now)
+            if self.lab is not None and len(self.ended_s) > WARM_UP_TRIALS:
+                self.cpu_s = [*self.cpu_s[:1], processor_s(self.lab)]
+
+    @property
+    def cpu_ms_per_trial(self) -> dict[str, float]:
+        """Processor time a trial, by who took it."""
+        before, after = self.cpu_s
+        n_trials = len(self.ended_s) - WARM_UP_TRIALS - 1
+        return {name: round(1000 * (after[name] - before[name]) / n_trials, 1) for name in after}
 
     @property
     def trials_per_s(self) -> float:
         after = self.ended_s[WARM_UP_TRIALS:]
         return (len(after) - 1) / (after[-1] - after[0])
+
+
+def processor_s(lab: EmbeddedLab) -> dict[str, float]:
+    """Processor time so far of the orchestrator, the workers with their children, and the broker."""
+    taken = {"orchestrator": time.process_time(), "parents": 0.0, "children": 0.0, "broker": 0.0}
+    for pid in lab.worker_pids().values():
+        parent = psutil.Process(pid)
+        taken["parents"] += sum(parent.cpu_times()[:2])
+        taken["children"] += sum(sum(child.cpu_times()[:2]) for child in parent.children())
+    if lab._broker is not None and lab._broker.process is not None:
+        taken["broker"] = sum(psutil.Process(lab._broker.process.pid).cpu_times()[:2])
+    return taken
 
 
 def study_file(trials: int, *, in_flight: int, train_workers: int) -> StudyFile:
@@ -90,6 +114,7 @@ def run_once(file: StudyFile, *, wait_s: float = 0.0, profile: Path | None = Non
     with tempfile.TemporaryDirectory(prefix="edgefront-bench-") as folder:
         study = Study.create(Path(folder) / "study", file, Objectives.from_study(file, FLASH_BYTES, RAM_BYTES))
         with EmbeddedLab(study.folder, board_kinds=file.kinds, train_workers=file.parallelism.train_workers) as lab:
+            watch.lab = lab
             sink = study.recording(watch, SystemClock().now_iso)
             evaluator = CeleryEvaluator(
                 url=lab.url, study_id=study.study_id, artifacts=study.artifacts, sink=sink, check=lab.check
@@ -126,8 +151,10 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="write the orchestrator's profile of the empty study here")
     given = parser.parse_args()
     file = study_file(given.trials, in_flight=8, train_workers=1)
+    empty = run_once(file, profile=given.profile)
     found: dict[str, Any] = {
-        "trials_per_s": round(run_once(file, profile=given.profile).trials_per_s, 1),
+        "trials_per_s": round(empty.trials_per_s, 1),
+        "cpu_ms_per_trial": empty.cpu_ms_per_trial,
         "stage_latency_ms_p50": round(1000 * stage_latency_s(max(20, given.trials // 5)), 1),
     }
     if given.waiting:

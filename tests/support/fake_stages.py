@@ -64,6 +64,7 @@ def _misbehave(stage: str, request: StageRequest, context: StageContext) -> None
             and trial in ("*", str(request.trial))
             and request.attempt <= int(attempts[0] if attempts else 99)
         ):
+            _wait(kind)
             _make(kind, stage)
             if kind == "train":  # for as long as nobody wants it to leave
                 _train_until_leaving(context)
@@ -76,22 +77,25 @@ def _train_until_leaving(context: StageContext) -> None:
     raise HandedOver("another worker goes on")
 
 
-def _make(kind: str, stage: str) -> None:
+def _wait(kind: str) -> None:
     if kind == "hog":
         held = b"x" * 400_000_000
         sleep(60)
         del held
     if kind == "pause":
         sleep(3)
-    if kind == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if kind == "killparent":
-        os.kill(os.getppid(), signal.SIGKILL)
-        sleep(60)
     if kind == "hang":
         sleep(60)
     if kind == "freeze":  # deaf to being interrupted
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        sleep(60)
+
+
+def _make(kind: str, stage: str) -> None:
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "killparent":
+        os.kill(os.getppid(), signal.SIGKILL)
         sleep(60)
     if kind == "transient":
         raise TransientFault("board_lost", f"{stage}: no answer")
