@@ -240,11 +240,8 @@ class Ledger:
 
     def record_attempt(self, trial: int, stage: str, attempt: int, task_id: str, at: str) -> None:
         with self._transactions.writing() as connection:
-            connection.execute(
-                ATTEMPTS.insert().values(
-                    trial=trial, stage=stage, attempt=attempt, task_id=task_id, state=QUEUED, queued_at=at
-                )
-            )
+            queued = {"trial": trial, "stage": stage, "attempt": attempt, "task_id": task_id, "queued_at": at}
+            connection.execute(_ADD_ATTEMPT, {**queued, "state": QUEUED, "worker": ""})
 
     def record_stopping(self, trial: int, rule: Json | None) -> None:
         """Keep the rule under which a trial is trained (None: it is not stopped), for all attempts and runs."""
@@ -268,32 +265,22 @@ class Ledger:
 
     def record_start(self, trial: int, stage: str, attempt: int, worker: str, at: str) -> None:
         """Note who took the attempt; late or unknown news change nothing."""
-        here = _is_attempt(trial, stage, attempt)
+        which = {"of_trial": trial, "of_stage": stage, "of_attempt": attempt}
         with self._transactions.writing() as connection:
-            started = {"worker": worker, "started_at": at}
-            is_open = here & ATTEMPTS.c.state.in_(OPEN_STATES)
-            connection.execute(ATTEMPTS.update().where(is_open).values(state=STARTED, **started))
+            connection.execute(_START, {**which, "to_worker": worker, "to_started": at})
 
     def record_result(self, result: StageResult, at: str) -> bool:
         """Keep a complete or infeasible result; False when it does not count: unknown, taken back, or not the first."""
         with self._transactions.writing() as connection:
-            if not self._may_count(connection, result):
+            which = {"of_trial": result.trial, "of_stage": result.stage}
+            mine = {**which, "of_attempt": result.attempt}
+            if not self._may_count(connection, mine):
                 return False
-            connection.execute(
-                RESULTS.insert().values(
-                    trial=result.trial,
-                    stage=result.stage,
-                    attempt=result.attempt,
-                    counts=True,
-                    result=json.dumps(result.to_json()),
-                )
-            )
-            ended: dict[str, Any] = {"state": ENDED, "ended_at": at}
-            here = _is_attempt(result.trial, result.stage, result.attempt)
-            mine = {**ended, "seconds": result.seconds, "worker": result.worker}
-            connection.execute(ATTEMPTS.update().where(here).values(**mine))
-            others = _is_stage(result.trial, (result.stage,)) & ATTEMPTS.c.state.in_(OPEN_STATES)
-            connection.execute(ATTEMPTS.update().where(others).values(**ended))
+            found = {"trial": result.trial, "stage": result.stage, "attempt": result.attempt}
+            connection.execute(_ADD_RESULT, {**found, "counts": True, "result": json.dumps(result.to_json())})
+            facts = {"to_ended": at, "to_seconds": result.seconds, "to_worker": result.worker}
+            connection.execute(_END_ATTEMPT, {**mine, **facts})
+            connection.execute(_END_OTHERS, {**which, "to_ended": at})
         return True
 
     def record_fault(
@@ -332,14 +319,41 @@ class Ledger:
         with self._transactions.writing() as connection:
             _insert_events(connection, events, at)
 
-    def _may_count(self, connection: Connection, result: StageResult) -> bool:
-        attempt = connection.execute(
-            sa.select(ATTEMPTS.c.state).where(_is_attempt(result.trial, result.stage, result.attempt))
-        ).first()
+    def _may_count(self, connection: Connection, which: Mapping[str, Any]) -> bool:
+        attempt = connection.execute(_STATE_OF_ATTEMPT, which).first()
         if attempt is None or attempt.state == TAKEN_BACK:
             return False
-        here = (RESULTS.c.trial == result.trial) & (RESULTS.c.stage == result.stage) & RESULTS.c.counts
-        return connection.execute(sa.select(RESULTS.c.id).where(here)).first() is None
+        return connection.execute(_RESULT_THAT_COUNTS, which).first() is None
+
+
+# What every stage of every trial asks of the database, put together once: that takes longer than to run it.
+_OF_STAGE = (ATTEMPTS.c.trial == sa.bindparam("of_trial")) & (ATTEMPTS.c.stage == sa.bindparam("of_stage"))
+_OF_ATTEMPT = _OF_STAGE & (ATTEMPTS.c.attempt == sa.bindparam("of_attempt"))
+_ADD_ATTEMPT, _ADD_RESULT = ATTEMPTS.insert(), RESULTS.insert()
+_START = (
+    ATTEMPTS.update()
+    .where(_OF_ATTEMPT & ATTEMPTS.c.state.in_(OPEN_STATES))
+    .values(state=STARTED, worker=sa.bindparam("to_worker"), started_at=sa.bindparam("to_started"))
+)
+_END_ATTEMPT = (
+    ATTEMPTS.update()
+    .where(_OF_ATTEMPT)
+    .values(
+        state=ENDED,
+        ended_at=sa.bindparam("to_ended"),
+        seconds=sa.bindparam("to_seconds"),
+        worker=sa.bindparam("to_worker"),
+    )
+)
+_END_OTHERS = (
+    ATTEMPTS.update()
+    .where(_OF_STAGE & ATTEMPTS.c.state.in_(OPEN_STATES))
+    .values(state=ENDED, ended_at=sa.bindparam("to_ended"))
+)
+_STATE_OF_ATTEMPT = sa.select(ATTEMPTS.c.state).where(_OF_ATTEMPT)
+_RESULT_THAT_COUNTS = sa.select(RESULTS.c.id).where(
+    (RESULTS.c.trial == sa.bindparam("of_trial")) & (RESULTS.c.stage == sa.bindparam("of_stage")) & RESULTS.c.counts
+)
 
 
 def outcome_to_json(outcome: Outcome) -> Json:

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import optuna
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import Trial, TrialState
 
 from orchestrator.objectives import Objectives, relative_excess
@@ -55,7 +56,7 @@ def tell_outcome(
         return
     if outcome.ending is Ending.COMPLETE:
         vector = objectives.vector(outcome.values).tolist()
-        _constrain(trial, objectives.margins(outcome.values))
+        _constrain(trial, objectives.margins(outcome.values), has_none=asked is not None)
         study.tell(number, vector, state=TrialState.COMPLETE)
         return
     if not outcome.violations:
@@ -63,12 +64,18 @@ def tell_outcome(
     excesses: dict[str, float] = {}
     for violation in outcome.violations:  # of several boards that break the same limit, the worst
         excesses[violation.quantity] = max(excesses.get(violation.quantity, 0.0), relative_excess(violation))
-    _constrain(trial, objectives.margins(outcome.values) | excesses)
+    _constrain(trial, objectives.margins(outcome.values) | excesses, has_none=asked is not None)
     trial.set_user_attr(VIOLATIONS_ATTR, list(excesses.values()))
     study.tell(number, state=TrialState.PRUNED)
 
 
-def _constrain(trial: Trial, constraints: Mapping[str, float]) -> None:
+def _constrain(trial: Trial, constraints: Mapping[str, float], *, has_none: bool) -> None:
+    """Set each constraint that is not set yet. Optuna itself reads the whole trial before each; of a trial that has
+    none, because it has never been told, that is left out."""
+    if has_none:
+        for name, value in constraints.items():
+            trial.storage.set_trial_system_attr(trial._trial_id, f"{_CONSTRAINTS_KEY}:{name}", float(value))
+        return
     known = trial.constraints
     for name, value in constraints.items():
         if name not in known:

@@ -45,6 +45,7 @@ WARM_UP_TRIALS = 5
 class Stopwatch:
     """An event sink that notes when trials end, and how long each stage took beside its own seconds."""
 
+    trials: int
     lab: EmbeddedLab | None = None
     cpu_s: list[dict[str, float]] = field(default_factory=list)
     ended_s: list[float] = field(default_factory=list)
@@ -60,8 +61,8 @@ class Stopwatch:
             self.latency_s.append(now - self._queued_s.pop(key) - float(event.fields["seconds"]))
         elif event.name == "trial_ended":
             self.ended_s.append(now)
-            if self.lab is not None and len(self.ended_s) > WARM_UP_TRIALS:
-                self.cpu_s = [*self.cpu_s[:1], processor_s(self.lab)]
+            if self.lab is not None and len(self.ended_s) in (WARM_UP_TRIALS + 1, self.trials):
+                self.cpu_s.append(processor_s(self.lab))
 
     @property
     def cpu_ms_per_trial(self) -> dict[str, float]:
@@ -110,7 +111,7 @@ def run_once(file: StudyFile, *, wait_s: float = 0.0, profile: Path | None = Non
     os.environ["EDGEFRONT_STAGES"] = "bench.pipelining.stubs:STAGES"
     os.environ[WAIT_VARIABLE] = str(wait_s)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    watch = Stopwatch()
+    watch = Stopwatch(file.budget.trials)
     with tempfile.TemporaryDirectory(prefix="edgefront-bench-") as folder:
         study = Study.create(Path(folder) / "study", file, Objectives.from_study(file, FLASH_BYTES, RAM_BYTES))
         with EmbeddedLab(study.folder, board_kinds=file.kinds, train_workers=file.parallelism.train_workers) as lab:
