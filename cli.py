@@ -701,19 +701,67 @@ def _deep_mistakes(study: StudyFile) -> Iterator[Mistake]:
 @click.option("--queues", required=True, help="Comma-separated: build, train, board.KIND.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True, help="Tasks at once.")
 @click.option("--name", default="", help="Name in logs and on the screen; default: the host's.")
-def worker(queues: str, concurrency: int, name: str) -> None:
+@click.option("--gpus", default="", metavar="0,1|all", help="One process on each of these GPUs of nvidia-smi.")
+@click.option("--memory-limit", default="", metavar="8GiB", help="Resident memory of a task; more ends it.")
+@click.option("--time-limit", default="", metavar="2h", help="Time of a task, where the study allows more.")
+@click.option(
+    "--drain",
+    type=click.Choice(["finish", "handover"]),
+    default="finish",
+    show_default=True,
+    help="On SIGTERM: finish tasks for a while, or hand them over at once.",
+)
+@click.option("--drain-limit", default="60 s", show_default=True, help="How long tasks may finish before they are.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics there; 0: any free port.")
+@click.option("--metrics-address", default="127.0.0.1", show_default=True, help="Interface of /metrics.")
+def worker(
+    queues: str,
+    memory_limit: str,
+    time_limit: str,
+    drain: str,
+    drain_limit: str,
+    **given: Any,
+) -> None:
     """Serve queues of the broker at EDGEFRONT_BROKER_URL until told to stop.
 
-    The study's artifacts must be reachable under the same path or URL as on the orchestrator's host.
+    The study's artifacts must be reachable under the same path or URL as on the orchestrator's host. A training keeps
+    its state beside them, so that another worker goes on where this one was when it left or died.
 
     \b
-    Example:
-      EDGEFRONT_BROKER_URL=redis://lab:6379/0 edgefront worker --queues train --concurrency 2
+    Examples:
+      EDGEFRONT_BROKER_URL=redis://lab:6379/0 edgefront worker --queues train --gpus 0,1
+      EDGEFRONT_BROKER_URL=redis://lab:6379/0 edgefront worker --queues build,train --memory-limit 8GiB
     """
-    from tasks.workers import run_worker
+    from tasks.crew import CrewOptions, run_crew
 
-    chosen = parse_queues(queues)
-    sys.exit(run_worker(chosen, concurrency, name=name, announce=click.echo))
+    options = CrewOptions(
+        queues=tuple(parse_queues(queues)),
+        memory_limit_bytes=parse_limit("--memory-limit", memory_limit, "byte"),
+        time_limit_s=parse_limit("--time-limit", time_limit, "s"),
+        finish_s=parse_limit("--drain-limit", drain_limit, "s"),
+        is_handed_over=drain == "handover",
+        **given,
+    )
+    sys.exit(run_crew(options, announce=click.echo))
+
+
+def parse_limit(option: str, text: str, unit: str) -> float:
+    """``"8GiB"`` → bytes, ``"2h"`` → seconds; nothing → 0, which is no limit.
+
+    Raises:
+        UsageError: it is no such quantity above 0.
+    """
+    from orchestrator.studyfile import parse_quantity
+
+    if not text:
+        return 0.0
+    try:
+        amount = float(parse_quantity(text, unit))
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+    if not amount > 0:
+        raise UsageError(f"{option}: found {text!r}; it must be above 0")
+    return amount
 
 
 def parse_queues(text: str) -> list[str]:

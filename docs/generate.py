@@ -42,6 +42,12 @@ def agent_metrics() -> str:
     return describe()
 
 
+def worker_metrics() -> str:
+    from tasks.worker_metrics import describe
+
+    return describe()
+
+
 def cli() -> str:
     return "\n\n".join(_command_text(words) for words, _ in commands(main_command(), ("edgefront",)))
 
@@ -197,6 +203,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "rack-file": rack_file,
     "metrics": metrics,
     "agent-metrics": agent_metrics,
+    "worker-metrics": worker_metrics,
     "cli": cli,
     "kernels": kernels,
     "study-file": study_file,

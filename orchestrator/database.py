@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from orchestrator.errors import StudyError
 from orchestrator.locks import locked_file
+from orchestrator.transactions import DURABLE
 
 DATABASE_FILE = "study.db"
 BUSY_TIMEOUT_S = 60
@@ -30,11 +31,12 @@ _CHECKED_AT_ONCE_BYTES = 32 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Connecting:
-    """What SQLAlchemy needs: address, options, and what is to be set on each new connection."""
+    """What SQLAlchemy needs: address, options, and what is to be set on each new connection or transaction."""
 
     url: str = field(repr=False)
     options: Mapping[str, Any]
     on_connect: Callable[[Any, Any], None] | None = None
+    on_begin: Callable[[sa.Connection], None] | None = None
 
     def engine(self) -> Engine:
         """Connections of one's own, without Optuna, which takes half a second to load."""
@@ -47,6 +49,8 @@ class Connecting:
         if self.on_connect is not None:
             sa.event.listen(engine, "connect", self.on_connect)
             engine.dispose()
+        if self.on_begin is not None:
+            sa.event.listen(engine, "begin", self.on_begin)
 
 
 class Database(Protocol):
@@ -70,7 +74,8 @@ class Database(Protocol):
         ...
 
     def preparing(self, *, is_new: bool) -> AbstractContextManager[Connecting]:
-        """How to connect, once it is checked; what must not be done twice at the same time is done inside."""
+        """How to connect, once it is checked; what must not be done twice at the same time is done inside. What was
+        committed before a commit of the ledger is on the disk with it."""
         ...
 
     def explained(self) -> AbstractContextManager[None]:
@@ -84,7 +89,7 @@ class Database(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SqliteDatabase:
-    """``study.db`` in the study's folder: write-ahead log, every commit flushed to the disk."""
+    """``study.db`` in the study's folder: write-ahead log, every commit of the ledger flushed to the disk."""
 
     folder: Path
 
@@ -122,7 +127,7 @@ class SqliteDatabase:
     def connecting(self) -> Connecting:
         """How to connect to the file, checked or not."""
         options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-        return Connecting(url=f"sqlite:///{self.path}", options=options, on_connect=_flush_every_commit)
+        return Connecting(url=f"sqlite:///{self.path}", options=options, on_begin=_flush_where_asked)
 
     def fold(self) -> None:
         """Make it one file, with no log beside it; nobody may have it open."""
@@ -188,8 +193,12 @@ def cause_of(error: Exception) -> str:
     return (str(cause).splitlines() or [type(cause).__name__])[0]
 
 
-def _flush_every_commit(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA synchronous=FULL")
+def _flush_where_asked(connection: sa.Connection) -> None:
+    """The ledger's commits wait for the disk; Optuna's, many a trial, reach it with the ledger's next."""
+    level = "FULL" if connection.get_execution_options().get(DURABLE) else "NORMAL"
+    cursor = connection.connection.cursor()
+    cursor.execute(f"PRAGMA synchronous={level}")
+    cursor.close()
 
 
 def _check_whole(connection: sqlite3.Connection) -> None:

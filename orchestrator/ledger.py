@@ -1,14 +1,15 @@
 """The crash-safe record of a study: candidates, stage attempts, results and events, beside Optuna's tables.
 
-Every method is one transaction. A candidate is recorded before anything is queued for it, an attempt before its message
-is published, a result before the next stage is queued, so at any kill point the tables say what is left to do. The
-first result of a stage counts; what arrives later is refused.
+Every method is one transaction, or several are :meth:`Ledger.together`. A candidate is recorded before anything is
+queued for it, an attempt before its message is published, a result before the next stage is queued, so at any kill
+point the tables say what is left to do. The first result of a stage counts; what arrives later is refused.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from orchestrator.tables import (
     STUDY,
     TABLES,
 )
+from orchestrator.transactions import Transactions
 
 T = TypeVar("T")
 
@@ -122,11 +124,20 @@ class Ledger:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._transactions = Transactions(engine)
+        self._starts: list[tuple[int, str, int, str, str]] = []
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All that is recorded inside reaches the disk as one transaction, with the starts noted so far; an exception
+        undoes it. Optuna must not be written to meanwhile: SQLite has one writer at a time."""
+        with self._transactions.together(self._record_starts):
+            yield
 
     def create(self, row: StudyRow) -> None:
         """Make the tables and the study's row; the row is what makes a study exist."""
         TABLES.create_all(self._engine)
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(
                 STUDY.insert().values(
                     id=1,
@@ -144,7 +155,7 @@ class Ledger:
 
     def delete(self) -> None:
         """Remove the study's row: the study is to be created anew."""
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(STUDY.delete())
 
     def study(self) -> StudyRow | None:
@@ -163,7 +174,7 @@ class Ledger:
             )
         if version < LEDGER_VERSION:
             raise OutdatedStudy(f"the study was written by version {version} of the ledger and is not upgraded yet")
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             row = connection.execute(sa.select(STUDY)).one()
         return StudyRow(
             study_id=row.study_id,
@@ -178,19 +189,19 @@ class Ledger:
         """The version that the study was written by; None in a database without a study."""
         if not sa.inspect(self._engine).has_table(STUDY.name):
             return None
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return connection.scalar(sa.select(STUDY.c.version))
 
     def set_file(self, file: Json) -> None:
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(STUDY.update().values(file=json.dumps(file)))
 
     def rename(self, name: str, study_id: str, file: Json) -> None:
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(STUDY.update().values(name=name, study_id=study_id, file=json.dumps(file)))
 
     def set_active_seconds(self, seconds: float) -> None:
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(STUDY.update().values(active_seconds=seconds))
 
     def candidates(self, *, is_open: bool = False) -> list[CandidateRow]:
@@ -198,22 +209,22 @@ class Ledger:
         query = sa.select(CANDIDATES).order_by(CANDIDATES.c.trial)
         if is_open:
             query = query.where(CANDIDATES.c.state == OPEN)
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return [_candidate(row) for row in connection.execute(query)]
 
     def has_candidates(self) -> bool:
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return connection.execute(sa.select(CANDIDATES.c.trial).limit(1)).first() is not None
 
     def candidate(self, trial: int) -> CandidateRow:
         """One of them; it must have been recorded."""
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return _candidate(connection.execute(sa.select(CANDIDATES).where(CANDIDATES.c.trial == trial)).one())
 
     def amounts(self) -> Iterator[AmountsRow]:
         """Of each candidate, by trial number, the little that fronts and sums are made of."""
         query = sa.select(CANDIDATES.c.trial, CANDIDATES.c.state, CANDIDATES.c.told, CANDIDATES.c.outcome)
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             for row in connection.execute(query.order_by(CANDIDATES.c.trial)):
                 amounts = _read(row.outcome, _amounts) if row.state == Ending.COMPLETE.value else None
                 yield AmountsRow(row.trial, row.state, row.told, amounts)
@@ -221,7 +232,7 @@ class Ledger:
     def some_candidates(self, trials: Sequence[int]) -> list[CandidateRow]:
         """Those of these trials that are recorded, by number."""
         found = []
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             for part in _parts(trials):
                 query = sa.select(CANDIDATES).where(CANDIDATES.c.trial.in_(part))
                 found += [_candidate(row) for row in connection.execute(query)]
@@ -234,17 +245,17 @@ class Ledger:
         if is_open:
             asked = sa.select(CANDIDATES.c.trial).where(CANDIDATES.c.state.in_((OPEN, Ending.FAULT.value)))
             query = query.where(ATTEMPTS.c.trial.in_(asked))
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return [_attempt(row) for row in connection.execute(query)]
 
     def open_since(self) -> list[str]:
         """When each attempt that is still under way was queued."""
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             return list(connection.scalars(sa.select(ATTEMPTS.c.queued_at).where(ATTEMPTS.c.state.in_(OPEN_STATES))))
 
     def attempts_of(self, trial: int, stage: str) -> list[StageAttempt]:
         where = (ATTEMPTS.c.trial == trial) & (ATTEMPTS.c.stage == stage)
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             rows = connection.execute(sa.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt))
             return [_attempt(row) for row in rows]
 
@@ -258,18 +269,18 @@ class Ledger:
         if trial is not None:
             trials = [trial]
         queries = [query] if trials is None else [query.where(RESULTS.c.trial.in_(part)) for part in _parts(trials)]
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             texts = [text for one in queries for text in connection.scalars(one)]
         return [_read(text, StageResult.from_json) for text in texts]
 
     def events(self) -> list[tuple[str, Event]]:
         """UTC stamp and event, oldest first."""
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             rows = connection.execute(sa.select(EVENTS).order_by(EVENTS.c.id))
             return [(row.at, Event(name=row.name, fields=_read(row.fields, dict))) for row in rows]
 
     def record_candidate(self, trial: int, params: Params, seed: int, at: str) -> None:
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(
                 CANDIDATES.insert().values(
                     trial=trial, params=json.dumps(dict(params)), seed=seed, state=OPEN, started_at=at
@@ -277,50 +288,48 @@ class Ledger:
             )
 
     def record_attempt(self, trial: int, stage: str, attempt: int, task_id: str, at: str) -> None:
-        with self._engine.begin() as connection:
-            connection.execute(
-                ATTEMPTS.insert().values(
-                    trial=trial, stage=stage, attempt=attempt, task_id=task_id, state=QUEUED, queued_at=at
-                )
-            )
+        with self._transactions.writing() as connection:
+            queued = {"trial": trial, "stage": stage, "attempt": attempt, "task_id": task_id, "queued_at": at}
+            connection.execute(_ADD_ATTEMPT, {**queued, "state": QUEUED, "worker": ""})
 
     def record_stopping(self, trial: int, rule: Json | None) -> None:
         """Keep the rule under which a trial is trained (None: it is not stopped), for all attempts and runs."""
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             connection.execute(STOPPING.insert().values(trial=trial, rule=json.dumps(rule)))
 
     def stopping(self, trial: int) -> tuple[Json | None] | None:
         """The rule kept for a trial, in a tuple; None where none was ever decided on."""
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             text = connection.scalar(sa.select(STOPPING.c.rule).where(STOPPING.c.trial == trial))
         return None if text is None else (json.loads(text),)
 
+    def note_start(self, trial: int, stage: str, attempt: int, worker: str, at: str) -> None:
+        """Have ``record_start`` done with the next transaction of :meth:`together`: it is for whoever looks on."""
+        self._starts.append((trial, stage, attempt, worker, at))
+
+    def _record_starts(self) -> None:
+        starts, self._starts = self._starts, []
+        for start in starts:
+            self.record_start(*start)
+
     def record_start(self, trial: int, stage: str, attempt: int, worker: str, at: str) -> None:
         """Note who took the attempt; late or unknown news change nothing."""
-        where = _is_attempt(trial, stage, attempt) & ATTEMPTS.c.state.in_(OPEN_STATES)
-        with self._engine.begin() as connection:
-            connection.execute(ATTEMPTS.update().where(where).values(state=STARTED, worker=worker, started_at=at))
+        which = {"of_trial": trial, "of_stage": stage, "of_attempt": attempt}
+        with self._transactions.writing() as connection:
+            connection.execute(_START, {**which, "to_worker": worker, "to_started": at})
 
     def record_result(self, result: StageResult, at: str) -> bool:
         """Keep a complete or infeasible result; False when it does not count: unknown, taken back, or not the first."""
-        with self._engine.begin() as connection:
-            if not self._may_count(connection, result):
+        with self._transactions.writing() as connection:
+            which = {"of_trial": result.trial, "of_stage": result.stage}
+            mine = {**which, "of_attempt": result.attempt}
+            if not self._may_count(connection, mine):
                 return False
-            connection.execute(
-                RESULTS.insert().values(
-                    trial=result.trial,
-                    stage=result.stage,
-                    attempt=result.attempt,
-                    counts=True,
-                    result=json.dumps(result.to_json()),
-                )
-            )
-            ended: dict[str, Any] = {"state": ENDED, "ended_at": at}
-            here = _is_attempt(result.trial, result.stage, result.attempt)
-            mine = {**ended, "seconds": result.seconds, "worker": result.worker}
-            connection.execute(ATTEMPTS.update().where(here).values(**mine))
-            others = _is_stage(result.trial, (result.stage,)) & ATTEMPTS.c.state.in_(OPEN_STATES)
-            connection.execute(ATTEMPTS.update().where(others).values(**ended))
+            found = {"trial": result.trial, "stage": result.stage, "attempt": result.attempt}
+            connection.execute(_ADD_RESULT, {**found, "counts": True, "result": json.dumps(result.to_json())})
+            facts = {"to_ended": at, "to_seconds": result.seconds, "to_worker": result.worker}
+            connection.execute(_END_ATTEMPT, {**mine, **facts})
+            connection.execute(_END_OTHERS, {**which, "to_ended": at})
         return True
 
     def record_fault(
@@ -329,12 +338,12 @@ class Ledger:
         """Close an attempt without a result; False when it was not open."""
         where = _is_attempt(trial, stage, attempt) & ATTEMPTS.c.state.in_(OPEN_STATES)
         values = {"state": LOST if is_lost else ENDED, "ended_at": at, "fault": json.dumps(fault.to_json())}
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             return connection.execute(ATTEMPTS.update().where(where).values(**values)).rowcount > 0
 
     def take_back(self, trial: int, stages: Sequence[str]) -> None:
         """The results of these stages count no longer: an artifact of theirs is gone. They will run again."""
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             here = (RESULTS.c.trial == trial) & RESULTS.c.stage.in_(stages)
             connection.execute(RESULTS.update().where(here).values(counts=False))
             attempts = _is_stage(trial, stages) & ATTEMPTS.c.fault.is_(None)
@@ -342,7 +351,7 @@ class Ledger:
 
     def end(self, trial: int, outcome: Outcome, at: str, events: Sequence[Event] = ()) -> None:
         """Close a candidate; all but faults are told and get a place in that order."""
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             told = None
             if outcome.ending in TOLD_ENDINGS:
                 told = 1 + (connection.scalar(sa.select(sa.func.max(CANDIDATES.c.told))) or 0)
@@ -356,19 +365,19 @@ class Ledger:
             _insert_events(connection, events, at)
 
     def record_events(self, events: Sequence[Event], at: str) -> None:
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             _insert_events(connection, events, at)
 
     def events_from(self, number: int) -> list[tuple[str, Event]]:
         """The events without the first ``number`` of them, for whoever has seen these."""
-        with self._engine.connect() as connection:
+        with self._transactions.reading() as connection:
             rows = connection.execute(sa.select(EVENTS).order_by(EVENTS.c.id).offset(number))
             return [(row.at, Event(name=row.name, fields=_read(row.fields, dict))) for row in rows]
 
     def judge_again(self, file: Json, objectives: Json, outcomes: Mapping[int, Outcome], event: Event, at: str) -> None:
         """The study is edited: its file and objectives are these from now on, these ended trials have these outcomes,
         and ``event`` says so; all of it or nothing. The order of telling stays."""
-        with self._engine.begin() as connection:
+        with self._transactions.writing() as connection:
             values = {"file": json.dumps(file), "objectives": json.dumps(objectives)}
             connection.execute(STUDY.update().values(**values))
             for trial, outcome in outcomes.items():
@@ -376,14 +385,41 @@ class Ledger:
                 connection.execute(CANDIDATES.update().where(CANDIDATES.c.trial == trial).values(**row))
             _insert_events(connection, (event,), at)
 
-    def _may_count(self, connection: Connection, result: StageResult) -> bool:
-        attempt = connection.execute(
-            sa.select(ATTEMPTS.c.state).where(_is_attempt(result.trial, result.stage, result.attempt))
-        ).first()
+    def _may_count(self, connection: Connection, which: Mapping[str, Any]) -> bool:
+        attempt = connection.execute(_STATE_OF_ATTEMPT, which).first()
         if attempt is None or attempt.state == TAKEN_BACK:
             return False
-        here = (RESULTS.c.trial == result.trial) & (RESULTS.c.stage == result.stage) & RESULTS.c.counts
-        return connection.execute(sa.select(RESULTS.c.id).where(here)).first() is None
+        return connection.execute(_RESULT_THAT_COUNTS, which).first() is None
+
+
+# What every stage of every trial asks of the database, put together once: that takes longer than to run it.
+_OF_STAGE = (ATTEMPTS.c.trial == sa.bindparam("of_trial")) & (ATTEMPTS.c.stage == sa.bindparam("of_stage"))
+_OF_ATTEMPT = _OF_STAGE & (ATTEMPTS.c.attempt == sa.bindparam("of_attempt"))
+_ADD_ATTEMPT, _ADD_RESULT = ATTEMPTS.insert(), RESULTS.insert()
+_START = (
+    ATTEMPTS.update()
+    .where(_OF_ATTEMPT & ATTEMPTS.c.state.in_(OPEN_STATES))
+    .values(state=STARTED, worker=sa.bindparam("to_worker"), started_at=sa.bindparam("to_started"))
+)
+_END_ATTEMPT = (
+    ATTEMPTS.update()
+    .where(_OF_ATTEMPT)
+    .values(
+        state=ENDED,
+        ended_at=sa.bindparam("to_ended"),
+        seconds=sa.bindparam("to_seconds"),
+        worker=sa.bindparam("to_worker"),
+    )
+)
+_END_OTHERS = (
+    ATTEMPTS.update()
+    .where(_OF_STAGE & ATTEMPTS.c.state.in_(OPEN_STATES))
+    .values(state=ENDED, ended_at=sa.bindparam("to_ended"))
+)
+_STATE_OF_ATTEMPT = sa.select(ATTEMPTS.c.state).where(_OF_ATTEMPT)
+_RESULT_THAT_COUNTS = sa.select(RESULTS.c.id).where(
+    (RESULTS.c.trial == sa.bindparam("of_trial")) & (RESULTS.c.stage == sa.bindparam("of_stage")) & RESULTS.c.counts
+)
 
 
 def outcome_to_json(outcome: Outcome) -> Json:

@@ -19,13 +19,13 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
 
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
 from orchestrator.boards import side_by_side, with_worst
 from orchestrator.errors import EvaluationDefect
@@ -104,6 +104,7 @@ class _Loop:
     candidates: dict[int, CandidateRow] = field(default_factory=dict)
     front: GrowingFront
     standing: Standing = field(default_factory=Standing)
+    asked: dict[int, Trial] = field(default_factory=dict)
     hypervolumes: list[float] = field(default_factory=list)
     active_before_s: float = 0.0
     started: float = 0.0
@@ -180,30 +181,51 @@ class _Loop:
         return "plateau" if self.has_plateaued else "wall_clock"
 
     def turn(self) -> None:
-        """Publish what is due, take what has come, look for what was lost, make the changes that were asked for."""
+        """Publish what is due, take what has come, look for what was lost, make the changes that were asked for.
+
+        What has come is recorded in one transaction with the attempts that follow from it, before any of them is
+        published: the disk is waited for once, however many trials are under way.
+        """
         if self.control.take_edits():
             self.recount()
         self.flow.submit_due()
-        ended = self.flow.take(self.evaluator.collect(0.0 if self.wants_candidate() else _COLLECT_S))
+        results = self.evaluator.collect(0.0 if self.wants_candidate() else _COLLECT_S)
+        with self.study.ledger.together():
+            ended = self.flow.take(results)
+            over = self.advance(ended)
+        self.flow.tell()
+        self.flow.submit_due()
+        self.flow.stop_at_defect(ended)
+        self.conclude(over)
         now = self.clock.monotonic()
         if now - self.looked >= _LOST_EVERY_S:
             self.looked = now
-            ended += self.flow.look_for_lost()
-        for stage in ended:
-            self.go_on(stage)
+            self.conclude(self.advance(self.flow.look_for_lost()))
         if now - self.kept >= _KEEP_TIME_EVERY_S:
             self.keep_time()
 
-    def go_on(self, ended: StageEnded) -> None:
-        if ended.stage == FINAL_STAGE:
-            return  # the trial was told long ago
-        if ended.trial not in self.candidates:
-            return  # another board's stage, taken in the same turn, has ended it
-        if ended.fault is not None:
-            self.flow.abandon(ended.trial, f"stage {ended.stage} of the same trial was given up")
-            self.finish(ended.trial, Ending.FAULT, fault=ended.fault)
-        else:
-            self.proceed(ended.trial)
+    def advance(self, ended: Sequence[StageEnded]) -> dict[int, Fault | None]:
+        """Plan what follows; returns the trials for which nothing does, with the fault that ended them."""
+        over: dict[int, Fault | None] = {}
+        for item in ended:
+            if item.stage == FINAL_STAGE:
+                continue  # the trial was told long ago
+            if item.trial not in self.candidates or item.trial in over:
+                continue  # another board's stage, taken in the same turn, has ended it
+            if item.fault is not None:
+                self.flow.abandon(item.trial, f"stage {item.stage} of the same trial was given up")
+                over[item.trial] = item.fault
+            elif not self.proceed(item.trial):
+                over[item.trial] = None
+        return over
+
+    def conclude(self, over: Mapping[int, Fault | None]) -> None:
+        """Close these trials, each by itself."""
+        for trial, fault in over.items():
+            if fault is not None:
+                self.finish(trial, Ending.FAULT, fault=fault)
+            else:
+                self.conclude_one(trial)
 
     # -- beginning and ending ------------------------------------------------------------------------------------
 
@@ -224,7 +246,8 @@ class _Loop:
         self.remember("study_resumed" if everything else "study_started", told=self.told)
         self.fail_unrecorded({candidate.trial for candidate in everything})
         for trial in list(self.candidates):
-            self.proceed(trial)
+            if not self.proceed(trial):
+                self.conclude_one(trial)
 
     def count(self, outcome: Outcome) -> None:
         """Take an ended candidate into the sums."""
@@ -290,14 +313,17 @@ class _Loop:
             params={**trial.params, **self.space.fixed},
             seed=trial_seed(self.study.file.seed, trial.number),
         )
-        self.study.ledger.record_candidate(candidate.trial, candidate.params, candidate.seed, self.clock.now_iso())
-        self.candidates[candidate.trial] = self.study.ledger.candidate(candidate.trial)
+        self.asked[candidate.trial] = trial
+        self.flow.welcome(candidate.trial)
+        with self.study.ledger.together():
+            self.study.ledger.record_candidate(candidate.trial, candidate.params, candidate.seed, self.clock.now_iso())
+            self.candidates[candidate.trial] = self.study.ledger.candidate(candidate.trial)
+            self.proceed(candidate.trial)
         about = {"seconds": seconds, "fit_seconds": fits.seconds, "n_fits": fits.n_fits}
         self.emit("trial_proposed", trial=candidate.trial, params=dict(candidate.params), **about)
-        self.proceed(candidate.trial)
 
-    def proceed(self, trial: int) -> None:
-        """Do what comes next for an open candidate: its next stages, or its end.
+    def proceed(self, trial: int) -> bool:
+        """Queue the next stages of an open candidate; whether there are any, or it is waited for one.
 
         Of stages that run side by side all are waited for, even when one of them has found the candidate infeasible:
         what is told must not depend on which board was faster.
@@ -305,25 +331,27 @@ class _Loop:
         results = self.flow.results.get(trial, {})
         for group in side_by_side(self.evaluator.stages):
             ended = [results[stage] for stage in group if stage in results]
-            stopped = [result for result in ended if result.ending is Ending.STOPPED]
-            if stopped:
-                self.finish(trial, Ending.STOPPED, reason=stopped[0].notes["stopped"]["message"])
-                return
+            if any(result.ending is Ending.STOPPED for result in ended):
+                return False
             if len(ended) < len(group):
                 self.begin_stages(trial, [stage for stage in group if stage not in results])
-                return
+                return True
             if any(result.ending is Ending.INFEASIBLE for result in ended):
-                break
-        self.conclude(trial)
+                return False
+        return False
 
     def begin_stages(self, trial: int, stages: Sequence[str]) -> None:
         for stage in stages:
             if not self.flow.is_open(trial, stage):
                 self.flow.queue(self.candidates[trial], stage)
 
-    def conclude(self, trial: int) -> None:
-        """All stages have answered, or one found the candidate infeasible: close the trial."""
+    def conclude_one(self, trial: int) -> None:
+        """All stages have answered, or one stopped early or found the candidate infeasible: close the trial."""
         results = self.flow.results_of(trial)
+        stopped = [result for result in results if result.ending is Ending.STOPPED]
+        if stopped:
+            self.finish(trial, Ending.STOPPED, reason=stopped[0].notes["stopped"]["message"])
+            return
         values = self.values_of(results)
         violations = tuple(item for result in results for item in result.violations)
         violations = violations or self.study.objectives.violations(values)
@@ -364,18 +392,23 @@ class _Loop:
             stage_seconds={result.stage: result.seconds for result in results},
             reason=reason,
         )
-        if not self.study.optuna.get_trials(deepcopy=False)[trial].state.is_finished():
-            tell_outcome(self.study.optuna, trial, outcome, self.study.objectives)
+        asked = self.asked.pop(trial, None)
+        # Asked by an earlier run, it may have been told before that one ended.
+        if asked or not self.study.optuna.get_trials(deepcopy=False)[trial].state.is_finished():
+            tell_outcome(self.study.optuna, trial, outcome, self.study.objectives, asked=asked)
         self.emit("trial_told", trial=trial)
         ended = _ended_event(trial, outcome)
-        self.study.ledger.end(trial, outcome, self.clock.now_iso(), [ended])
-        del self.candidates[trial]
-        self.sink.emit(ended)
         before = self.hypervolume, self.front_size
         self.count(outcome)
-        if (self.hypervolume, self.front_size) != before:
+        has_changed = (self.hypervolume, self.front_size) != before
+        with self.study.ledger.together():
+            self.study.ledger.end(trial, outcome, self.clock.now_iso(), [ended])
+            if has_changed:
+                self.remember("front_changed", hypervolume=self.hypervolume, front_size=self.front_size)
+        del self.candidates[trial]
+        self.sink.emit(ended)
+        if has_changed:
             self.emit("front_changed", hypervolume=self.hypervolume, front_size=self.front_size)
-            self.remember("front_changed", hypervolume=self.hypervolume, front_size=self.front_size)
         self.check_faults(trial, fault)
 
     def check_faults(self, trial: int, fault: Fault | None) -> None:

@@ -11,15 +11,18 @@ from orchestrator.ports import Clock, Evaluator, EventSink
 from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult
 from orchestrator.stopping import Finished, errors_of, known_of, stopping_rule
 from orchestrator.study import FINAL_STAGE, Study
+from orchestrator.studyfile import StudyFile
 
 MAX_ATTEMPTS = 3
 # The stage that may be given up early, and the one that says beforehand what the candidate will need.
 TRAIN_STAGE = "train"
 GATE_STAGE = "gate"
-# What says nothing about the trial: every board of its kind is in use or out of use, or the artifacts are out of reach.
-# It waits, however long it takes.
-UNCOUNTED_REASONS = ("no_board_free", "store_unreachable")
-WAIT_FOR_BOARDS_S = 15.0
+# What says nothing about the trial, however often it happens, and for how long it then waits: every board of its kind
+# is in use or out of use, the artifacts are out of reach, or its worker left and another goes on from what was kept.
+UNCOUNTED_WAITS_S = {"no_board_free": 15.0, "store_unreachable": 15.0, "handed_over": 0.0}
+# The machine has no room for the candidate, which another attempt will hardly change. One more, perhaps elsewhere.
+MEMORY_REASONS = ("memory_limit", "out_of_memory")
+MAX_MEMORY_ATTEMPTS = 2
 # What a stage reports when an artifact it was to read is gone or damaged: the stage that wrote it runs again.
 ARTIFACT_REASONS = ("artifact_missing", "artifact_altered")
 
@@ -55,6 +58,10 @@ class StageFlow:
     open: dict[tuple[int, str], OpenAttempt] = field(default_factory=dict)
     results: dict[int, dict[str, StageResult]] = field(default_factory=dict)
     _open_before: dict[tuple[int, str], StageAttempt] = field(default_factory=dict)
+    _fresh: set[int] = field(default_factory=set)
+    _made: dict[tuple[int, str], int] = field(default_factory=dict)
+    _file: tuple[StudyFile, Json] | None = None
+    _news: list[Event] = field(default_factory=list)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -83,13 +90,31 @@ class StageFlow:
             request = self.open.pop(key).request
             self.study.ledger.record_fault(trial, request.stage, request.attempt, fault, self.clock.now_iso())
 
+    def welcome(self, trial: int) -> None:
+        """A trial that is new to the database: no earlier run has made attempts at it."""
+        self._fresh.add(trial)
+
+    def _attempts_made(self, trial: int, stage: str) -> int:
+        """Counted here once it is known, for each stage of each trial asks."""
+        if (trial, stage) in self._made:
+            return self._made[trial, stage]
+        return 0 if trial in self._fresh else len(self.study.ledger.attempts_of(trial, stage))
+
+    def _file_json(self) -> Json:
+        if self._file is None or self._file[0] is not self.study.file:
+            self._file = (self.study.file, self.study.file.for_stages())
+        return self._file[1]
+
     def queue(self, candidate: CandidateRow, stage: str, delay_s: float = 0.0) -> None:
-        """Plan the next attempt at a stage, or take up the one that an earlier run left open."""
+        """Plan the next attempt at a stage, or take up the one that an earlier run left open. It is recorded here, and
+        published by the next :meth:`submit_due`."""
         again = self._open_before.pop((candidate.trial, stage), None)
         inputs: dict[str, str] = {}
         for result in self.results_of(candidate.trial):
             inputs |= result.artifacts
-        attempt = again.attempt if again else len(self.study.ledger.attempts_of(candidate.trial, stage)) + 1
+        made = self._attempts_made(candidate.trial, stage)
+        attempt = again.attempt if again else made + 1
+        self._made[candidate.trial, stage] = max(made, attempt)
         request = StageRequest(
             study_id=self.study.study_id,
             trial=candidate.trial,
@@ -98,14 +123,13 @@ class StageFlow:
             params=candidate.params,
             seed=candidate.seed,
             inputs=inputs,
-            study=self.study.file.for_stages(),
+            study=self._file_json(),
             sources=self.study.sources,
             stopping=self._stopping_of(candidate, is_new=attempt == 1) if stage == TRAIN_STAGE else None,
         )
         if again is None:
             self.study.ledger.record_attempt(candidate.trial, stage, attempt, request.task_id, self.clock.now_iso())
         self.open[candidate.trial, stage] = OpenAttempt(request=request, due=self.clock.monotonic() + delay_s)
-        self.submit_due()
 
     def _stopping_of(self, candidate: CandidateRow, *, is_new: bool) -> Json | None:
         """The rule of the first attempt holds for all: a repeated training is the same work and ends the same."""
@@ -148,16 +172,26 @@ class StageFlow:
             if not item.is_submitted and item.due <= now:
                 request = item.request
                 self._emit("stage_queued", trial=request.trial, stage=request.stage, attempt=request.attempt)
+                self.tell()
                 self.evaluator.submit(request)
                 item.is_submitted, item.queued = True, now
 
     def take(self, results: Sequence[StageResult]) -> list[StageEnded]:
-        """Record all of them and say which stages are through; those to be tried again are queued here.
+        """Record all of them and say which stages are through; those to be tried again are queued here. What happened
+        is told by :meth:`tell`, once the transaction is over that this belongs to."""
+        return [item for result in results if (item := self._take_one(result)) is not None]
 
+    def tell(self) -> None:
+        """Pass on the events of what has been recorded."""
+        news, self._news = self._news, []
+        for event in news:
+            self.sink.emit(event)
+
+    def stop_at_defect(self, ended: Sequence[StageEnded]) -> None:
+        """
         Raises:
             EvaluationDefect: one of them is a defect; names trial, stage and what was found.
         """
-        ended = [item for result in results if (item := self._take_one(result)) is not None]
         for item in ended:
             if item.fault is not None and item.fault.kind is FaultKind.DEFECT:
                 raise EvaluationDefect(
@@ -165,7 +199,6 @@ class StageFlow:
                     "The study has stopped; nothing is lost. Once the cause is removed, the same command goes on and "
                     "runs this stage again."
                 )
-        return ended
 
     def _shown(self, item: StageEnded, fault: Fault) -> str:
         """The detail of a fault; of one with a traceback the first line, and the file that the whole is written to."""
@@ -193,6 +226,7 @@ class StageFlow:
             del self.open[request.trial, request.stage]
             self._emit_fault(request, fault)
             ended.append(self._retry(request, fault))
+        self.tell()
         return [item for item in ended if item is not None]
 
     def _take_one(self, result: StageResult) -> StageEnded | None:
@@ -224,10 +258,11 @@ class StageFlow:
     def _retry(self, request: StageRequest, fault: Fault) -> StageEnded | None:
         """Try again after a pause, from the stage whose artifact is gone where that is the reason; or give up."""
         attempts = self.study.ledger.attempts_of(request.trial, request.stage)
-        failed = sum(item.is_failed and not _is_uncounted(item.fault) for item in attempts)
-        if failed >= MAX_ATTEMPTS:
+        failed = [item.fault for item in attempts if item.is_failed and not _is_uncounted(item.fault)]
+        short = sum(item is not None and item.reason in MEMORY_REASONS for item in failed)
+        if len(failed) >= MAX_ATTEMPTS or short >= MAX_MEMORY_ATTEMPTS:
             return StageEnded(trial=request.trial, stage=request.stage, fault=fault)
-        delay_s = self._delay_s(failed, fault)
+        delay_s = self._delay_s(len(failed), fault)
         stage = request.stage
         if fault.reason in ARTIFACT_REASONS and stage != FINAL_STAGE:
             stage = self._take_back(request, fault)
@@ -239,7 +274,7 @@ class StageFlow:
         if not self.retry_delays_s:
             return 0.0
         if _is_uncounted(fault):
-            return WAIT_FOR_BOARDS_S
+            return UNCOUNTED_WAITS_S[fault.reason]
         return self.retry_delays_s[min(failed, len(self.retry_delays_s)) - 1]
 
     def _take_back(self, request: StageRequest, fault: Fault) -> str:
@@ -275,10 +310,10 @@ class StageFlow:
         about |= {"reason": fault.reason, "detail": fault.detail, "kind": fault.kind.value}
         event = Event(name="fault", fields=about)
         self.study.ledger.record_events([event], self.clock.now_iso())
-        self.sink.emit(event)
+        self._news.append(event)
 
     def _emit(self, name: str, /, **fields: object) -> None:
-        self.sink.emit(Event(name=name, fields=fields))
+        self._news.append(Event(name=name, fields=fields))
 
 
 def _epochs_saved(result: StageResult) -> int:
@@ -288,4 +323,4 @@ def _epochs_saved(result: StageResult) -> int:
 
 
 def _is_uncounted(fault: Fault | None) -> bool:
-    return fault is not None and fault.reason in UNCOUNTED_REASONS
+    return fault is not None and fault.reason in UNCOUNTED_WAITS_S

@@ -296,7 +296,7 @@ class Study:
         )
 
     def recording(self, sink: EventSink, now_iso: Callable[[], str]) -> EventSink:
-        """``sink``, with the start of each stage also noted in the database, for whoever looks from outside."""
+        """``sink``, with the start of each stage noted in the ledger's next transaction, for whoever looks on."""
         return _Recording(self, sink, now_iso)
 
 
@@ -341,10 +341,9 @@ class _Recording:
     def emit(self, event: Event) -> None:
         if event.name == "stage_started":
             about = event.fields
-            with self.study.guarded():
-                self.study.ledger.record_start(
-                    about["trial"], about["stage"], about["attempt"], about["worker"], self.now_iso()
-                )
+            self.study.ledger.note_start(
+                about["trial"], about["stage"], about["attempt"], about["worker"], self.now_iso()
+            )
         self.inner.emit(event)
 
 

@@ -10,7 +10,7 @@ from orchestrator.errors import UsageError
 from orchestrator.studyfile import StudyFile
 
 # What may change in any direction.
-_FREE = ("parallelism.", "early_stopping.", "budget.plateau", "notify")
+_FREE = ("parallelism.", "early_stopping.", "budget.plateau", "notify", "training.checkpoint_every")
 
 
 def check_update(old: StudyFile, new: StudyFile) -> None:

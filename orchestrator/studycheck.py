@@ -16,6 +16,7 @@ from orchestrator.quantities import rounded
 from orchestrator.space import SearchSpace
 from orchestrator.studyfile import (
     MOST_BOARDS,
+    NOT_SEARCHED,
     OBJECTIVE_UNITS,
     SPACE_SECTIONS,
     CategoricalParameter,
@@ -193,7 +194,7 @@ def _wrong_parameter_name(name: str, family: str, options: Mapping[str, str] | N
         return [Mistake(field=where, text=text)]
     if first == "network":
         return [Mistake(field=where, text=_no_option(rest, family, options))] if options and rest not in options else []
-    fields = _SECTIONS[first].model_fields
+    fields = [field for field in _SECTIONS[first].model_fields if f"{first}.{field}" not in NOT_SEARCHED]
     if rest in fields or (first == "compression" and rest.startswith("sparsity.")):
         return []
     return [

@@ -26,6 +26,7 @@ from orchestrator.records import Json, ParamValue
 
 OBJECTIVE_UNITS = {"error": "1", "rom": "byte", "ram": "byte", "flops": "1", "latency": "s", "energy": "J"}
 SPACE_SECTIONS = ("network", "training", "compression")
+NOT_SEARCHED = ("training.checkpoint_every",)  # changes no result
 
 _QUANTITY = re.compile(r"^\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*$")
 # What each unit measures, in our base units; a bare number and one with k, M or G may be anything.
@@ -216,7 +217,9 @@ class Sampler(_Model):
 
 
 class Training(_Model):
-    """Each field may also be searched, as ``training.<field>`` in the space."""
+    """Each field but ``checkpoint_every`` may also be searched, as ``training.<field>`` in the space. A training keeps
+    its state after the first epoch that ends ``checkpoint_every`` after the last time, and another worker goes on from
+    there; the result is the same."""
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -226,6 +229,7 @@ class Training(_Model):
     label_smoothing: Fraction = 0.0
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|xpu|cuda(:[0-9]+)?)$")] = "cpu"
+    checkpoint_every: Seconds = 60.0
 
 
 class Compression(_Model):

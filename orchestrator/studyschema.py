@@ -96,6 +96,7 @@ FIELD_HELP: Mapping[str, str] = {
     "training.label_smoothing": "Share of the label spread over the other classes.",
     "training.threads": "CPU threads a training uses.",
     "training.device": "PyTorch device to train on.",
+    "training.checkpoint_every": "How often a training keeps its state, so that it goes on after its worker died.",
     "compression.sparsity": "Share of the channels removed.",
     "compression.steps": "Rounds of pruning.",
     "compression.finetune_epochs": "Epochs of training after each round.",

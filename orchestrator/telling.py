@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import optuna
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import Trial, TrialState
 
 from orchestrator.objectives import Objectives, relative_excess
@@ -41,8 +42,12 @@ FIRST_LIMITS_ATTR = "edgefront:first_limits"
 LIMITS_ATTR = "edgefront:limits"
 
 
-def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives: Objectives) -> None:
+def tell_outcome(
+    study: optuna.Study, number: int, outcome: Outcome, objectives: Objectives, *, asked: Trial | None = None
+) -> None:
     """Tell Optuna how a running trial ended, by the rule above; telling it again after a crash half-way does no harm.
+
+    ``asked`` is the trial as it was asked for, where this process did; looking it up reads all running trials.
 
     Raises:
         ValueError: a complete outcome lacks an objective, an infeasible one has no violation, or the trial has ended.
@@ -50,13 +55,14 @@ def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives:
     if outcome.ending is Ending.FAULT:
         study.tell(number, state=TrialState.FAIL)
         return
+    trial = asked if asked is not None else _running(study, number)
     if outcome.ending is Ending.STOPPED:
-        _running(study, number).set_user_attr(STOPPED_ATTR, outcome.reason)
+        trial.set_user_attr(STOPPED_ATTR, outcome.reason)
         study.tell(number, state=TrialState.PRUNED)
         return
     if outcome.ending is Ending.COMPLETE:
         vector = objectives.vector(outcome.values).tolist()
-        _constrain(study, number, objectives.margins(outcome.values))
+        _constrain(trial, objectives.margins(outcome.values), has_none=asked is not None)
         study.tell(number, vector, state=TrialState.COMPLETE)
         return
     if not outcome.violations:
@@ -64,18 +70,23 @@ def tell_outcome(study: optuna.Study, number: int, outcome: Outcome, objectives:
     excesses: dict[str, float] = {}
     for violation in outcome.violations:  # of several boards that break the same limit, the worst
         excesses[violation.quantity] = max(excesses.get(violation.quantity, 0.0), relative_excess(violation))
-    _constrain(study, number, objectives.margins(outcome.values) | excesses)
+    _constrain(trial, objectives.margins(outcome.values) | excesses, has_none=asked is not None)
     if FIRST_LIMITS_ATTR in study.user_attrs:
-        limits = dict(zip(objectives.names, objectives.limits, strict=True))
-        _running(study, number).set_user_attr(LIMITS_ATTR, limits)
-    _running(study, number).set_user_attr(VIOLATIONS_ATTR, list(excesses.values()))
+        trial.set_user_attr(LIMITS_ATTR, dict(zip(objectives.names, objectives.limits, strict=True)))
+    trial.set_user_attr(VIOLATIONS_ATTR, list(excesses.values()))
     study.tell(number, state=TrialState.PRUNED)
 
 
-def _constrain(study: optuna.Study, number: int, constraints: Mapping[str, float]) -> None:
-    trial = _running(study, number)
+def _constrain(trial: Trial, constraints: Mapping[str, float], *, has_none: bool) -> None:
+    """Set each constraint that is not set yet. Optuna itself reads the whole trial before each; of a trial that has
+    none, because it has never been told, that is left out."""
+    if has_none:
+        for name, value in constraints.items():
+            trial.storage.set_trial_system_attr(trial._trial_id, f"{_CONSTRAINTS_KEY}:{name}", float(value))
+        return
+    known = trial.constraints
     for name, value in constraints.items():
-        if name not in trial.constraints:
+        if name not in known:
             trial.set_constraint(name, value)
 
 

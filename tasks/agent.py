@@ -32,10 +32,10 @@ from orchestrator.exposition import MetricsServer
 from orchestrator.records import Event
 from tasks import messages
 from tasks.address import exposure, without_password
-from tasks.agent_channel import CHANNEL_VARIABLE, Channel
 from tasks.agent_metrics import AgentMetrics
 from tasks.agent_tests import SelfTests
 from tasks.broker import check_reachable, connect
+from tasks.channel import AGENT_CHANNEL, Channel
 from tasks.guardian import Guardian
 from tasks.onboard import RACK_VARIABLE
 from tasks.workers import Supervisor, WorkerSpec, worker_broker
@@ -103,7 +103,7 @@ class Agent:
         self._metrics = AgentMetrics(self.registry, rack.board_kinds(), [state.value for state in State])
         self._channel = Channel(self._metrics.take)
         self._guardian = Guardian()
-        self._supervisor = Supervisor(None, {**os.environ, CHANNEL_VARIABLE: self._channel.address}, self._guardian)
+        self._supervisor = Supervisor(None, {**os.environ, AGENT_CHANNEL: self._channel.address}, self._guardian)
         self._stop, self._hurry = threading.Event(), threading.Event()
         self._failure = ""
 

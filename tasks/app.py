@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import psutil
@@ -26,11 +26,15 @@ from celery.worker import state
 
 from orchestrator import fieldcheck
 from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult
-from tasks import messages, transport
+from tasks import leaving, messages, transport
 from tasks.address import split_tls
+from tasks.answers import fault_result, publish, transient
 from tasks.artifacts import ArtifactStore
 from tasks.broker import BROKER_VARIABLE, connect
+from tasks.channel import tell_worker
+from tasks.checkpoints import StoredCheckpoint
 from tasks.errors import PipelineError, TransientFault
+from tasks.hosts import host_name
 from tasks.messages import Holder, TaskMessage
 from tasks.registry import FINAL_STAGE, STAGES, perform, stage_function
 from tasks.stage import StageContext, StageFunction, StageOutput
@@ -38,9 +42,10 @@ from tasks.trust import Trust
 
 WORKER_VARIABLE = "EDGEFRONT_WORKER"
 WARM_VARIABLE = "EDGEFRONT_WARM_STAGES"
-HARD_LIMIT_MARGIN_S = 60.0
 # Above the longest hard limit of a task, or Redis hands out a task a second time while the first still runs.
 VISIBILITY_TIMEOUT_S = 6 * 3600
+# How long a result waits for a broker that is away; the client itself gives up after about 20 s each time.
+PUBLISH_PATIENCE_S = 900.0
 _SOFT_LIMITS_S = {"gate": 300.0, "train": 4 * 3600.0, "compress": 4 * 3600.0, "build": 1800.0, "final": 3600.0}
 
 _log = logging.getLogger(__name__)
@@ -103,8 +108,8 @@ class StageTask(Task):  # type: ignore[misc]  # Celery ships no types
                 request = TaskMessage.from_json(args[0]).request
             except (ValueError, IndexError, TypeError):  # nobody to answer
                 return
-            fault = _transient("time_limit", f"stage {request.stage} was killed after {exc.args[0]} s")
-            publish(connect(worker_url()), _fault_result(request, fault, worker_name()))
+            fault = transient("time_limit", f"stage {request.stage} was killed after {exc.args[0]} s")
+            publish(connect(worker_url()), fault_result(request, fault, worker_name()))
 
 
 def make_app(broker_url: str | None) -> Celery:
@@ -171,7 +176,7 @@ def execute(message: Json) -> None:
     request = task.request
     if objection := Trust.from_environment().objection(task):
         fault = Fault(kind=FaultKind.DEFECT, reason="not_allowed", detail=f"{worker_name()}: {objection}")
-        publish(client, _fault_result(request, fault, worker_name()))
+        publish(client, fault_result(request, fault, worker_name()))
         return
     holder = this_process()
     claim = _claim(client, request.task_id, holder)
@@ -179,14 +184,18 @@ def execute(message: Json) -> None:
         return
     if claim == "died":
         detail = f"the worker process died while it ran stage {request.stage}"
-        publish(client, _fault_result(request, _transient("worker_lost", detail), holder.worker))
+        publish(client, fault_result(request, transient("worker_lost", detail), holder.worker))
         return
     client.hset(messages.started_key(request.study_id), request.task_id, holder.to_text())
     progress = functools.partial(_report, client, request, holder.worker)
     progress(Event(name="stage_started"))
-    with _beating(request.task_id, holder):
-        result = _perform(task, progress, holder.worker)
-    publish(client, result)
+    tell_worker(Event(name="task_started", fields={"pid": holder.pid, **_about(request)}))
+    with _beating(request.task_id, holder) as given_up:
+        result = _perform(task, progress, holder.worker, given_up)
+    _hand_over(result)
+    reason = result.fault.reason if result.fault else ""
+    fields = {"pid": holder.pid, "stage": request.stage, "seconds": result.seconds, "reason": reason}
+    tell_worker(Event(name="task_ended", fields={**fields, "ending": result.ending.value}))
 
 
 def _answer_bad_message(client: redis.Redis, message: object, error: ValueError) -> None:
@@ -226,13 +235,48 @@ def _refusal(message: object, error: ValueError) -> StageResult | None:
     )
 
 
-def _perform(task: TaskMessage, progress: Any, worker: str) -> StageResult:
+def _perform(task: TaskMessage, progress: Any, worker: str, given_up: threading.Event) -> StageResult:
+    """``given_up`` is set once the attempt is another worker's: this one was taken for dead, and may stop."""
+
+    def checkpoint_of(store: ArtifactStore, key: str) -> StoredCheckpoint:
+        def is_leaving() -> bool:
+            return leaving.is_leaving() or given_up.is_set()
+
+        return StoredCheckpoint(store=store, key=key, leaving=is_leaving, tell=tell_worker)
+
     try:
         store = ArtifactStore(task.artifacts, most_bytes=Trust.from_environment().artifact_bytes)
     except (ValueError, OSError, ImportError) as error:
-        fault = _transient("artifact_store", f"artifact store {task.artifacts!r} cannot be used: {error}")
-        return _fault_result(task.request, fault, worker)
-    return perform(task.request, store, progress=progress, worker=worker, guard=_interruptible)
+        fault = transient("artifact_store", f"artifact store {task.artifacts!r} cannot be used: {error}")
+        return fault_result(task.request, fault, worker)
+    return perform(
+        task.request, store, progress=progress, worker=worker, guard=_interruptible, checkpoint=checkpoint_of
+    )
+
+
+def _about(request: StageRequest) -> Json:
+    """What names a task, for this worker's parent."""
+    return {
+        "study_id": request.study_id,
+        "trial": request.trial,
+        "stage": request.stage,
+        "attempt": request.attempt,
+    }
+
+
+def _hand_over(result: StageResult) -> None:
+    """Publish the result, over a broker that may be away for longer than a client waits. The work is done; who looks
+    for beats gives us a moment once the broker is back."""
+    deadline = monotonic() + PUBLISH_PATIENCE_S
+    while True:
+        try:
+            publish(process_client(), result)
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            if monotonic() > deadline:
+                raise
+            _log.warning("the result of %s waits for the broker: %s", messages.task_id_of(result), error)
+        else:
+            return
 
 
 def _interruptible(function: StageFunction) -> StageFunction:
@@ -265,7 +309,7 @@ def _claim(client: redis.Redis, task_id: str, holder: Holder) -> str:
 
 def is_gone(holder: Holder) -> bool:
     """Whether the process is known to be dead: it was of this host and is there no more."""
-    if holder.host != socket.gethostname():
+    if holder.host != host_name():
         return False
     try:
         process = psutil.Process(holder.pid)
@@ -275,37 +319,32 @@ def is_gone(holder: Holder) -> bool:
 
 
 @contextmanager
-def _beating(task_id: str, holder: Holder) -> Iterator[None]:
-    """Keep the task's beat alive from a thread, over a connection of its own."""
-    over = threading.Event()
+def _beating(task_id: str, holder: Holder) -> Iterator[threading.Event]:
+    """Keep the task's beat alive from a thread, over a connection of its own. The event it yields is set, and the beat
+    ends, when somebody has given the attempt up: this process stood still for longer than a beat lasts."""
+    over, given_up = threading.Event(), threading.Event()
     client = connect(worker_url(), retries=0)
+    key = messages.beat_key(task_id)
 
     def beat() -> None:
         while not over.wait(messages.BEAT_EVERY_S):
             try:
-                client.set(messages.beat_key(task_id), holder.to_text(), ex=messages.BEAT_TTL_S, xx=False)
+                if client.get(key) in messages.TOMBSTONES:
+                    _log.warning("task %s was given up while this process stood still", task_id)
+                    given_up.set()
+                    return
+                client.set(key, holder.to_text(), ex=messages.BEAT_TTL_S)
             except (redis.RedisError, OSError) as error:
                 _log.warning("missed a beat of %s: %s", task_id, error)
 
     thread = threading.Thread(target=beat, name="beat", daemon=True)
     thread.start()
     try:
-        yield
+        yield given_up
     finally:
         over.set()
         thread.join()
         client.close()
-
-
-def publish(client: redis.Redis, result: StageResult) -> None:
-    """Hand the result over and mark the task as over, both or neither."""
-    task_id = messages.task_id_of(result)
-    pipeline = client.pipeline(transaction=True)
-    pipeline.xadd(messages.results_key(result.study_id), messages.encode_result(result))  # type: ignore[arg-type]
-    pipeline.expire(messages.results_key(result.study_id), messages.RESULT_KEPT_S)
-    pipeline.hdel(messages.started_key(result.study_id), task_id)
-    pipeline.set(messages.beat_key(task_id), messages.DONE, ex=messages.RESULT_KEPT_S)
-    pipeline.execute()
 
 
 def _report(client: redis.Redis, request: StageRequest, worker: str, event: Event) -> None:
@@ -319,23 +358,6 @@ def _report(client: redis.Redis, request: StageRequest, worker: str, event: Even
         _log.warning("progress of %s lost: %s", request.task_id, error)
 
 
-def _transient(reason: str, detail: str) -> Fault:
-    return Fault(kind=FaultKind.TRANSIENT, reason=reason, detail=detail)
-
-
-def _fault_result(request: StageRequest, fault: Fault, worker: str) -> StageResult:
-    return StageResult(
-        study_id=request.study_id,
-        trial=request.trial,
-        stage=request.stage,
-        attempt=request.attempt,
-        ending=Ending.FAULT,
-        seconds=0.0,
-        fault=fault,
-        worker=worker,
-    )
-
-
 def worker_url() -> str:
     """The broker of this worker process: ``EDGEFRONT_BROKER_URL``, set by whoever started it."""
     return os.environ.get(BROKER_VARIABLE, "redis://127.0.0.1:6379/0")
@@ -343,13 +365,13 @@ def worker_url() -> str:
 
 def worker_name() -> str:
     """This process by a name for people: what the supervisor called the worker, and the child's number."""
-    base = os.environ.get(WORKER_VARIABLE) or f"{socket.gethostname()}"
+    base = os.environ.get(WORKER_VARIABLE) or host_name()
     index = getattr(current_process(), "index", None)
     return base if index is None else f"{base}-{index + 1}"
 
 
 def this_process() -> Holder:
-    return Holder(worker=worker_name(), host=socket.gethostname(), pid=os.getpid(), born=psutil.Process().create_time())
+    return Holder(worker=worker_name(), host=host_name(), pid=os.getpid(), born=psutil.Process().create_time())
 
 
 @functools.cache
@@ -365,6 +387,7 @@ def process_client() -> redis.Redis:
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]  # Celery ships no types
 def _warm(**_: Any) -> None:
     """Load what the child's stages need before the first task waits for it."""
+    leaving.listen()
     for stage in filter(None, os.environ.get(WARM_VARIABLE, "").split(",")):
         try:
             stage_function(stage)

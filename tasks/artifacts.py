@@ -1,9 +1,10 @@
 """Content-addressed bytes and remembered stage results, in a folder or behind any fsspec URL.
 
 Layout below the root: ``sha256/<first two>/<rest>`` holds what hashes to that name, ``memo/<first two>/<rest>.json``
-the result of a stage under the hash of everything that determines it, ``studies/`` a file for each study that keeps
-artifacts here, ``sweeps/`` one for each removal that is under way. Whoever reads checks; whoever writes replaces whole
-files, so a reader never sees half of one and writing the same content again repairs a damaged copy.
+the result of a stage under the hash of everything that determines it, ``checkpoint/<first two>/<rest>`` the state of
+one that is under way, ``studies/`` a file for each study that keeps artifacts here, ``sweeps/`` one for each removal
+that is under way. Whoever reads checks; whoever writes replaces whole files, so a reader never sees half of one and
+writing the same content again repairs a damaged copy.
 
 Artifacts that nobody needs are removed beside studies that run (:mod:`tasks.garbage`). Whoever puts or holds one gives
 it a new time first, then looks whether a sweep names it, then whether it is still there; a sweep is announced first,
@@ -193,6 +194,31 @@ class ArtifactStore:
         except ArtifactTooLarge:
             return None
 
+    def save_checkpoint(self, key: str, data: bytes) -> None:
+        """Keep the state of a stage under way under the hash ``key``; a later one replaces it."""
+        self._write(self._checkpoint_path(key), data)
+
+    def load_checkpoint(self, key: str) -> bytes | None:
+        """What was kept under ``key``, or None; None too when it is larger than ``most_bytes``."""
+        try:
+            return self._read(self._checkpoint_path(key))
+        except ArtifactTooLarge:
+            return None
+
+    def delete_checkpoint(self, key: str) -> None:
+        """Delete what was kept under ``key``, if anything."""
+        self.remove(self._checkpoint_path(key))
+
+    def stale_checkpoints(self, age_s: float) -> list[str]:
+        """The keys of the checkpoints that were written more than ``age_s`` ago."""
+        try:
+            with reached(self.url, is_local=self._is_local):
+                found = self._fs.find(f"{self._root}/checkpoint", detail=True)
+        except FileNotFoundError:
+            return []
+        oldest = time.time() - age_s
+        return ["".join(path.rsplit("/", 2)[-2:]) for path, about in found.items() if _time_of(about) < oldest]
+
     def register(self, study_id: str) -> None:
         """Note that the study keeps artifacts here: nothing is removed without asking its ledger."""
         if (self.url, study_id) not in _REGISTERED:
@@ -292,6 +318,10 @@ class ArtifactStore:
 
     def _memo_path(self, key: str) -> str:
         return f"{self._root}/memo/{key[:2]}/{key[2:]}.json"
+
+    def _checkpoint_path(self, key: str) -> str:
+        a_sha256("checkpoint", key)
+        return f"{self._root}/checkpoint/{key[:2]}/{key[2:]}"
 
     def _read(self, path: str) -> bytes | None:
         most = self._most_bytes

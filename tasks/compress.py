@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from orchestrator.records import Json, Source, StageRequest, Value
 from orchestrator.studyfile import Compression, StudyFile, Training
 from tasks.errors import Defect
+from tasks.keeping import Keeper
 from tasks.nn.candidate import build_candidate, compression_of, example_of, training_of
 from tasks.nn.datasets import DataSplit
 from tasks.nn.fit import TensorData, calibration_inputs, choose_device, error_of, fit, reproducible
 from tasks.nn.prune import Sparsity, prune
+from tasks.nn.resume import load_weights
 from tasks.nn.sources import data_for
 from tasks.nn.weights import unpack_weights
 from tasks.quant.quantise import quantisation_summary, quantise
@@ -25,8 +29,11 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     of validation samples that the pruned network classifies wrongly before quantisation. Notes: fine-tuning curve,
     layer shapes after pruning, shape and normalisation of the inputs, operators of the int8 model.
 
+    Its state is kept every ``training.checkpoint_every`` of fine-tuning, as in the stage ``train``.
+
     Raises:
         Infeasible: fine-tuning diverged.
+        HandedOver: the worker is leaving; the state is kept.
         Defect: the weights are missing or damaged, or the network cannot be pruned or exported.
     """
     study = StudyFile.from_json(request.study)
@@ -81,13 +88,30 @@ def _prune_and_tune(
     # The learning rate goes back to where training began: with a tenth of it, half-pruned networks do not recover.
     tuning = training.model_copy(update={"epochs": max(1, compression.finetune_epochs)})
 
+    keeper = Keeper.begin(context, training.checkpoint_every, device)
+
     def tune(pruned: nn.Module, round_index: int) -> None:
         if compression.finetune_epochs == 0:
             return
-        report = reporter(request, context, done=round_index * compression.finetune_epochs, total=n_total)
-        seed = request.seed + 1 + round_index
-        epochs = fit(pruned, tensors, tuning, seed=seed, on_epoch=report, warm_up=False)
-        curve.extend([round(epoch.loss, 5), round(epoch.accuracy, 5)] for epoch in epochs)
+        over = keeper.found.rounds.get(round_index)
+        if over is not None:  # by an earlier attempt; the next round prunes the same channels of the same weights
+            load_weights(pruned, over.weights)
+            over.generators.restore(device)
+            curve.extend(_rounded(over.curve))
+            return
+        epochs = fit(
+            pruned,
+            tensors,
+            tuning,
+            seed=request.seed + 1 + round_index,
+            on_epoch=reporter(request, context, done=round_index * compression.finetune_epochs, total=n_total),
+            on_state=lambda make: keeper.on_state(make, round_index),
+            start=keeper.start_of(round_index),
+            warm_up=False,
+        )
+        points = tuple((epoch.loss, epoch.accuracy) for epoch in epochs)
+        keeper.end_round(round_index, pruned, points)
+        curve.extend(_rounded(points))
 
     prune(
         module,
@@ -99,6 +123,10 @@ def _prune_and_tune(
         on_round=tune,
     )
     return curve
+
+
+def _rounded(curve: Iterable[tuple[float, float]]) -> list[list[float]]:
+    return [[round(loss, 5), round(accuracy, 5)] for loss, accuracy in curve]
 
 
 def _input_facts(data: DataSplit) -> Json:

@@ -45,6 +45,13 @@ class TransientFault(PipelineError):
         self.detail = detail
 
 
+class HandedOver(TransientFault):
+    """The worker is leaving: the stage's state is kept, and another worker goes on from it. Costs no attempt."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("handed_over", detail)
+
+
 class Defect(PipelineError):
     """Our fault, or the study's: retrying cannot help, so the study stops and says why."""
 

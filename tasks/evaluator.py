@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,15 +22,17 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.ports import EventSink
 from orchestrator.records import Event, Json, StageRequest, StageResult
 from tasks import messages
-from tasks.app import HARD_LIMIT_MARGIN_S, is_gone, make_app, soft_limit_s
+from tasks.app import is_gone, make_app, soft_limit_s
 from tasks.artifacts import ArtifactStore
 from tasks.broker import connect, without_password
 from tasks.messages import Holder, TaskMessage
 from tasks.registry import BOARD_STAGES, STAGES, perform
-from tasks.transport import LONGEST_LIMIT_S
+from tasks.transport import HARD_LIMIT_MARGIN_S, LONGEST_LIMIT_S
 
 T = TypeVar("T")
 
+# A restart of the broker by hand, with an upgrade between, takes a minute.
+PATIENCE_S = 150.0
 _NOT_TAKEN_S = 12.0
 _WATCH_EVERY_S = 2.0
 _IDLE_S = 0.05
@@ -108,7 +111,7 @@ class CeleryEvaluator:
         sink: EventSink | None = None,
         check: Callable[[], None] = lambda: None,
         boards: int = 0,
-        patience_s: float = 60.0,
+        patience_s: float = PATIENCE_S,
         stages: tuple[str, ...] = STAGES,
     ) -> None:
         self.stages = stages
@@ -119,7 +122,9 @@ class CeleryEvaluator:
         self._check = check
         self._boards = boards
         self._patience_s = patience_s
-        self._client = connect(url)
+        # Without retries of its own: an outage must be seen here, because no beat is sent during one.
+        self._client = connect(url, retries=0)
+        self._was_away = -math.inf
         self._app = make_app(url)
         self._waiting: dict[str, _Waiting] = {}
         self._returned: list[bytes] = []
@@ -247,9 +252,21 @@ class CeleryEvaluator:
         return lost
 
     def _is_dead(self, task_id: str, holder: Holder) -> bool:
-        beats = self._client.exists(messages.beat_key(task_id))
+        """By its process, or by its beat; while the broker was away there was none, and whoever lives sends the next
+        within one beat's life."""
+        beats = self._client.exists(messages.beat_key(task_id)) or self._is_just_back()
         still_started = self._client.hexists(messages.started_key(self._study_id), task_id)
         return bool(still_started) and (not beats or is_gone(holder))
+
+    def _is_just_back(self) -> bool:
+        """Whether the broker was away within the last beat's life, as it was seen here or as it says itself."""
+        if monotonic() - self._was_away < messages.BEAT_TTL_S:
+            return True
+        try:
+            server: Any = self._client.info("server")
+        except redis.exceptions.NoPermissionError:
+            return False
+        return bool(server["uptime_in_seconds"] < messages.BEAT_TTL_S)
 
     def _give_up(self, task_id: str) -> None:
         """Nobody may run this attempt any more: should its message come back, it is dropped."""
@@ -309,6 +326,7 @@ class CeleryEvaluator:
                         f"{_remedy(refusal)} Nothing is lost; the same command goes on when it works again."
                     ) from error
                 self._check()
+                self._was_away = monotonic()
                 if monotonic() > deadline:
                     raise OrchestratorError(
                         f"the broker at {without_password(self._url)} is away for {self._patience_s:g} s now: {error}. "

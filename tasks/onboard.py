@@ -19,7 +19,7 @@ from mcu_agent.recovery import run_on_rack
 from mcu_agent.session import Job
 from orchestrator.records import Event, StageRequest
 from orchestrator.studyfile import StudyFile
-from tasks.agent_channel import tell_agent
+from tasks.channel import tell_agent
 from tasks.stage import StageContext
 
 RACK_VARIABLE = "EDGEFRONT_RACK"

@@ -16,6 +16,7 @@ from dataclasses import replace
 from orchestrator.boards import base, named
 from orchestrator.records import Ending, Event, Fault, FaultKind, StageRequest, StageResult
 from tasks.artifacts import ArtifactStore
+from tasks.checkpoints import StoredCheckpoint
 from tasks.errors import Defect, TransientFault
 from tasks.stage import StageContext, StageFunction, run_stage
 
@@ -36,6 +37,7 @@ OVERRIDE_VARIABLE = "EDGEFRONT_STAGES"
 
 # What of a study cannot change a stage's result; all the rest is part of a result's name.
 _IRRELEVANT = {"name", "budget", "sampler", "parallelism", "early_stopping"}
+_IRRELEVANT_TRAINING = {"checkpoint_every"}
 _MEMO_VERSION = 2
 
 
@@ -77,9 +79,16 @@ def memo_key(request: StageRequest) -> str:
     """A hash of everything that determines the stage's result, the rule for stopping early included; trial number and
     attempt do not."""
     study = {key: value for key, value in request.study.items() if key not in _IRRELEVANT}
+    if isinstance(training := study.get("training"), dict):
+        study["training"] = {key: value for key, value in training.items() if key not in _IRRELEVANT_TRAINING}
     facts = [_MEMO_VERSION, request.stage, study, dict(request.params), request.seed, dict(request.inputs)]
     facts += [dict(request.sources), request.stopping]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def checkpoint_of(store: ArtifactStore, key: str) -> StoredCheckpoint:
+    """A checkpoint in the store, of a process that stays."""
+    return StoredCheckpoint(store=store, key=key)
 
 
 def perform(
@@ -89,18 +98,25 @@ def perform(
     progress: Callable[[Event], None],
     worker: str,
     guard: Callable[[StageFunction], StageFunction] = lambda function: function,
+    checkpoint: Callable[[ArtifactStore, str], StoredCheckpoint] = checkpoint_of,
 ) -> StageResult:
     """Run a stage, or answer at once with the result that was recorded for the same work.
 
     Complete and infeasible results are remembered beside the artifacts before anybody hears of them, so whoever dies
-    afterwards, the work is done once. ``guard`` wraps the stage's function (time limits).
+    afterwards, the work is done once. ``guard`` wraps the stage's function (time limits); ``checkpoint`` makes the
+    place where a long stage keeps its state, which is emptied once there is a result.
     """
     recorded = recall(request, store)
     if recorded is not None:
         return replace(recorded, worker=worker)
-    context = StageContext(artifacts=store, progress=progress)
+    kept = checkpoint(store, memo_key(request))
+    context = StageContext(artifacts=store, progress=progress, checkpoint=kept)
     result = replace(run_stage(guard(_resolving(request.stage)), request, context), worker=worker)
-    return result if result.ending is Ending.FAULT else _remembered(result, request, store)
+    if result.ending is not Ending.FAULT:
+        result = _remembered(result, request, store)
+    if result.ending is not Ending.FAULT:
+        kept.forget()
+    return result
 
 
 def _remembered(result: StageResult, request: StageRequest, store: ArtifactStore) -> StageResult:

@@ -21,12 +21,41 @@ class Artifacts(Protocol):
     def get_bytes(self, sha256: str) -> bytes: ...
 
 
+class Checkpoint(Protocol):
+    """Where a long stage keeps its state now and then, so that another attempt at the same work goes on from there.
+
+    ``load`` gives what was kept last, None where nothing usable was; ``save`` replaces it. Neither ever raises: a stage
+    without its checkpoint is slower, not wrong. ``is_leaving`` says that this process is to be gone soon: a stage that
+    can should save its state and raise :class:`tasks.errors.HandedOver`.
+    """
+
+    def load(self) -> bytes | None: ...
+
+    def save(self, data: bytes) -> None: ...
+
+    def is_leaving(self) -> bool: ...
+
+
+class NoCheckpoint:
+    """Keeps nothing; for a stage that is run on its own."""
+
+    def load(self) -> bytes | None:
+        return None
+
+    def save(self, data: bytes) -> None:
+        """Nothing is kept."""
+
+    def is_leaving(self) -> bool:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageContext:
-    """What a stage may touch: artifacts, and a place to report progress to."""
+    """What a stage may touch: artifacts, a place to report progress to, and one to keep its state at."""
 
     artifacts: Artifacts
     progress: Callable[[Event], None] = lambda event: None
+    checkpoint: Checkpoint = field(default_factory=NoCheckpoint)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,9 @@ from orchestrator.records import Event, Source, StageRequest, Value
 from orchestrator.stopping import StoppingRule
 from orchestrator.studyfile import StudyFile
 from tasks.errors import Stopped
+from tasks.keeping import Keeper
 from tasks.nn.candidate import build_candidate, training_of
-from tasks.nn.fit import Epoch, OnEpoch, TensorData, choose_device, error_of, fit, reproducible
+from tasks.nn.fit import Epoch, OnEpoch, TensorData, choose_device, epochs_of, error_of, fit, reproducible
 from tasks.nn.sources import data_for
 from tasks.nn.weights import pack_weights
 from tasks.stage import StageContext, StageOutput
@@ -21,8 +22,11 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     Artifacts: ``weights`` (npz). Values: ``float_error``, the share of validation samples classified wrongly. Notes:
     the curve, ``[[loss, accuracy], …]`` by epoch, and the number of parameters.
 
+    Its state is kept every ``training.checkpoint_every``; an attempt after a worker's death goes on from there.
+
     Raises:
         Infeasible: training diverged.
+        HandedOver: the worker is leaving; the state is kept.
         Stopped: the request's rule gave it up after one of the epochs; the notes hold the curve so far.
         Defect: data set, network or training options cannot be used.
     """
@@ -33,8 +37,13 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     with reproducible(request.seed, training.threads):
         module = build_candidate(study, request.params, request.seed, data).to(device)
         tensors = TensorData.of(data, device)
-        on_epoch = stopping(request, reporter(request, context))
-        curve = fit(module, tensors, training, seed=request.seed, on_epoch=on_epoch)
+        keeper = Keeper.begin(context, training.checkpoint_every, device)
+        start = keeper.start_of()
+        before = epochs_of(start.curve, training.epochs) if start else []
+        on_epoch = stopping(request, reporter(request, context), before)
+        curve = fit(
+            module, tensors, training, seed=request.seed, on_epoch=on_epoch, on_state=keeper.on_state, start=start
+        )
         error = error_of(module, data.validation)
         weights = pack_weights(module)
     return StageOutput(
@@ -48,12 +57,13 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     )
 
 
-def stopping(request: StageRequest, report: OnEpoch) -> OnEpoch:
-    """``report``, which then ends the training where the request's rule says so."""
+def stopping(request: StageRequest, report: OnEpoch, before: Sequence[Epoch] = ()) -> OnEpoch:
+    """``report``, which then ends the training where the request's rule says so. The epochs ``before`` were looked at
+    by an earlier attempt, and passed."""
     if request.stopping is None:
         return report
     rule = StoppingRule.from_json(request.stopping)
-    curve: list[Epoch] = []
+    curve: list[Epoch] = list(before)
 
     def report_and_look(epoch: Epoch) -> None:
         report(epoch)

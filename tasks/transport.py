@@ -13,6 +13,7 @@ import base64
 import binascii
 import json
 import logging
+import os
 import re
 import uuid
 from collections.abc import Collection
@@ -33,6 +34,10 @@ CONTENT_TYPE = "application/x-edgefront-json"
 # The body travels in base64, with headers around it.
 ENTRY_BYTES = MESSAGE_BYTES * 4 // 3 + 20_000
 LONGEST_LIMIT_S = 6 * 3600.0
+# From being interrupted to being killed.
+HARD_LIMIT_MARGIN_S = 60.0
+# What a worker allows a task at most (s), whatever its message says.
+TIME_LIMIT_VARIABLE = "EDGEFRONT_TIME_LIMIT_S"
 _TASK_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PRIORITY_SEPARATOR = "\x06\x16"
 
@@ -105,11 +110,13 @@ def _task_name(task: object, stages: Collection[str]) -> str:
 
 
 def _limits(given: Any) -> list[float]:
-    """Hard and soft time limit (s)."""
+    """Hard and soft time limit (s), at most those of this worker."""
     limits = given if isinstance(given, list) else []
     numbers = [float(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit <= LONGEST_LIMIT_S]
     if len(limits) == len(numbers) == 2:
-        return numbers
+        hard, soft = numbers
+        own = float(os.environ.get(TIME_LIMIT_VARIABLE) or LONGEST_LIMIT_S)
+        return [min(hard, own + HARD_LIMIT_MARGIN_S), min(soft, own)]
     expected = f"two numbers of seconds up to {LONGEST_LIMIT_S:g}"
     raise ValueError(f"timelimit is {fieldcheck.shown(given)}; expected {expected}")
 

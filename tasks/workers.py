@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -146,13 +146,14 @@ def _preload(stages: Iterable[str]) -> None:
 
 @dataclass(kw_only=True)
 class WorkerSpec:
-    """One worker to keep running: its name in logs and events, its queue, how many tasks at once, and the
-    ``artifact_stores`` of :func:`run_worker`."""
+    """One worker to keep running: its name in logs and events, its queue (or several, with commas), how many tasks at
+    once, the ``artifact_stores`` of :func:`run_worker`, and what its environment has beside everybody's."""
 
     name: str
     queue: str
     concurrency: int
     artifact_stores: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -195,6 +196,10 @@ class Supervisor:
         """The workers' parent processes by name."""
         return {running.spec.name: running.process.pid for running in self._running}
 
+    def alive(self) -> list[str]:
+        """The workers whose parent process runs."""
+        return [running.spec.name for running in self._running if running.process.poll() is None]
+
     def hold(self, name: str) -> None:
         """Let a worker finish its tasks and end, and do not start it again before :meth:`let_go`."""
         for running in self._running:
@@ -235,7 +240,7 @@ class Supervisor:
         with path.open("ab") if path is not None else contextlib.nullcontext() as log:
             process = subprocess.Popen(
                 command,
-                env=self.environment,
+                env={**self.environment, **spec.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional
 from orchestrator.records import Violation
 from orchestrator.studyfile import Training
 from tasks.errors import Defect, Infeasible
+from tasks.nn.resume import FitState, Generators, load_weights, weights_of
 from tasks.nn.samples import DataSplit, Samples
 
 EVALUATION_BATCH = 1024
@@ -37,6 +38,8 @@ class Epoch:
 
 
 OnEpoch = Callable[[Epoch], None]
+# Is given, after an epoch, what makes the training's state; calls it where the state is to be kept.
+OnState = Callable[[Callable[[], FitState]], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,44 +104,116 @@ def fit(
     *,
     seed: int,
     on_epoch: OnEpoch = lambda epoch: None,
+    on_state: OnState = lambda make: None,
+    start: FitState | None = None,
     warm_up: bool = True,
 ) -> list[Epoch]:
     """Train ``module`` in place over ``training.epochs`` epochs and leave it in evaluation mode.
 
     The learning rate rises over the first twentieth of the steps (unless ``warm_up`` is off), then falls as a half
-    cosine to zero. Module and data must be on one device; call inside :func:`reproducible`.
+    cosine to zero. Module and data must be on one device; call inside :func:`reproducible`. With ``start`` it goes on
+    from there, and all that follows is the same to the bit; ``on_epoch`` hears of the epochs still to come only.
 
     Raises:
         Infeasible: training diverged; the violation names the epoch.
     """
-    n = len(data.train_y)
-    batch_size = min(training.batch_size, n)
-    # A last batch of one sample would break batch norm, so what is left over joins another epoch's permutation.
-    n_batches = max(1, n // batch_size)
-    optimizer = _optimizer(module, training)
-    n_steps = training.epochs * n_batches
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate_factor(n_steps, has_warm_up=warm_up))
-    rng = torch.Generator().manual_seed(seed)
-    curve = []
-    for epoch in range(1, training.epochs + 1):
-        order = torch.randperm(n, generator=rng)[: n_batches * batch_size].to(data.train_x.device)
-        module.train()
-        total = torch.zeros((), device=data.train_x.device)
-        for rows in torch.split(order, batch_size):
-            optimizer.zero_grad(set_to_none=True)
-            logits = module(data.train_x[rows])
-            loss = functional.cross_entropy(logits, data.train_y[rows], label_smoothing=training.label_smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            total += loss.detach()
-        mean_loss = float(total) / n_batches
-        _check_divergence(mean_loss, epoch, _n_classes(data))
-        accuracy = accuracy_of(module, data.validation_x, data.validation_y)
-        curve.append(Epoch(epoch=epoch, epochs=training.epochs, loss=mean_loss, accuracy=accuracy))
-        on_epoch(curve[-1])
+    run = _Run.begin(module, data, training, seed=seed, warm_up=warm_up)
+    if start is not None:
+        run.restore(start)
+    while len(run.curve) < training.epochs:
+        run.train_epoch()
+        on_epoch(run.curve[-1])
+        if len(run.curve) < training.epochs:
+            on_state(run.state)
     module.eval()
-    return curve
+    return run.curve
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """A training under way: all that changes from step to step."""
+
+    module: nn.Module
+    data: TensorData
+    training: Training
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    order: torch.Generator
+    batch_size: int
+    n_batches: int
+    curve: list[Epoch] = field(default_factory=list)
+
+    @staticmethod
+    def begin(module: nn.Module, data: TensorData, training: Training, *, seed: int, warm_up: bool) -> _Run:
+        n = len(data.train_y)
+        batch_size = min(training.batch_size, n)
+        # A last batch of one sample would break batch norm, so what is left over joins another epoch's permutation.
+        n_batches = max(1, n // batch_size)
+        optimizer = _optimizer(module, training)
+        factor = _learning_rate_factor(training.epochs * n_batches, has_warm_up=warm_up)
+        return _Run(
+            module=module,
+            data=data,
+            training=training,
+            optimizer=optimizer,
+            schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, factor),
+            order=torch.Generator().manual_seed(seed),
+            batch_size=batch_size,
+            n_batches=n_batches,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.train_x.device
+
+    def train_epoch(self) -> None:
+        n, data = len(self.data.train_y), self.data
+        order = torch.randperm(n, generator=self.order)[: self.n_batches * self.batch_size].to(self.device)
+        self.module.train()
+        total = torch.zeros((), device=self.device)
+        for rows in torch.split(order, self.batch_size):
+            total += self.step(rows)
+        mean_loss, epoch = float(total) / self.n_batches, len(self.curve) + 1
+        _check_divergence(mean_loss, epoch, _n_classes(data))
+        accuracy = accuracy_of(self.module, data.validation_x, data.validation_y)
+        self.curve.append(Epoch(epoch=epoch, epochs=self.training.epochs, loss=mean_loss, accuracy=accuracy))
+
+    def step(self, rows: Tensor) -> Tensor:
+        """One batch; returns its loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.module(self.data.train_x[rows])
+        labels, smoothing = self.data.train_y[rows], self.training.label_smoothing
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach()
+
+    def state(self) -> FitState:
+        return FitState(
+            weights=weights_of(self.module),
+            optimizer=self.optimizer.state_dict(),
+            schedule=self.schedule.state_dict(),
+            order=self.order.get_state(),
+            generators=Generators.of(self.device),
+            curve=tuple((epoch.loss, epoch.accuracy) for epoch in self.curve),
+        )
+
+    def restore(self, state: FitState) -> None:
+        load_weights(self.module, state.weights)
+        self.optimizer.load_state_dict(dict(state.optimizer))
+        self.schedule.load_state_dict(dict(state.schedule))
+        self.order.set_state(state.order)
+        state.generators.restore(self.device)
+        self.curve = epochs_of(state.curve, self.training.epochs)
+
+
+def epochs_of(curve: Sequence[tuple[float, float]], epochs: int) -> list[Epoch]:
+    """The first epochs of a training of ``epochs``, from their loss and accuracy."""
+    return [
+        Epoch(epoch=number, epochs=epochs, loss=loss, accuracy=accuracy)
+        for number, (loss, accuracy) in enumerate(curve, start=1)
+    ]
 
 
 def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:

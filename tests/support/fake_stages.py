@@ -7,7 +7,7 @@ import signal
 from time import sleep
 
 from orchestrator.records import Event, Source, StageRequest, Value, Violation
-from tasks.errors import Defect, Infeasible, TransientFault
+from tasks.errors import Defect, HandedOver, Infeasible, TransientFault
 from tasks.stage import StageContext, StageFunction, StageOutput
 
 NO_OUTPUT, NO_JSON = 901, 902  # trials whose stages give what no stage may give
@@ -30,7 +30,7 @@ def _stage(name: str) -> StageFunction:
             return 5  # type: ignore[return-value]  # what a stage of one's own may do
         if request.trial == NO_JSON:
             return StageOutput(notes={"what": object()})
-        _misbehave(name, request)
+        _misbehave(name, request, context)
         if name in _READS:
             context.artifacts.get_bytes(request.inputs[_READS[name]])
         artifacts = {}
@@ -55,7 +55,7 @@ def _amount(key: str, amount: float, x: float) -> float:
     return amount / (1 + x) if "error" in key else amount * (1 + x)
 
 
-def _misbehave(stage: str, request: StageRequest) -> None:
+def _misbehave(stage: str, request: StageRequest, context: StageContext) -> None:
     """``EDGEFRONT_TEST_TROUBLE``: ``<kind>:<stage>:<trial>[:<attempts>]``, several with commas."""
     for trouble in filter(None, os.environ.get("EDGEFRONT_TEST_TROUBLE", "").split(",")):
         kind, at, trial, *attempts = trouble.split(":")
@@ -64,7 +64,33 @@ def _misbehave(stage: str, request: StageRequest) -> None:
             and trial in ("*", str(request.trial))
             and request.attempt <= int(attempts[0] if attempts else 99)
         ):
+            _wait(kind)
             _make(kind, stage)
+            if kind == "train":  # for as long as nobody wants it to leave
+                _train_until_leaving(context)
+
+
+def _train_until_leaving(context: StageContext) -> None:
+    while not context.checkpoint.is_leaving():
+        sleep(0.02)
+    context.checkpoint.save(b"as far as it came")
+    raise HandedOver("another worker goes on")
+
+
+def _wait(kind: str) -> None:
+    if kind == "hog":
+        held = b"x" * 400_000_000
+        sleep(60)
+        del held
+    if kind == "pause":
+        sleep(3)
+    if kind == "slow":
+        sleep(0.3)
+    if kind == "hang":
+        sleep(60)
+    if kind == "freeze":  # deaf to being interrupted
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        sleep(60)
 
 
 def _make(kind: str, stage: str) -> None:
@@ -72,13 +98,6 @@ def _make(kind: str, stage: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "killparent":
         os.kill(os.getppid(), signal.SIGKILL)
-        sleep(60)
-    if kind == "hang":
-        sleep(60)
-    if kind == "slow":
-        sleep(0.3)
-    if kind == "freeze":  # deaf to being interrupted
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         sleep(60)
     if kind == "transient":
         raise TransientFault("board_lost", f"{stage}: no answer")

@@ -151,20 +151,33 @@ def test_queues_are_checked_before_a_worker_starts() -> None:
 
 
 def test_a_worker_says_what_it_serves_and_where_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks import app, workers
-
-    class Served:
-        exitcode = 0
-
-        def start(self) -> None: ...
+    from tasks import crew
 
     monkeypatch.setenv("EDGEFRONT_BROKER_URL", "redis://:sesame@lab:6379/0")
-    monkeypatch.setenv(app.WARM_VARIABLE, "")
-    monkeypatch.setattr(workers, "check_reachable", lambda url: None)
-    monkeypatch.setattr(app.app, "Worker", lambda **settings: Served())
+    monkeypatch.setattr(crew, "check_reachable", lambda url: None)
+    monkeypatch.setattr(crew.Crew, "serve", lambda self: 0)
     result = call("worker", "--queues", "train,build", "--concurrency", "2")
     assert result.exit_code == 0
     assert "serving train, build of redis://:***@lab:6379/0, 2 at once" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--memory-limit", "8 parsecs"), "--memory-limit: found '8 parsecs'; allowed: a number, or one with a unit"),
+        (("--memory-limit", "0"), "--memory-limit: found '0'; it must be above 0"),
+        (("--time-limit", "9h"), "--time-limit: found 32400 s; allowed are up to 21600"),
+        (("--gpus", "0", "--concurrency", "2"), "--gpus goes with --concurrency 1"),
+        (("--gpus", ","), "--gpus: none given"),
+    ],
+)
+def test_limits_and_gpus_that_no_worker_can_have_are_refused(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setenv("EDGEFRONT_BROKER_URL", "redis://localhost:1/0")
+    result = call("worker", "--queues", "train", *options)
+    assert result.exit_code == 2
+    assert said in result.stderr
 
 
 def test_the_agent_refuses_a_rack_file_with_a_mistake(tmp_path: Path) -> None:

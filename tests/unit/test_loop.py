@@ -162,6 +162,28 @@ def test_waiting_for_a_board_costs_no_attempt(tmp_path: Path) -> None:
     assert study.trials()[0].attempt == 8
 
 
+def test_a_training_is_handed_over_as_often_as_workers_leave(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    leaving = answering(
+        lambda one: one.stage == "train" and one.trial == 0,
+        lambda one: fault(one, FaultKind.TRANSIENT, "handed_over", "epoch 3 is kept"),
+        5,
+    )
+    end = run(study, ScriptedEvaluator(leaving))
+    assert (end.faults, end.told) == (0, 4)
+
+
+@pytest.mark.parametrize("reason", ["memory_limit", "out_of_memory"])
+def test_what_does_not_fit_into_a_workers_memory_is_tried_once_more_and_no_oftener(tmp_path: Path, reason: str) -> None:
+    study = make_study(tmp_path)
+    hungry = answering(lambda one: one.trial == 0, lambda one: fault(one, FaultKind.TRANSIENT, reason, "9 GiB"))
+    scripted = ScriptedEvaluator(hungry)
+    end = run(study, scripted)
+    assert (end.faults, end.told) == (1, 4)
+    assert [one.attempt for one in scripted.submitted if one.trial == 0] == [1, 2]
+    assert study.optuna.trials[0].state == optuna.trial.TrialState.FAIL
+
+
 def test_after_three_faults_the_trial_is_given_up_unseen_by_the_sampler_and_another_takes_its_place(
     tmp_path: Path,
 ) -> None:
