@@ -176,7 +176,7 @@ class _Loop:
         assert row is not None
         self.active_before_s = row.active_seconds
         everything = self.study.ledger.candidates()
-        self.flow.load()
+        self.flow.load(everything)
         for candidate in sorted(everything, key=lambda item: item.told or 0):  # gains are counted in that order
             if candidate.outcome is None:
                 self.candidates[candidate.trial] = candidate
@@ -321,6 +321,7 @@ class _Loop:
         ended = _ended_event(trial, outcome)
         self.study.ledger.end(trial, outcome, self.clock.now_iso(), [ended])
         del self.candidates[trial]
+        self.flow.settle(trial, outcome)
         self.sink.emit(ended)
         before = self.hypervolume, self.front_size
         self.count(outcome)

@@ -1,7 +1,7 @@
 """A study of thousands of trials, written into its database at once: as large as a real one, in seconds.
 
-Each trial has what a real one of ``examples/digits.yaml`` has: five results of together about 12 KB with a curve, layers
-and a memory plan, attempts, events, and all that Optuna keeps. The figures are made up, from a smooth trade-off with
+Each trial has what a real one of ``examples/digits.yaml`` has: five results of together about 12 KB with a curve,
+layers and a memory plan, attempts, events, and all that Optuna keeps. The figures are made up, from a smooth trade-off with
 noise; one in eight candidates is infeasible, the last two are under way.
 """
 
@@ -97,9 +97,7 @@ class _Trial:
     objectives: Objectives
 
 
-def _made_up(
-    number: int, space: SearchSpace, study: Study, rng: np.random.Generator, *, is_open: bool
-) -> _Trial:
+def _made_up(number: int, space: SearchSpace, study: Study, rng: np.random.Generator, *, is_open: bool) -> _Trial:
     point = rng.random(len(space.distributions()))
     params = {**space.decode(point), **space.fixed}
     size = float(point[0] * (1 - 0.5 * point[-1]))
@@ -169,7 +167,7 @@ def _result(study_id: str, number: int, stage: str, values: dict[str, Value], rn
 
 def _notes(stage: str, rng: np.random.Generator) -> Json:
     if stage == "train":
-        return {"curve": [{"epoch": e, "loss": round(2 / e, 4), "error": round(0.5 / e, 4)} for e in range(1, _EPOCHS)]}
+        return {"curve": [[round(2 / epoch, 4), round(1 - 0.5 / epoch, 4)] for epoch in range(1, _EPOCHS + 1)]}
     if stage in ("gate", "build"):
         return {"memory": _memory(), "layers": [_layer(index, rng) for index in range(_LAYERS)]}
     if stage == "profile":
@@ -191,7 +189,13 @@ def _layer(index: int, rng: np.random.Generator) -> Json:
 
 def _memory() -> Json:
     buffers = [
-        {"tensors": [f"t{i}"], "bytes": 512 * (1 + i % 3), "offset": 512 * (i % 4), "first_layer": i, "last_layer": i + 1}
+        {
+            "tensors": [f"t{i}"],
+            "bytes": 512 * (1 + i % 3),
+            "offset": 512 * (i % 4),
+            "first_layer": i,
+            "last_layer": i + 1,
+        }
         for i in range(_LAYERS - 1)
     ]
     return {"arena": buffers, "arena_lower_bound": 2048, "arena_peak_layer": 2}
@@ -317,5 +321,3 @@ def _constraints(trial: _Trial) -> Iterator[Json]:
     margins = trial.objectives.margins(trial.outcome.values) if trial.outcome else {}
     for name, margin in margins.items():
         yield {"trial_id": trial.number + 1, "key": f"constraints:{name}", "value_json": json.dumps(margin)}
-
-

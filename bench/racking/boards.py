@@ -88,9 +88,7 @@ class FaultyBoard(_Wrapped):
         if self._trouble:
             _note(self._trouble)
         if self._trouble == "wrong_hash":
-            raise VerifyFailed(
-                self.board_id, "what is in flash is not what was programmed", self.kind.flash_origin
-            )
+            raise VerifyFailed(self.board_id, "what is in flash is not what was programmed", self.kind.flash_origin)
         super().load(image)
 
     def run_until(self, addresses: Collection[int], timeout_s: float, quiet_s: float = 0.0) -> int:
