@@ -1,8 +1,8 @@
 """A study of thousands of trials, written into its database at once: as large as a real one, in seconds.
 
 Each trial has what a real one of ``examples/digits.yaml`` has: five results of together about 12 KB with a curve,
-layers and a memory plan, attempts, events, and all that Optuna keeps. The figures are made up, from a smooth trade-off with
-noise; one in eight candidates is infeasible, the last two are under way.
+layers and a memory plan, attempts, events, and all that Optuna keeps. The figures are made up, from a smooth trade-off
+with noise; one in eight candidates is infeasible, the last two are under way.
 """
 
 from __future__ import annotations
