@@ -238,20 +238,17 @@ class Ledger:
                 found += [_candidate(row) for row in connection.execute(query)]
         return sorted(found, key=lambda row: row.trial)
 
-    def attempts(self, *, is_open: bool = False) -> list[StageAttempt]:
-        """All of them, or those of candidates that have not ended or ended in a fault, in the order they were queued
-        within a trial."""
+    def attempts(self, *, is_open: bool = False, is_under_way: bool = False) -> list[StageAttempt]:
+        """All of them, or those of candidates that have not ended or ended in a fault, or those that may still give a
+        result; in the order they were queued within a trial."""
         query = sa.select(ATTEMPTS).order_by(ATTEMPTS.c.trial, ATTEMPTS.c.queued_at, ATTEMPTS.c.attempt)
         if is_open:
             asked = sa.select(CANDIDATES.c.trial).where(CANDIDATES.c.state.in_((OPEN, Ending.FAULT.value)))
             query = query.where(ATTEMPTS.c.trial.in_(asked))
+        if is_under_way:
+            query = query.where(ATTEMPTS.c.state.in_(OPEN_STATES))
         with self._transactions.reading() as connection:
             return [_attempt(row) for row in connection.execute(query)]
-
-    def open_since(self) -> list[str]:
-        """When each attempt that is still under way was queued."""
-        with self._transactions.reading() as connection:
-            return list(connection.scalars(sa.select(ATTEMPTS.c.queued_at).where(ATTEMPTS.c.state.in_(OPEN_STATES))))
 
     def attempts_of(self, trial: int, stage: str) -> list[StageAttempt]:
         where = (ATTEMPTS.c.trial == trial) & (ATTEMPTS.c.stage == stage)
@@ -272,6 +269,13 @@ class Ledger:
         with self._transactions.reading() as connection:
             texts = [text for one in queries for text in connection.scalars(one)]
         return [_read(text, StageResult.from_json) for text in texts]
+
+    def each_result(self) -> Iterator[StageResult]:
+        """All results that count, in the order they came, one after the other: with their notes they are large."""
+        query = sa.select(RESULTS.c.result).where(RESULTS.c.counts).order_by(RESULTS.c.id)
+        with self._engine.connect().execution_options(yield_per=_MOST_IN_ONE) as connection:
+            for text in connection.scalars(query):
+                yield _read(text, StageResult.from_json)
 
     def events(self) -> list[tuple[str, Event]]:
         """UTC stamp and event, oldest first."""

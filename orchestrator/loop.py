@@ -236,7 +236,7 @@ class _Loop:
         assert row is not None
         self.active_before_s = row.active_seconds
         everything = self.study.ledger.candidates()
-        self.flow.load()
+        self.flow.load(everything)
         for candidate in sorted(everything, key=lambda item: item.told or 0):  # gains are counted in that order
             if candidate.outcome is None:
                 self.candidates[candidate.trial] = candidate
@@ -406,6 +406,7 @@ class _Loop:
             if has_changed:
                 self.remember("front_changed", hypervolume=self.hypervolume, front_size=self.front_size)
         del self.candidates[trial]
+        self.flow.settle(trial, outcome)
         self.sink.emit(ended)
         if has_changed:
             self.emit("front_changed", hypervolume=self.hypervolume, front_size=self.front_size)

@@ -30,11 +30,11 @@ def needs_of(study: Study) -> Needs:
     kept: set[str] = set()
     with study.guarded():
         # What is under way comes first: a trial that ends meanwhile is found there, or below on the front.
-        attempts = study.ledger.attempts(is_open=True)
         under_way = [candidate.trial for candidate in study.ledger.candidates(is_open=True)]
-        # Those of the last look at the test split are open while their trial has ended.
-        begun = [item.queued_at for item in attempts if item.trial in under_way] + study.ledger.open_since()
-        working_since = min(begun, default=None)
+        attempts = study.ledger.attempts(is_open=True)
+        # Those of the last look at the test split are under way while their trial has ended.
+        begun = [item for item in attempts if item.trial in under_way] + study.ledger.attempts(is_under_way=True)
+        working_since = min((item.queued_at for item in begun), default=None)
         for result in [*study.ledger.results(trials=under_way), *study.ledger.results(stage=FINAL_STAGE)]:
             named |= set(result.artifacts.values())
         kept |= named

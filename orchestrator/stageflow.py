@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.errors import EvaluationDefect
 from orchestrator.ledger import CandidateRow, StageAttempt
 from orchestrator.ports import Clock, Evaluator, EventSink
-from orchestrator.records import Ending, Event, Fault, FaultKind, Json, StageRequest, StageResult
+from orchestrator.records import Ending, Event, Fault, FaultKind, Json, Outcome, StageRequest, StageResult
 from orchestrator.stopping import Finished, errors_of, known_of, stopping_rule
 from orchestrator.study import FINAL_STAGE, Study
 from orchestrator.studyfile import StudyFile
@@ -48,7 +48,8 @@ class OpenAttempt:
 
 @dataclass(kw_only=True)
 class StageFlow:
-    """The open attempts of a study, and the results that count so far: ``results[trial][stage]``."""
+    """The open attempts of a study, and the results that count so far: ``results[trial][stage]``. Of a trial that has
+    ended they are without values and notes: of thousands those would fill the memory."""
 
     study: Study
     evaluator: Evaluator
@@ -62,17 +63,37 @@ class StageFlow:
     _made: dict[tuple[int, str], int] = field(default_factory=dict)
     _file: tuple[StudyFile, Json] | None = None
     _news: list[Event] = field(default_factory=list)
+    _finished: dict[int, Finished] = field(default_factory=dict)
 
     @property
     def stages(self) -> tuple[str, ...]:
         return self.evaluator.stages
 
-    def load(self) -> None:
-        """Take up what earlier runs recorded."""
-        for result in self.study.ledger.results():
-            self.results.setdefault(result.trial, {})[result.stage] = result
-        attempts = self.study.ledger.attempts()
-        self._open_before = {(item.trial, item.stage): item for item in attempts if item.is_open}
+    def load(self, candidates: Sequence[CandidateRow]) -> None:
+        """Take up what earlier runs recorded; ``candidates`` are all there are."""
+        outcomes = {row.trial: row.outcome for row in candidates}
+        for result in self.study.ledger.each_result():
+            outcome = outcomes.get(result.trial)
+            if outcome is not None and result.stage == TRAIN_STAGE:
+                self._finish(result.trial, outcome, result)
+            kept = result if outcome is None else _settled(result)
+            self.results.setdefault(result.trial, {})[result.stage] = kept
+        for trial, outcome in outcomes.items():
+            if outcome is not None and trial not in self._finished:
+                self._finish(trial, outcome, None)
+        attempts = self.study.ledger.attempts(is_under_way=True)
+        self._open_before = {(item.trial, item.stage): item for item in attempts}
+
+    def settle(self, trial: int, outcome: Outcome) -> None:
+        """The trial has ended: keep of its results what the search goes on to need."""
+        results = self.results.get(trial, {})
+        self._finish(trial, outcome, results.get(TRAIN_STAGE))
+        self.results[trial] = {stage: _settled(result) for stage, result in results.items()}
+
+    def _finish(self, trial: int, outcome: Outcome, train: StageResult | None) -> None:
+        if outcome.ending is Ending.COMPLETE:
+            values = {name: value.amount for name, value in outcome.values.items()}
+            self._finished[trial] = Finished(values=values, errors=errors_of(train) if train is not None else ())
 
     def results_of(self, trial: int) -> list[StageResult]:
         """What counts of a trial's search, in the order of the stages; the test split is not part of it."""
@@ -146,25 +167,10 @@ class StageFlow:
         gate = self.results.get(candidate.trial, {}).get(GATE_STAGE)
         if candidate.trial < file.sampler.initial or gate is None or file.early_stopping.mode == "off":
             return None
+        finished = [self._finished[trial] for trial in sorted(self._finished)]
         epochs = int(candidate.params.get("training.epochs", file.training.epochs))
-        rule = stopping_rule(known_of(gate), epochs, self._finished(), self.study.objectives, file.early_stopping)
+        rule = stopping_rule(known_of(gate), epochs, finished, self.study.objectives, file.early_stopping)
         return rule.to_json() if rule is not None else None
-
-    def _finished(self) -> list[Finished]:
-        """The complete trials, by number, with the curves of their training."""
-        complete = [
-            (row.trial, row.outcome.values)
-            for row in self.study.ledger.candidates()
-            if row.outcome is not None and row.outcome.ending is Ending.COMPLETE
-        ]
-        trains = {trial: self.results.get(trial, {}).get(TRAIN_STAGE) for trial, _ in complete}
-        return [
-            Finished(
-                values={name: value.amount for name, value in values.items()},
-                errors=errors_of(train) if (train := trains[trial]) is not None else (),
-            )
-            for trial, values in complete
-        ]
 
     def submit_due(self) -> None:
         now = self.clock.monotonic()
@@ -320,6 +326,11 @@ def _epochs_saved(result: StageResult) -> int:
     """The epochs that a training which was stopped early left out."""
     stopped = result.notes.get("stopped") if result.ending is Ending.STOPPED else None
     return int(stopped["epochs"]) - int(stopped["epoch"]) if stopped else 0
+
+
+def _settled(result: StageResult) -> StageResult:
+    """What still matters of a result once its trial has ended: that it is there, and its artifacts."""
+    return replace(result, values={}, notes={})
 
 
 def _is_uncounted(fault: Fault | None) -> bool:

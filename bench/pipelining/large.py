@@ -167,7 +167,7 @@ def _result(study_id: str, number: int, stage: str, values: dict[str, Value], rn
 
 def _notes(stage: str, rng: np.random.Generator) -> Json:
     if stage == "train":
-        return {"curve": [{"epoch": e, "loss": round(2 / e, 4), "error": round(0.5 / e, 4)} for e in range(1, _EPOCHS)]}
+        return {"curve": [[round(2 / epoch, 4), round(1 - 0.5 / epoch, 4)] for epoch in range(1, _EPOCHS + 1)]}
     if stage in ("gate", "build"):
         return {"memory": _memory(), "layers": [_layer(index, rng) for index in range(_LAYERS)]}
     if stage == "profile":
