@@ -285,11 +285,8 @@ class Ledger:
 
     def record_candidate(self, trial: int, params: Params, seed: int, at: str) -> None:
         with self._transactions.writing() as connection:
-            connection.execute(
-                CANDIDATES.insert().values(
-                    trial=trial, params=json.dumps(dict(params)), seed=seed, state=OPEN, started_at=at
-                )
-            )
+            given = {"trial": trial, "params": json.dumps(dict(params)), "seed": seed, "state": OPEN, "started_at": at}
+            connection.execute(_ADD_CANDIDATE, given)
 
     def record_attempt(self, trial: int, stage: str, attempt: int, task_id: str, at: str) -> None:
         with self._transactions.writing() as connection:
@@ -299,12 +296,12 @@ class Ledger:
     def record_stopping(self, trial: int, rule: Json | None) -> None:
         """Keep the rule under which a trial is trained (None: it is not stopped), for all attempts and runs."""
         with self._transactions.writing() as connection:
-            connection.execute(STOPPING.insert().values(trial=trial, rule=json.dumps(rule)))
+            connection.execute(_ADD_STOPPING, {"trial": trial, "rule": json.dumps(rule)})
 
     def stopping(self, trial: int) -> tuple[Json | None] | None:
         """The rule kept for a trial, in a tuple; None where none was ever decided on."""
         with self._transactions.reading() as connection:
-            text = connection.scalar(sa.select(STOPPING.c.rule).where(STOPPING.c.trial == trial))
+            text = connection.scalar(_STOPPING_OF, {"of_trial": trial})
         return None if text is None else (json.loads(text),)
 
     def note_start(self, trial: int, stage: str, attempt: int, worker: str, at: str) -> None:
@@ -358,14 +355,10 @@ class Ledger:
         with self._transactions.writing() as connection:
             told = None
             if outcome.ending in TOLD_ENDINGS:
-                told = 1 + (connection.scalar(sa.select(sa.func.max(CANDIDATES.c.told))) or 0)
-            connection.execute(
-                CANDIDATES.update()
-                .where(CANDIDATES.c.trial == trial)
-                .values(
-                    state=outcome.ending.value, told=told, ended_at=at, outcome=json.dumps(outcome_to_json(outcome))
-                )
-            )
+                told = 1 + (connection.scalar(_LAST_TOLD) or 0)
+            facts = {"to_state": outcome.ending.value, "to_told": told, "to_ended": at}
+            text = json.dumps(outcome_to_json(outcome))
+            connection.execute(_END_CANDIDATE, {"of_trial": trial, "to_outcome": text, **facts})
             _insert_events(connection, events, at)
 
     def record_events(self, events: Sequence[Event], at: str) -> None:
@@ -399,7 +392,20 @@ class Ledger:
 # What every stage of every trial asks of the database, put together once: that takes longer than to run it.
 _OF_STAGE = (ATTEMPTS.c.trial == sa.bindparam("of_trial")) & (ATTEMPTS.c.stage == sa.bindparam("of_stage"))
 _OF_ATTEMPT = _OF_STAGE & (ATTEMPTS.c.attempt == sa.bindparam("of_attempt"))
+_ADD_CANDIDATE, _ADD_STOPPING = CANDIDATES.insert(), STOPPING.insert()
 _ADD_ATTEMPT, _ADD_RESULT = ATTEMPTS.insert(), RESULTS.insert()
+_STOPPING_OF = sa.select(STOPPING.c.rule).where(STOPPING.c.trial == sa.bindparam("of_trial"))
+_LAST_TOLD = sa.select(sa.func.max(CANDIDATES.c.told))
+_END_CANDIDATE = (
+    CANDIDATES.update()
+    .where(CANDIDATES.c.trial == sa.bindparam("of_trial"))
+    .values(
+        state=sa.bindparam("to_state"),
+        told=sa.bindparam("to_told"),
+        ended_at=sa.bindparam("to_ended"),
+        outcome=sa.bindparam("to_outcome"),
+    )
+)
 _START = (
     ATTEMPTS.update()
     .where(_OF_ATTEMPT & ATTEMPTS.c.state.in_(OPEN_STATES))

@@ -43,7 +43,7 @@ from tasks.trust import Trust
 WORKER_VARIABLE = "EDGEFRONT_WORKER"
 WARM_VARIABLE = "EDGEFRONT_WARM_STAGES"
 # Above the longest hard limit of a task, or Redis hands out a task a second time while the first still runs.
-VISIBILITY_TIMEOUT_S = 6 * 3600
+VISIBILITY_TIMEOUT_S = int(transport.LONGEST_LIMIT_S) + 1800
 # How long a result waits for a broker that is away; the client itself gives up after about 20 s each time.
 PUBLISH_PATIENCE_S = 900.0
 _SOFT_LIMITS_S = {"gate": 300.0, "train": 4 * 3600.0, "compress": 4 * 3600.0, "build": 1800.0, "final": 3600.0}

@@ -181,6 +181,8 @@ class CeleryEvaluator:
             time_limit=soft_s + HARD_LIMIT_MARGIN_S,
             ignore_result=True,
             retry=False,
+            argsrepr="",  # nobody reads what Celery would otherwise write about the whole study file
+            kwargsrepr="",
         )
 
     def _allow_again(self, task_id: str) -> None:

@@ -79,7 +79,7 @@ def collected(one: CeleryEvaluator, of: StageRequest) -> StageResult:
         found.extend(result for result in one.collect(0.1) if result.trial == of.trial and result.attempt == of.attempt)
         return bool(found)
 
-    wait_for(is_there)
+    wait_for(is_there, 60.0)
     return found[0]
 
 
@@ -236,16 +236,34 @@ def test_a_worker_that_stood_still_is_given_up_and_what_it_does_afterwards_is_no
     client.close()
 
 
+def outage(broker: EmbeddedBroker, evaluator: CeleryEvaluator, task: StageRequest, seconds: float) -> StageResult:
+    """The broker is away for so long amid a task; its first attempt must answer."""
+    evaluator.submit(task)
+    wait_for(lambda: has_started(broker.url, task))
+    broker.stop_process()
+    away = monotonic()
+    wait_for(lambda: monotonic() - away > seconds, 2 * seconds)
+    broker.restart()
+    assert list(evaluator.lost([task.task_id])) == []
+    return collected(evaluator, task)
+
+
 def test_an_outage_of_the_broker_costs_no_attempt(
     tmp_path: Path, broker: EmbeddedBroker, evaluator: CeleryEvaluator, quick_beats: None
 ) -> None:
-    task = request(trial=1)
+    # 3.5 s: longer than a beat lasts there, and than the task takes
     with quick("build", broker.url, tmp_path / "a.log", "a", EDGEFRONT_TEST_TROUBLE="pause:gate:1"):
-        evaluator.submit(task)
-        wait_for(lambda: has_started(broker.url, task))
-        broker.stop_process()
-        away = monotonic()
-        wait_for(lambda: monotonic() - away > 3.5)  # longer than a beat lasts, and than the task takes
-        broker.restart()
-        assert list(evaluator.lost([task.task_id])) == []
-        assert collected(evaluator, task).ending is Ending.COMPLETE
+        assert outage(broker, evaluator, request(trial=1), 3.5).ending is Ending.COMPLETE
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("EDGEFRONT_LONG_TESTS" not in os.environ, reason="takes 90 s; EDGEFRONT_LONG_TESTS=1 runs it")
+def test_a_minute_without_the_broker_costs_no_attempt(
+    tmp_path: Path, broker: EmbeddedBroker, evaluator: CeleryEvaluator
+) -> None:
+    arguments = ["worker", "--queues", "build"]
+    with running("cli", arguments, broker.url, tmp_path / "log", EDGEFRONT_TEST_TROUBLE="pause:gate:1"):
+        assert outage(broker, evaluator, request(trial=1), 60.0).ending is Ending.COMPLETE
+        later = request(trial=2, seed=2)
+        evaluator.submit(later)
+        assert collected(evaluator, later).ending is Ending.COMPLETE

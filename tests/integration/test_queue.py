@@ -322,7 +322,10 @@ def test_a_task_of_a_dead_process_is_lost_and_its_message_is_dropped_when_it_com
     client.close()
 
 
-def test_a_task_without_a_beat_is_lost_wherever_its_worker_was(tmp_path: Path, broker: EmbeddedBroker) -> None:
+def test_a_task_without_a_beat_is_lost_wherever_its_worker_was(
+    tmp_path: Path, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "BEAT_TTL_S", 0)  # a broker that has just started is given a beat's life
     one_request, client = request(), connect(broker.url)
     elsewhere = holder(pid=1, born=0.0, host="another").to_text()
     client.hset(messages.started_key("study"), one_request.task_id, elsewhere)
