@@ -6,6 +6,7 @@ import configparser
 import re
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from cli import main
@@ -19,10 +20,11 @@ def test_the_example_rack_is_a_rack() -> None:
     assert [board.board_id for board in rack.boards] == ["bench-1", "bench-2", "fast"]
 
 
-def test_the_agents_unit_starts_a_command_that_exists_with_options_that_exist() -> None:
+@pytest.mark.parametrize("name", ["edgefront-agent", "edgefront-orchestrator"])
+def test_a_unit_starts_a_command_that_exists_with_options_that_exist(name: str) -> None:
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read(DEPLOY / "systemd" / "edgefront-agent.service", encoding="utf-8")
+    unit.read(DEPLOY / "systemd" / f"{name}.service", encoding="utf-8")
     program, command, *options = unit["Service"]["ExecStart"].split()
     assert program.endswith("/edgefront")
     help_text = CliRunner().invoke(main, [command, "--help"]).output
