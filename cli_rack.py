@@ -253,14 +253,14 @@ def _watch_boards(rack: Path) -> None:
     import threading
 
     pool = _pool(rack)
-    while True:
-        click.clear()
-        for line in _shown(pool):
-            click.echo(line)
-        try:
+    try:
+        while True:
+            click.clear()
+            for line in _shown(pool):
+                click.echo(line)
             threading.Event().wait(1.0)
-        except KeyboardInterrupt:
-            return
+    except KeyboardInterrupt:
+        return
 
 
 _COLOURS = {"idle": "green", "leased": "cyan", "suspect": "yellow", "stuck": "red", "quarantined": "red"}

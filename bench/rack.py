@@ -97,6 +97,7 @@ def trouble(lab: Lab, chance: random.Random, n: int) -> Callable[[int], None]:
     moments = sorted((chance.uniform(0.05, 0.9) * n, what) for what in ["agent"] * KILLS + ["broker"] * RESTARTS)
 
     def at(done: int) -> None:
+        lab.look_after()
         while moments and done >= moments[0][0]:
             _, what = moments.pop(0)
             if what == "agent":
@@ -169,15 +170,23 @@ def overhead(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def install(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Megabytes (10^6 bytes on disk) that an agent's packages take beside those of an empty virtual environment."""
+    """Megabytes (10^6 bytes of files) that an agent's packages take beside those of an empty virtual environment, as
+    pip installs them without compiling ahead, and with the bytecode of everything that pip would have compiled."""
     python = folder / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
     empty = size_of(folder / "venv")
-    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile"]
     subprocess.run([*pip, f"{ROOT}[boards]"], check=True, capture_output=True)
+    plain = size_of(folder / "venv") - empty
     torch = subprocess.run([str(python), "-c", "import torch"], capture_output=True, check=False).returncode
     subprocess.run([str(python.parent / "edgefront"), "measure", "--help"], check=True, capture_output=True)
-    return {"install_mb": round((size_of(folder / "venv") - empty) / 1e6, 1), "has_torch": torch == 0}
+    subprocess.run([str(python), "-m", "compileall", "-q", str(folder / "venv" / "lib")], check=False)
+    compiled = size_of(folder / "venv") - empty
+    return {
+        "install_mb": round(plain / 1e6, 1),
+        "install_compiled_mb": round(compiled / 1e6, 1),
+        "has_torch": torch == 0,
+    }
 
 
 def size_of(folder: Path) -> int:

@@ -104,8 +104,8 @@ def unpack_vectors(data: bytes) -> dict[str, npt.NDArray[np.int8]]:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             names = [name for name in archive.files if name in ("inputs", "outputs") or _is_layer(name)]
             arrays = {name: archive[name] for name in names}
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"no npz file of known answers: {error}") from error
+    except (OSError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError("no npz file of known answers, or one that numpy does not load without pickle") from error
     for name in ("inputs", "outputs"):
         if name not in arrays:
             raise ValueError(f"no array {name!r}; known answers have 'inputs' and 'outputs', one row each")

@@ -18,7 +18,7 @@ from tasks import messages
 from tasks.broker import BROKER_VARIABLE, EmbeddedBroker, connect
 
 ROOT = Path(__file__).resolve().parents[2]
-_READY_S = 240.0
+_READY_S = 600.0
 
 
 @dataclass(kw_only=True)
@@ -76,19 +76,25 @@ class Lab:
         client = connect(self.url)
         deadline = time.monotonic() + _READY_S
         while len(list(client.scan_iter(messages.WORKER_KEYS))) < self.agents:
+            self.look_after()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the agents do not serve their queues after {_READY_S:g} s; see {self.folder}")
             time.sleep(0.2)
         client.close()
 
+    def look_after(self) -> None:
+        """Start agents again that have died of a fault on one of their boards, as a service manager would."""
+        for number, process in enumerate(self.processes):
+            if process.poll() is not None:
+                self.processes[number] = self._start(number)
+                self.kills += 1
+
     def kill_an_agent(self, chance: random.Random) -> None:
         """``kill -9`` of one agent, which is then started again as a service manager would."""
-        number = chance.randrange(self.agents)
-        process = self.processes[number]
+        process = self.processes[chance.randrange(self.agents)]
         process.send_signal(signal.SIGKILL)
         process.wait()
-        self.processes[number] = self._start(number)
-        self.kills += 1
+        self.look_after()
 
     def restart_broker(self) -> None:
         """``kill -9`` of the broker, and its start from what it had written."""

@@ -30,7 +30,8 @@ from mcu_agent.errors import (
 from mcu_agent.image import Image, read_image
 from mcu_agent.kinds import load_kind
 from mcu_agent.mailbox import Mailbox
-from mcu_agent.session import opened, profile, run_outputs
+from mcu_agent.profiling import profile
+from mcu_agent.session import opened, run_outputs
 from tests.support import boards, gdb_servers
 from tests.support.emulated_part import EmulatedPart
 
@@ -177,9 +178,10 @@ def test_a_window_repeats_the_last_input_and_leaves_its_output(board: Board, ima
         again = link.run(job.inputs[1])
     assert np.array_equal(window.output, job.expected[2]) and np.array_equal(again.output, job.expected[1])
     each = one.counts[0].cycles + sum(part.cycles for part in one.counts[1:-2]) if one.counts else one.report.cycles
-    assert (window.repeats, window.cycles, window.keeps_input) == (3, 3 * each, True)
+    assert (window.repeats, window.keeps_input) == (3, True)
+    assert window.cycles == pytest.approx(3 * each, rel=0.0 if one.counts else 0.3)
     assert [part.instructions for part in one.counts[:-2]] == [part.instructions for part in again.counts[:-2]]
-    assert window.temperature_c == (None if board.is_emulated else 23.5)
+    assert window.temperature_c == (23.5 if isinstance(board, FakeBoard) else None)
     assert again.report.sequence == one.report.sequence + 2
 
 

@@ -17,7 +17,7 @@ from mcu_agent.kinds import load_kind
 from orchestrator.boards import on_board
 from orchestrator.records import Ending, Source, StageRequest
 from orchestrator.studyfile import StudyFile
-from tasks import build, deployment, final, gate
+from tasks import build, deployment, final, gate, studyboards
 from tasks.errors import Defect, Infeasible, TransientFault
 from tasks.firmware import toolchain
 from tasks.firmware.host import HostNetwork
@@ -162,7 +162,7 @@ def test_what_does_not_fit_the_board_is_infeasible_to_the_byte(
     small = type(kind)(
         **{name: getattr(kind, name) for name in kind.__slots__} | {"flash_bytes": rom - 1, "ram_bytes": ram - 2}
     )
-    monkeypatch.setattr(deployment, "load_kind", lambda name: small)
+    monkeypatch.setattr(studyboards, "load_kind", lambda name: small)
     # even where the study does not ask for ROM or RAM
     with pytest.raises(Infeasible) as caught:
         gate.run(request("gate", study_of(objectives={"error": {}})), context)

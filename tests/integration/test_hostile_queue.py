@@ -30,7 +30,7 @@ QUEUE = f"board.{BOARD}"
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedLab]:
     monkeypatch.delenv("EDGEFRONT_BROKER_URL", raising=False)
     monkeypatch.setenv("EDGEFRONT_STAGES", FAKE_STAGES)
-    with EmbeddedLab(tmp_path / "lab", board_kind=BOARD) as one:
+    with EmbeddedLab(tmp_path / "lab", board_kinds=(BOARD,)) as one:
         yield one
 
 

@@ -109,7 +109,7 @@ def test_what_an_agents_processes_load_in_the_end_comes_with_the_small_installat
     known = asked_for(project()[""])
     foreign = {name for name in names - OURS if distributions_of(name) and not distributions_of(name) & known}
     # Imported where they are there, and done without elsewhere.
-    assert foreign <= {"yaml", "cffi", "greenlet", "_distutils_hack", "setuptools"}
+    assert foreign <= {"yaml", "cffi", "cryptography", "greenlet", "zstandard", "_distutils_hack", "setuptools"}
 
 
 def test_what_drivers_import_is_in_the_small_installation_or_in_an_extra_of_theirs() -> None:
@@ -160,7 +160,18 @@ def edgefront(*arguments: str, without: set[str] = SEARCH_ONLY, **environment: s
 
 
 @pytest.mark.parametrize(
-    "arguments", [("boards",), ("boards", "--json"), ("kernels",), ("agent", "--help"), ("--help",)], ids=" ".join
+    "arguments",
+    [
+        ("boards",),
+        ("boards", "--json"),
+        ("kernels",),
+        ("agent", "--help"),
+        ("measure", "--help"),
+        ("rack", "discover"),
+        ("rack", "calibrate", "--help"),
+        ("--help",),
+    ],
+    ids=" ".join,
 )
 def test_commands_for_boards_work_without_the_search(arguments: tuple[str, ...]) -> None:
     done = edgefront(*arguments, without=SEARCH_ONLY | set(EXTRAS["virtual"]))

@@ -17,7 +17,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 
 def test_the_example_rack_is_a_rack() -> None:
     rack = load_rack(DEPLOY / "systemd" / "rack.example.toml")
-    assert [board.board_id for board in rack.boards] == ["bench-1", "bench-2", "fast"]
+    assert [board.board_id for board in rack.boards] == ["bench-1", "bench-2"]
 
 
 @pytest.mark.parametrize("name", ["edgefront-agent", "edgefront-orchestrator"])
