@@ -36,6 +36,12 @@ def metrics() -> str:
     return describe()
 
 
+def service_metrics() -> str:
+    from orchestrator.service_metrics import describe
+
+    return describe()
+
+
 def agent_metrics() -> str:
     from tasks.agent_metrics import describe
 
@@ -99,6 +105,7 @@ def study_file() -> str:
         if isinstance(model, type) and issubclass(model, BaseModel):
             parts.append(_model_text(name, model, schema["$defs"][model.__name__]))
     for title, model in (
+        ("notify", studyfile.Notify),
         ("budget.plateau", studyfile.Plateau),
         ("objectives.<name>", studyfile.Objective),
         ("space.<name>, type: float", studyfile.FloatParameter),
@@ -204,6 +211,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "agent-metrics": agent_metrics,
     "worker-metrics": worker_metrics,
+    "service-metrics": service_metrics,
     "cli": cli,
     "kernels": kernels,
     "study-file": study_file,

@@ -20,7 +20,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, Row
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 
 from orchestrator.errors import OrchestratorError, StudyError, UsageError
 from orchestrator.records import Json
@@ -210,8 +210,7 @@ class Registry:
         self.url = url
         self._engine = _engine(url)
         with self._explained():
-            _tables.create_all(self._engine)
-            self._check_version()
+            self._prepare()
 
     def close(self) -> None:
         self._engine.dispose()
@@ -411,6 +410,18 @@ class Registry:
             if connection.execute(query).first() is None:
                 raise LeaseLost(f"study {name}: another orchestrator has taken it over; this process ends")
 
+    def _prepare(self) -> None:
+        """Make the tables; whoever does so at the same time may be faster in between."""
+        for is_last in (False, False, True):
+            try:
+                _tables.create_all(self._engine)
+                self._check_version()
+            except DBAPIError:
+                if is_last:
+                    raise
+            else:
+                return
+
     def _check_version(self) -> None:
         with self._engine.begin() as connection:
             found = connection.scalar(sa.select(_version.c.version))
@@ -435,14 +446,31 @@ class Registry:
 
 
 def _engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
-        return sa.create_engine(url, pool_pre_ping=True)
-    path = sa.make_url(url).database
+    address = _address(url)
+    if address.get_backend_name() == "postgresql":
+        return sa.create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    path = address.database
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
     sa.event.listen(engine, "connect", _on_connect)
     return engine
+
+
+def _address(url: str) -> sa.URL:
+    """
+    Raises:
+        UsageError: no address of SQLite or PostgreSQL. The text does not repeat it: it may hold a password.
+    """
+    try:
+        address = sa.make_url(url)
+    except (ArgumentError, ValueError):
+        address = None
+    if address is None or address.drivername not in ("sqlite", "postgresql", "postgresql+psycopg"):
+        raise UsageError(
+            f"{DATABASE_VARIABLE}: found no address of a database; write postgresql://USER:PASSWORD@HOST/DB"
+        )
+    return address
 
 
 def _on_connect(connection: Any, _: Any) -> None:

@@ -20,11 +20,11 @@ def test_the_example_rack_is_a_rack() -> None:
     assert [board.board_id for board in rack.boards] == ["bench-1", "bench-2"]
 
 
-@pytest.mark.parametrize("name", ["edgefront-agent.service", "edgefront-worker@.service"])
+@pytest.mark.parametrize("name", ["edgefront-agent", "edgefront-orchestrator", "edgefront-worker@"])
 def test_a_unit_starts_a_command_that_exists_with_options_that_exist(name: str) -> None:
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read(DEPLOY / "systemd" / name, encoding="utf-8")
+    unit.read(DEPLOY / "systemd" / f"{name}.service", encoding="utf-8")
     program, command, *options = unit["Service"]["ExecStart"].split()
     assert program.endswith("/edgefront")
     help_text = CliRunner().invoke(main, [command, "--help"]).output

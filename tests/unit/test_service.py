@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,28 @@ def test_an_unknown_name_is_told_with_those_there_are(registry: Registry) -> Non
     registry.submit(submission("one"))
     with pytest.raises(UsageError, match="no study 'other' among the submitted ones; submitted were: one"):
         registry.entry("other")
+
+
+def test_a_list_that_many_open_for_the_first_time_at_once_is_made_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'lab.db'}"
+
+    def submit(number: int) -> None:
+        opened = Registry(url)
+        opened.submit(submission(f"s{number}"))
+        opened.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(submit, range(8)))
+    opened = Registry(url)
+    assert {entry.name for entry in opened.entries()} == {f"s{number}" for number in range(8)}
+    opened.close()
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "secret", ""])
+def test_an_address_of_no_database_of_ours_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(UsageError, match="EDGEFRONT_DATABASE") as refused:
+        Registry(url)
+    assert "secret" not in str(refused.value)
 
 
 def test_submitted_studies_run_with_their_shares(lab: FakeLab) -> None:
