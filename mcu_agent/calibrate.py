@@ -13,7 +13,7 @@ from mcu_agent.pool import Pool
 from mcu_agent.profiling import Plan, Profile, profile
 from mcu_agent.selftest import KnownImage, known_image
 
-_LEASE_S = 300.0
+_LEASE_S = 600.0
 
 
 def calibrate_on(pool: Pool, board_id: str, *, wait_s: float = 0.0) -> Calibration:

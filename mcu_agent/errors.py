@@ -54,6 +54,10 @@ class BoardLost(AgentError):
         self.board_id = board_id
 
 
+class MemoryRefused(BoardLost):
+    """The probe or its server could not read or write memory that the part has: a wire, a supply, a protected part."""
+
+
 class WrongBoard(AgentError):
     """The part on the board is not the one of its kind: the rack file or the cabling is wrong.
 
@@ -114,6 +118,15 @@ class FirmwareHang(FirmwareError):
         super().__init__(detail)
         self.where = where
         self.is_transient = is_transient
+
+
+class OutOfTime(FirmwareHang):
+    """The time for the whole job was used up before the firmware was let go: nothing is said about the firmware."""
+
+    reason = "out_of_time"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, is_transient=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

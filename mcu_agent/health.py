@@ -113,7 +113,13 @@ def verdict(attempts: Sequence[Attempt], tests: Mapping[str, str | None]) -> Ver
     """What follows from the self-tests of the boards that were tried: for each what was wrong with it, empty where it
     passed, None where it could not be tested."""
     well = {board_id for board_id, fault in tests.items() if fault == ""}
-    if any(one.board_id in well and one.fault in (Fault.DOUBTFUL, Fault.MISMATCH) for one in attempts):
+    here = [one for one in attempts if one.board_id in well]
+    # Only what went wrong in the same way each time, and could be the image's, is held against the image.
+    if (
+        here
+        and len({(one.fault, one.reason) for one in here}) == 1
+        and here[0].fault in (Fault.DOUBTFUL, Fault.MISMATCH)
+    ):
         return Verdict.IMAGE
     if well:
         return Verdict.RIG

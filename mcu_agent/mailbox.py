@@ -24,6 +24,9 @@ REPEATS_OFFSET = 96
 IDLE_MS_OFFSET = 100
 
 
+ERROR_CRC = 2  # the input's checksum is wrong
+
+
 class Status(IntEnum):
     """What the firmware says of itself."""
 

@@ -15,7 +15,7 @@ from mcu_agent.measure import KnownAnswers, job_of
 from mcu_agent.meters.protocol import Recorder
 from mcu_agent.meters.registry import make_recorder
 from mcu_agent.pool import Pool, lock_folder
-from mcu_agent.profiling import Plan, Profile, profile
+from mcu_agent.profiling import ENERGY_S, Plan, Profile, profile
 from mcu_agent.rack import Rack, RackBoard
 
 LEASE_MARGIN_S = 20.0  # for programming the board; the first virtual one of a machine compiles its counter
@@ -48,9 +48,16 @@ def measure_on(rack: Rack, board_id: str, request: Request) -> Profile:
     pool = Pool(rack, lock_folder())
     owner = f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
     kind, only = entries[0].kind, entries[0].board_id if entries[0].board_id == board_id else None
-    duration_s = request.timeout_s + LEASE_MARGIN_S
+    duration_s = lease_s(rack, kind, request.timeout_s)
     with pool.lease(kind, owner, duration_s=duration_s, wait_s=request.wait_s, board_id=only) as board:
         return measure_leased(board, rack.board(board.board_id), request)
+
+
+def lease_s(rack: Rack, kind: str, timeout_s: float) -> float:
+    """How long a lease on a board of ``kind`` has to be for a job of ``timeout_s`` and, where it has a meter, for the
+    energy windows after it."""
+    has_meter = any(entry.meter is not None for entry in rack.of_kind(kind))
+    return timeout_s + LEASE_MARGIN_S + (ENERGY_S if has_meter else 0.0)
 
 
 def measure_leased(board: Board, entry: RackBoard, request: Request) -> Profile:

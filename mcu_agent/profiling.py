@@ -27,6 +27,7 @@ from mcu_agent.meters.protocol import EnergyReading, Recorder
 from mcu_agent.session import OUTSIDE, Bytes, Job, Layer, Link, Run, opened, temperature_c
 
 CLOCK_TOLERANCE = 0.005
+ENERGY_S = 300.0  # for the energy windows: ten of ten seconds with a slow meter, and some of them twice
 _QUIET_SHARE = 0.9  # of a window's expected time, in which the debugger leaves the core alone
 
 
@@ -203,6 +204,7 @@ def _energy(link: Link, recorder: Recorder | None, windows: WindowPlan, cycles: 
     kind = link.board.kind
     if recorder is None:
         return ModelMeter(kind).read(cycles)
+    link.allow(ENERGY_S)
     run_window = partial(_window, link, cycles / clock_hz)
     return measure_energy(recorder, run_window, windows, cycles=cycles, clock_hz=clock_hz, supply_v=kind.supply_v)
 

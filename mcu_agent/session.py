@@ -147,6 +147,10 @@ class Link:
         if self.board.counter is not None:
             self.board.counter.start(regions)
 
+    def allow(self, seconds: float) -> None:
+        """Wait for so long from now on, if the job's deadline is sooner."""
+        self._deadline = max(self._deadline, time.monotonic() + seconds)
+
     def report(self) -> Mailbox:
         """The mailbox as it is now."""
         return Mailbox.unpack(self.board.read(self._mailbox, mailbox.SIZE))
@@ -300,6 +304,8 @@ class Link:
 
     def _check_report(self, before: Mailbox, after: Mailbox) -> None:
         if after.status == Status.ERROR:
+            if after.error_code == mailbox.ERROR_CRC:
+                raise TransferCorrupt(f"board {self.board.board_id}: the input arrived damaged; run it again")
             raise FirmwareError(f"board {self.board.board_id}: the firmware reports error {after.error_code}")
         if after.status != Status.DONE or after.sequence != (before.sequence + 1) & 0xFFFFFFFF:
             raise FirmwareError(

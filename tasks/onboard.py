@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from mcu_agent.boards.protocol import Board
-from mcu_agent.errors import AgentError, NoBoardFree
-from mcu_agent.measuring import LEASE_MARGIN_S, recorder_of
+from mcu_agent.errors import AgentError, InventoryError, NoBoardFree
+from mcu_agent.measuring import lease_s, recorder_of
 from mcu_agent.pool import Pool, lock_folder
 from mcu_agent.profiling import Profile, profile
 from mcu_agent.rack import Rack, RackBoard, load_rack, virtual_rack
@@ -19,7 +20,7 @@ from mcu_agent.recovery import run_on_rack
 from mcu_agent.session import Job
 from orchestrator.records import Event, StageRequest
 from orchestrator.studyfile import StudyFile
-from tasks.channel import tell_agent
+from tasks.channel import AGENT_CHANNEL, tell_agent
 from tasks.stage import StageContext
 
 RACK_VARIABLE = "EDGEFRONT_RACK"
@@ -35,7 +36,33 @@ def rack_of(study: StudyFile, kind: str) -> Rack:
         InventoryError: the rack file is wrong.
     """
     path = os.environ.get(RACK_VARIABLE)
-    return load_rack(Path(path)) if path else virtual_rack(kind, study.parallelism.boards)
+    return measuring(_read_rack(path)) if path else virtual_rack(kind, study.parallelism.boards)
+
+
+def measuring(rack: Rack) -> Rack:
+    """The boards that can say how long an inference takes: QEMU counts nothing, so its boards serve no study."""
+    boards = [one for one in rack.boards if "qemu" not in (one.server, one.emulator if one.driver == "virtual" else "")]
+    return replace(rack, boards=tuple(boards))
+
+
+def _read_rack(path: str) -> Rack:
+    """The rack file as it is now; for an agent as it was when it could last be read: a file that somebody is editing
+    must not end what measures.
+
+    Raises:
+        InventoryError: it is wrong; or no agent's, or never was right.
+    """
+    try:
+        _last_racks[path] = load_rack(Path(path))
+    except InventoryError as error:
+        if path not in _last_racks:
+            if os.environ.get(AGENT_CHANNEL):
+                raise NoBoardFree(f"the agent's rack file cannot be used: {error}") from error
+            raise
+    return _last_racks[path]
+
+
+_last_racks: dict[str, Rack] = {}
 
 
 def pool_of(study: StudyFile, study_id: str, kind: str) -> Pool:
@@ -76,12 +103,13 @@ def profile_on_rack(request: StageRequest, context: StageContext, study: StudyFi
 
     started = monotonic()
     try:
+        pool = pool_of(study, request.study_id, kind)
         found = run_on_rack(
-            pool_of(study, request.study_id, kind),
+            pool,
             kind,
             f"{study.name}/{request.trial}/{request.attempt}",
             work,
-            duration_s=job.timeout_s + LEASE_MARGIN_S,
+            duration_s=lease_s(pool.rack, kind, job.timeout_s),
             wait_s=job.timeout_s,
             events=tell,
             recorders=recorder_of,

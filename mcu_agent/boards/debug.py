@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Set
 from typing import Protocol
 
-from mcu_agent.errors import FaultSite, FirmwareFault, FirmwareHang, ImageRejected, VerifyFailed
+from mcu_agent.errors import (
+    FaultSite,
+    FirmwareFault,
+    FirmwareHang,
+    ImageRejected,
+    MemoryRefused,
+    OutOfTime,
+    VerifyFailed,
+)
 from mcu_agent.image import IMAGE_ID_BYTES, Image, Segment
 from mcu_agent.kinds import BoardKind
 from mcu_agent.mailbox import SIZE, Mailbox
@@ -148,7 +156,7 @@ def run_to(
     stops = wanted | {fault.address} if fault else wanted
     pc = port.register("pc")
     if timeout_s <= 0:
-        raise hang(image, pc, "the time for this profile was used up", is_transient=is_transient)
+        raise OutOfTime(f"the time for this job was used up, in {image.where(pc)}")
     if pc in stops:
         if pc != halted_at:
             return _stopped(port, image, kind, wanted)
@@ -243,7 +251,7 @@ def _try_read(port: DebugPort, address: int, size: int) -> bytes:
     """Bytes for an explanation; none where the memory does not answer, as at the stack pointer after an overflow."""
     try:
         return port.read(address, size)
-    except ImageRejected:
+    except (ImageRejected, MemoryRefused):
         return b""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mcu_agent.boards.protocol import Counter
-from mcu_agent.errors import BoardLost, FaultSite, FirmwareFault, FirmwareHang, ImageRejected
+from mcu_agent.errors import BoardLost, FaultSite, FirmwareFault, FirmwareHang, ImageRejected, OutOfTime
 from mcu_agent.image import Image
 from mcu_agent.kinds import BoardKind
 from mcu_agent.mailbox import (
@@ -91,7 +91,7 @@ class FakeBoard:
         self._operate()
         image = self._powered()
         if timeout_s <= 0:
-            raise FirmwareHang("the time for this profile was used up")
+            raise OutOfTime("the time for this job was used up")
         for symbol in self._steps:
             if symbol == self._script.hang_at:
                 raise FirmwareHang(f"the firmware did not reach its next stop, in {symbol}", symbol)

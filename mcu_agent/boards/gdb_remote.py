@@ -18,7 +18,7 @@ from mcu_agent.boards.gdb_protocol import (
     parse_registers,
     parse_stop,
 )
-from mcu_agent.errors import BoardLost, ImageRejected, InventoryError, ProgrammingFailed
+from mcu_agent.errors import BoardLost, InventoryError, MemoryRefused, ProgrammingFailed
 from mcu_agent.image import Segment
 
 SERVERS = ("pyocd", "openocd", "jlink", "qemu")
@@ -77,7 +77,7 @@ class GdbRemote:
         """Bytes of memory.
 
         Raises:
-            ImageRejected: the server cannot read there.
+            MemoryRefused: the server cannot read there.
         """
         step = max((self._packet_bytes - _OVERHEAD) // 2, 1)
         return b"".join(self._read(at, n) for at, n in _chunks(address, size, step))
@@ -86,7 +86,7 @@ class GdbRemote:
         """Write into memory that needs no programming.
 
         Raises:
-            ImageRejected: the server cannot write there.
+            MemoryRefused: the server cannot write there.
         """
         step = max((self._packet_bytes - _OVERHEAD) // 2, 1)
         for at, n in _chunks(address, len(data), step):
@@ -96,8 +96,9 @@ class GdbRemote:
             else:
                 answer = self._connection.ask(b"M%x,%x:%b" % (at, n, part.hex().encode()))
             if answer != b"OK":
-                raise ImageRejected(
-                    f"board {self._board_id}: the GDB server refuses {n} bytes for {at:#010x} ({_text(answer)})"
+                raise MemoryRefused(
+                    self._board_id,
+                    f"the GDB server refuses {n} bytes for {at:#010x} ({_text(answer)}); check the wires",
                 )
 
     def has(self, segment: Segment) -> bool:
@@ -228,8 +229,9 @@ class GdbRemote:
         except ValueError:
             data = b""
         if len(data) != size:  # servers may give less, and then have met memory that is not there
-            raise ImageRejected(
-                f"board {self._board_id}: {size} bytes at {address:#010x} cannot be read ({_text(answer[:20])})"
+            raise MemoryRefused(
+                self._board_id,
+                f"{size} bytes at {address:#010x} cannot be read ({_text(answer[:20])}); check the wires",
             )
         return data
 

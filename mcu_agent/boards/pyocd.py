@@ -21,7 +21,7 @@ from pyocd.flash.loader import MemoryLoader
 
 from mcu_agent.boards.debug import check_readable, check_writable, holds, run_to, start_at_reset, vectors, verify
 from mcu_agent.boards.protocol import Counter
-from mcu_agent.errors import BoardLost, ImageRejected, InventoryError, ProgrammingFailed, WrongBoard
+from mcu_agent.errors import BoardLost, InventoryError, MemoryRefused, ProgrammingFailed, WrongBoard
 from mcu_agent.image import Image
 from mcu_agent.kinds import BoardKind
 
@@ -245,8 +245,8 @@ class _Port:
         try:
             return bytes(self._target.read_memory_block8(address, size)) if size else b""
         except exceptions.TransferFaultError as error:
-            raise ImageRejected(
-                f"board {self._board_id}: {size} bytes at {address:#010x} cannot be read: {error}"
+            raise MemoryRefused(
+                self._board_id, f"{size} bytes at {address:#010x} cannot be read: {error}; check the wires"
             ) from error
 
     def write(self, address: int, data: bytes) -> None:
@@ -254,8 +254,8 @@ class _Port:
             self._target.write_memory_block8(address, list(data))
             self._target.flush()
         except exceptions.TransferFaultError as error:
-            raise ImageRejected(
-                f"board {self._board_id}: {len(data)} bytes at {address:#010x} cannot be written: {error}"
+            raise MemoryRefused(
+                self._board_id, f"{len(data)} bytes at {address:#010x} cannot be written: {error}; check the wires"
             ) from error
 
     def register(self, name: str) -> int:

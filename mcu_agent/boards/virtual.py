@@ -39,7 +39,7 @@ from mcu_agent.boards.debug import vectors
 from mcu_agent.boards.peripherals import Bus, Peripherals, peripherals_of
 from mcu_agent.boards.protocol import Counts, Region
 from mcu_agent.boards.thumb import CORE_FACTORS, TAKEN_PENALTY, block_cost
-from mcu_agent.errors import AgentError, BoardLost, FaultSite, FirmwareFault, FirmwareHang, ImageRejected
+from mcu_agent.errors import AgentError, BoardLost, FaultSite, FirmwareFault, FirmwareHang, ImageRejected, OutOfTime
 from mcu_agent.image import Image
 from mcu_agent.kinds import BoardKind
 
@@ -115,7 +115,7 @@ class VirtualBoard:
         """Run to the first of ``addresses`` (function entries) and give back which it was."""
         emulator, blocks, image = self._powered()
         if timeout_s <= 0:
-            raise self._hang(image, "the time for this profile was used up")
+            raise OutOfTime(f"the time for this job was used up, in {image.where(self._pc)}")
         fault = image.symbols.get("edgefront_fault")
         stops = {*addresses, fault.address} if fault else set(addresses)
         blocks.arm(stops, timeout_s, self._halted_at)

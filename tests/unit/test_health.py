@@ -343,3 +343,10 @@ def test_what_a_person_took_out_of_use_only_a_person_puts_back(tmp_path: Path) -
     assert (record.quarantine, record.quarantined_by) == ("new wires tomorrow", "ana")
     pool.put_back("b0")
     assert states(pool)["b0"] is State.IDLE
+
+
+def test_a_hang_beside_a_lost_probe_is_not_held_against_the_image() -> None:
+    lost = attempt("a", Fault.RIG, "board_lost")
+    assert verdict([HUNG_A, lost], {"a": ""}) is Verdict.RIG
+    assert verdict([HUNG_A, HUNG_A], {"a": ""}) is Verdict.IMAGE
+    assert verdict([HUNG_A, HUNG_A, attempt("b", Fault.RIG, "board_lost")], {"a": "", "b": "gone"}) is Verdict.IMAGE

@@ -163,7 +163,7 @@ def test_the_probe_is_left_alone_while_it_must_be_quiet(image: Image) -> None:
         with pytest.raises(FirmwareHang):
             board.run_until([image.address("edgefront_after_run")], 0.1, quiet_s)
         used.append(probe.transfers - before)
-    assert used[1] < used[2]  # what is left: letting go, one look at the end, halting, and asking where
+    assert used[1] <= used[2]  # what is left: letting go, one look at the end, halting, and asking where
     assert used[1] < 60
     board.close()
 
