@@ -144,7 +144,10 @@ def discover(to: Path | None, force: bool, as_json: bool) -> None:
     else:
         click.echo("Nothing is plugged in that is known: no probe, serial port, meter or GDB server.")
     if to is not None:
-        to.write_text(rack_text(found), encoding="utf-8")
+        try:
+            to.write_text(rack_text(found), encoding="utf-8")
+        except OSError as error:
+            raise click.UsageError(f"--to: {to} cannot be written: {error.strerror}; choose another place") from error
         click.echo(f"{to}: written; check its entries, then: edgefront rack check --rack {to}", err=as_json)
 
 

@@ -119,6 +119,25 @@ def test_discovery_says_what_there_is_and_writes_a_file_that_works(
     assert json.loads(call("rack", "discover", "--json").output)[0]["which"] == "066AFF"
 
 
+def test_a_rack_file_that_cannot_be_written_is_a_mistake_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discover_module, "discover", Found)
+    result = call("rack", "discover", "--to", tmp_path / "gone" / "r.toml")
+    assert (result.exit_code, "r.toml cannot be written: No such file" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("below", ["", "locks"])
+def test_a_lock_folder_that_is_none_is_named_with_its_variable(
+    rack: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    monkeypatch.setenv("EDGEFRONT_LOCKS", str(rack / below))
+    for arguments in (("boards",), ("rack", "check")):
+        result = call(*arguments, "--rack", rack)
+        assert result.exit_code == 2
+        assert f"EDGEFRONT_LOCKS is {rack / below}: {rack} is no folder; name a folder" in result.stderr
+
+
 @pytest.mark.parametrize("page", ["rack.md", "first-board.md"])
 def test_the_rack_files_of_the_documentation_are_right_ones(page: str, rack: Path) -> None:
     for block in blocks(page, "toml"):
