@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli_dashboard import dashboard
-from cli_rack import agent, aligned, boards, json_option, measure, rack
+from cli_rack import agent, aligned, boards, check_rack_for, json_option, measure, rack
 from cli_service import COMMANDS as SERVICE_COMMANDS
 from cli_service import say_all
 from cli_study import COMMANDS as STUDY_COMMANDS
@@ -217,6 +217,7 @@ def run_file(options: RunOptions) -> StudyEnd:
     if address := os.environ.get(ARTIFACTS_VARIABLE):
         check_writable(address)
     file = _overridden(load_file(options.file), options)
+    check_rack_for(file.kinds, is_inline=options.is_inline)
     objectives = Objectives.on_boards(file, {kind: load_kind(kind) for kind in file.kinds})
     location = location_of(options.studies, file.name, database_url(options.database))
     study = Study.open_or_create(location, file, objectives, source=options.file)

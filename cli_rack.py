@@ -6,8 +6,9 @@ As in :mod:`cli`, imports stand inside the functions, so that a command does not
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -319,6 +320,30 @@ def agent(rack: Path, name: str, metrics_port: int | None, metrics_address: str 
 
     options = AgentOptions(rack=rack, name=name, metrics_port=metrics_port, metrics_address=metrics_address)
     sys.exit(run_agent(options, announce=click.echo))
+
+
+def check_rack_for(kinds: Sequence[str], *, is_inline: bool = False) -> None:
+    """Look at the rack file of EDGEFRONT_RACK before a study begins, not when its first trial comes to a board. Where a
+    broker is named, the boards are an agent's, and so is the rack file.
+
+    Raises:
+        InventoryError: it is missing or wrong, or has no board of one of ``kinds``.
+    """
+    from mcu_agent.errors import InventoryError
+    from mcu_agent.rack import load_rack
+
+    path = os.environ.get("EDGEFRONT_RACK")
+    if not path or (os.environ.get("EDGEFRONT_BROKER_URL") and not is_inline):
+        return
+    try:
+        known = load_rack(Path(path)).board_kinds()
+    except InventoryError as error:
+        raise InventoryError(f"EDGEFRONT_RACK: {error}\nwithout the variable, virtual boards are used") from error
+    if missing := [kind for kind in kinds if kind not in known]:
+        raise InventoryError(
+            f"EDGEFRONT_RACK: {path} has no board of kind {', '.join(missing)}, which the study is for; it has "
+            f"{', '.join(known)}. Without the variable, virtual boards are used"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- measure
