@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import select
 import shlex
 import signal
 import sys
@@ -89,9 +90,21 @@ class _Edgefront(click.Group):
         except (AgentError, PipelineError) as error:
             raise _Failure(str(error), EXIT_RUN) from error
         except OSError as error:
+            if error.errno == errno.EPIPE and _is_reader_gone():
+                raise  # as in "| head"; click ends quietly then
             raise _Failure(_os_error_text(error), EXIT_RUN) from error
         except KeyboardInterrupt:
             raise _Failure("interrupted; the same command goes on where it was", EXIT_INTERRUPTED) from None
+
+
+def _is_reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    try:
+        looker = select.poll()
+        looker.register(sys.stdout.fileno(), 0)
+        return any(found & select.POLLERR for _, found in looker.poll(0))
+    except (OSError, ValueError):  # no file behind it
+        return False
 
 
 def _os_error_text(error: OSError) -> str:

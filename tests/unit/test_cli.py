@@ -313,3 +313,12 @@ def test_the_rack_file_of_a_host_with_agents_elsewhere_is_theirs(monkeypatch: py
     cli.check_rack_for(("nrf52-dk",))
     with pytest.raises(InventoryError, match="EDGEFRONT_RACK: /gone/rack.toml: cannot be read"):
         cli.check_rack_for(("nrf52-dk",), is_inline=True)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_worth_a_message() -> None:
+    command = [sys.executable, "-c", "import cli; cli.main()", "boards"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=30)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
