@@ -95,6 +95,21 @@ def test_the_boards_are_shown_live_until_interrupted(rack: Path) -> None:
     os.close(terminal)
 
 
+def test_tags_and_serial_ports_of_the_file_are_in_the_list(rack: Path) -> None:
+    assert "tags" not in call("boards", "--rack", rack).output
+    rack.write_text(
+        TEXT + '[[board]]\nid = "desk"\nkind = "nrf52-dk"\ndriver = "gdb"\nconnection = "localhost:3333"\n'
+        'uart = "/dev/ttyACM7"\ntags = ["fast", "lab-2"]\n'
+    )
+    assert [(board["tags"], board["uart"]) for board in listed(rack)][1:] == [
+        ([], None),
+        (["fast", "lab-2"], "/dev/ttyACM7"),
+    ]
+    head, *rows = call("boards", "--rack", rack).output.splitlines()
+    assert head.endswith("  tags")
+    assert rows[-1].endswith("  fast lab-2")
+
+
 def test_watching_is_for_people_and_for_racks(rack: Path) -> None:
     for arguments in (("--watch",), ("--rack", rack, "--watch", "--json")):
         result = call("boards", *arguments)
