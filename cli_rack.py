@@ -159,8 +159,8 @@ def discover(to: Path | None, force: bool, as_json: bool) -> None:
 @json_option
 def check(board: tuple[str, ...], rack: Path, wait: float, as_json: bool) -> None:
     """Run the self-test of each BOARD, of all without one: flash a known image, compare its identity, its answers bit
-    by bit, its stack and its cycles, and look at what the meter reads. A board that passes is no longer quarantined,
-    one that fails is. Ends with 1 if one fails or cannot be tested.
+    by bit, its stack and its cycles, and look at what the meter reads. A board that fails is quarantined, one that
+    passes no longer, unless a person has taken it out of use. Ends with 1 if one fails or cannot be tested.
 
     \b
     Example:
