@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import select
 import shlex
 import signal
 import sys
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli_dashboard import dashboard
-from cli_rack import agent, aligned, boards, json_option, measure, rack
+from cli_rack import agent, aligned, boards, check_rack_for, json_option, measure, rack
 from cli_service import COMMANDS as SERVICE_COMMANDS
 from cli_service import say_all
 from cli_study import COMMANDS as STUDY_COMMANDS
@@ -89,9 +90,21 @@ class _Edgefront(click.Group):
         except (AgentError, PipelineError) as error:
             raise _Failure(str(error), EXIT_RUN) from error
         except OSError as error:
+            if error.errno == errno.EPIPE and _is_reader_gone():
+                raise  # as in "| head"; click ends quietly then
             raise _Failure(_os_error_text(error), EXIT_RUN) from error
         except KeyboardInterrupt:
             raise _Failure("interrupted; the same command goes on where it was", EXIT_INTERRUPTED) from None
+
+
+def _is_reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    try:
+        looker = select.poll()
+        looker.register(sys.stdout.fileno(), 0)
+        return any(found & select.POLLERR for _, found in looker.poll(0))
+    except (OSError, ValueError):  # no file behind it
+        return False
 
 
 def _os_error_text(error: OSError) -> str:
@@ -217,6 +230,7 @@ def run_file(options: RunOptions) -> StudyEnd:
     if address := os.environ.get(ARTIFACTS_VARIABLE):
         check_writable(address)
     file = _overridden(load_file(options.file), options)
+    check_rack_for(file.kinds, is_inline=options.is_inline)
     objectives = Objectives.on_boards(file, {kind: load_kind(kind) for kind in file.kinds})
     location = location_of(options.studies, file.name, database_url(options.database))
     study = Study.open_or_create(location, file, objectives, source=options.file)

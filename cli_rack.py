@@ -6,8 +6,9 @@ As in :mod:`cli`, imports stand inside the functions, so that a command does not
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,10 @@ def discover(to: Path | None, force: bool, as_json: bool) -> None:
     else:
         click.echo("Nothing is plugged in that is known: no probe, serial port, meter or GDB server.")
     if to is not None:
-        to.write_text(rack_text(found), encoding="utf-8")
+        try:
+            to.write_text(rack_text(found), encoding="utf-8")
+        except OSError as error:
+            raise click.UsageError(f"--to: {to} cannot be written: {error.strerror}; choose another place") from error
         click.echo(f"{to}: written; check its entries, then: edgefront rack check --rack {to}", err=as_json)
 
 
@@ -155,8 +159,8 @@ def discover(to: Path | None, force: bool, as_json: bool) -> None:
 @json_option
 def check(board: tuple[str, ...], rack: Path, wait: float, as_json: bool) -> None:
     """Run the self-test of each BOARD, of all without one: flash a known image, compare its identity, its answers bit
-    by bit, its stack and its cycles, and look at what the meter reads. A board that passes is no longer quarantined,
-    one that fails is. Ends with 1 if one fails or cannot be tested.
+    by bit, its stack and its cycles, and look at what the meter reads. A board that fails is quarantined, one that
+    passes no longer, unless a person has taken it out of use. Ends with 1 if one fails or cannot be tested.
 
     \b
     Example:
@@ -316,6 +320,30 @@ def agent(rack: Path, name: str, metrics_port: int | None, metrics_address: str 
 
     options = AgentOptions(rack=rack, name=name, metrics_port=metrics_port, metrics_address=metrics_address)
     sys.exit(run_agent(options, announce=click.echo))
+
+
+def check_rack_for(kinds: Sequence[str], *, is_inline: bool = False) -> None:
+    """Look at the rack file of EDGEFRONT_RACK before a study begins, not when its first trial comes to a board. Where a
+    broker is named, the boards are an agent's, and so is the rack file.
+
+    Raises:
+        InventoryError: it is missing or wrong, or has no board of one of ``kinds``.
+    """
+    from mcu_agent.errors import InventoryError
+    from mcu_agent.rack import load_rack
+
+    path = os.environ.get("EDGEFRONT_RACK")
+    if not path or (os.environ.get("EDGEFRONT_BROKER_URL") and not is_inline):
+        return
+    try:
+        known = load_rack(Path(path)).board_kinds()
+    except InventoryError as error:
+        raise InventoryError(f"EDGEFRONT_RACK: {error}\nwithout the variable, virtual boards are used") from error
+    if missing := [kind for kind in kinds if kind not in known]:
+        raise InventoryError(
+            f"EDGEFRONT_RACK: {path} has no board of kind {', '.join(missing)}, which the study is for; it has "
+            f"{', '.join(known)}. Without the variable, virtual boards are used"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- measure

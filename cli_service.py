@@ -107,8 +107,10 @@ def submit(file: Path, studies: Path, priority: int, trials: int | None, is_watc
       edgefront submit examples/digits.yaml --priority 1
     """
     from cli import load_file
+    from cli_rack import check_rack_for
 
     loaded = load_file(file)
+    check_rack_for(loaded.kinds)
     if trials is not None:
         loaded = loaded.model_copy(update={"budget": loaded.budget.model_copy(update={"trials": trials})})
     registry = open_registry(studies)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +51,29 @@ class Calibration:
         return {"version": VERSION, **asdict(self)}
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Calibration:
+    def from_json(data: Any) -> Calibration:
         """The inverse of :meth:`to_json`.
 
         Raises:
             ValueError: another version, a field missing or unknown, or a value that none can have.
         """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"found a {type(data).__name__}; a calibration is a JSON object")
         if data.get("version") != VERSION:
             raise ValueError(f"calibration has version {data.get('version')!r}; this program reads {VERSION}")
         given = {name: value for name, value in data.items() if name != "version"}
         known = {field.name for field in fields(Calibration)}
         if unknown := sorted(set(given) - known):
             raise ValueError(f"unknown fields {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
+        needed = [field.name for field in fields(Calibration) if field.default is MISSING]
+        if missing := [name for name in needed if name not in given]:
+            raise ValueError(f"without {', '.join(missing)}; a calibration has {', '.join(needed)}")
         try:
             interval = given.get("nj_interval")
             record = Calibration(**{**given, "nj_interval": tuple(interval) if interval else None})
+            _check(record)
         except TypeError as error:
-            raise ValueError(f"a field is missing: {error}") from error
-        _check(record)
+            raise ValueError(f"a field has a value of the wrong type: {error}") from error
         return record
 
     def latency_s(self, emulated_cycles: float) -> float:
@@ -154,7 +159,7 @@ def load_calibration(path: Path) -> Calibration:
         raise InventoryError(
             f"{path}: cannot be read: {error.strerror}; edgefront rack calibrate writes one"
         ) from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InventoryError(f"{path}: {error}; edgefront rack calibrate writes a new one") from error
 
 

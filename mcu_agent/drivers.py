@@ -13,6 +13,7 @@ from mcu_agent.kinds import BoardKind, load_kind
 from mcu_agent.rack import RackBoard
 
 EMULATORS = ("unicorn", "qemu")
+_METHODS = ("load", "run_until", "read", "write", "close")
 
 
 def make_board(entry: RackBoard) -> Board:
@@ -44,7 +45,19 @@ def _own(entry: RackBoard) -> Board:
             f"board {entry.board_id}: driver {entry.driver!r} cannot be loaded: {error}; its module must be on the "
             "Python path of the agent"
         ) from error
-    board: Board = make(entry)
+    try:
+        board: Board = make(entry)
+    except (TypeError, ValueError) as error:
+        raise InventoryError(
+            f"board {entry.board_id}: driver {entry.driver!r} makes no board: {error}; it is called with the entry of "
+            "the rack file and gives a board"
+        ) from error
+    missing = [method for method in _METHODS if not callable(getattr(board, method, None))]
+    if missing:
+        raise InventoryError(
+            f"board {entry.board_id}: driver {entry.driver!r} gives {type(board).__name__} without "
+            f"{', '.join(missing)}; a board has all that mcu_agent.boards.protocol.Board names"
+        )
     return board
 
 

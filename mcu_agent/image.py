@@ -97,7 +97,7 @@ def read_image(elf: bytes, kind: BoardKind) -> Image:
         ]
         symbols, named = _symbols(file), _named_kind(file)
     except (ELFError, ValueError, KeyError, AttributeError) as error:
-        raise ImageRejected(f"not a readable ELF file ({len(elf)} bytes): {error}") from error
+        raise ImageRejected(_unreadable(elf, error)) from error
     if named and named != kind.name:
         raise ImageRejected(f"the image is built for {named}, not for {kind.name}; build it for this board kind")
     for segment in segments:
@@ -142,7 +142,14 @@ def built_for(elf: bytes) -> str:
     try:
         return _named_kind(ELFFile(io.BytesIO(elf)))
     except (ELFError, ValueError) as error:
-        raise ImageRejected(f"not a readable ELF file ({len(elf)} bytes): {error}") from error
+        raise ImageRejected(_unreadable(elf, error)) from error
+
+
+def _unreadable(elf: bytes, error: Exception) -> str:
+    """The parser's own words (``expected 4, found 0``) say nothing to who gave a wrong file."""
+    if not elf.startswith(b"\x7fELF"):
+        return f"not an ELF file ({len(elf)} bytes); give the firmware.elf that edgefront compile or export writes"
+    return f"not a readable ELF file ({len(elf)} bytes, cut off or damaged: {error}); build or copy it again"
 
 
 def _named_kind(file: ELFFile) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcu_agent.boards.protocol import Board
-from mcu_agent.errors import InventoryError, UnstableOutput
+from mcu_agent.errors import ImageRejected, InventoryError, UnstableOutput
 from mcu_agent.image import read_image
 from mcu_agent.session import Bytes, Job, Layer, opened
 
@@ -70,7 +70,6 @@ def find_known_answers(image: Path, given: Path | None = None) -> KnownAnswers |
     layers = next((place for name in _LAYERS if (place := image.parent / name).exists()), None)
     try:
         arrays = unpack_vectors(file.read_bytes())
-        records = [Layer.from_json(item) for item in json.loads(layers.read_text("utf-8"))] if layers else []
     except OSError as error:
         raise InventoryError(f"{file}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -79,10 +78,22 @@ def find_known_answers(image: Path, given: Path | None = None) -> KnownAnswers |
     return KnownAnswers(
         inputs=_rows(arrays["inputs"]),
         outputs=_rows(arrays["outputs"]),
-        layers=tuple(records),
+        layers=_read_layers(layers) if layers else (),
         layer_outputs={int(name.removeprefix(_LAYER_PREFIX)): array for name, array in prefixed.items()},
         file=str(file),
     )
+
+
+def _read_layers(file: Path) -> tuple[Layer, ...]:
+    try:
+        items = json.loads(file.read_text("utf-8"))
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise ValueError("no list of layers; allowed: a JSON list with an object for each")
+        return tuple(Layer.from_json(item) for item in items)
+    except OSError as error:
+        raise InventoryError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError, ImageRejected) as error:
+        raise InventoryError(f"{file}: {error}; edgefront compile and edgefront export write one") from error
 
 
 def pack_vectors(job: Job) -> bytes:

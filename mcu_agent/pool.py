@@ -281,7 +281,24 @@ def lock_folder(namespace: str = "") -> Path:
     one.
 
     ``namespace`` separates boards that exist only for one study (virtual ones) from those that all studies share.
+
+    Raises:
+        InventoryError: the variable names something that is no folder to write into, or lies in one.
     """
     base = os.environ.get("EDGEFRONT_LOCKS")
+    if base:
+        _check_lock_folder(Path(base))
     folder = Path(base) if base else Path(tempfile.gettempdir()) / f"edgefront-{os.getuid()}"
     return folder / "boards" / namespace if namespace else folder / "boards"
+
+
+def _check_lock_folder(folder: Path) -> None:
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        found = "is no folder" if not there.is_dir() else "" if os.access(there, os.W_OK | os.X_OK) else "is read-only"
+    except OSError as error:  # a folder on the way that may not be looked into
+        there, found = folder, f"cannot be reached: {error.strerror}"
+    if found:
+        raise InventoryError(
+            f"EDGEFRONT_LOCKS is {folder}: {there} {found}; name a folder that all who share the boards can write to"
+        )

@@ -30,9 +30,10 @@ from typing import Any
 from mcu_agent.errors import InventoryError
 from mcu_agent.kinds import load_kind
 from mcu_agent.rackfields import MAX_COUNT, hertz, seconds, volts
-from mcu_agent.rackfile import Mistake, read_tables, report
+from mcu_agent.rackfile import REMEDY, Mistake, read_tables, report
 
 _METER_FIELDS = ("driver", "serial", "port", "mode", "trigger", "supply")
+MAX_RACK_BYTES = 1 << 20
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -167,10 +168,16 @@ def load_rack(path: Path) -> Rack:
         InventoryError: the file is missing or wrong; the text lists every mistake with its line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InventoryError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return parse_rack(text, str(path))
+        with path.open("rb") as file:
+            data = file.read(MAX_RACK_BYTES + 1)
+        if len(data) > MAX_RACK_BYTES:
+            raise InventoryError(f"{path}: longer than {MAX_RACK_BYTES:,} bytes, which no rack file is; {REMEDY}")
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise InventoryError(f"{path}: cannot be read: {error.strerror}; {REMEDY}") from error
+    except UnicodeDecodeError as error:
+        raise InventoryError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8 text; or: {REMEDY}") from error
+    return parse_rack(text.replace("\r\n", "\n"), str(path))
 
 
 def parse_rack(text: str, file: str) -> Rack:

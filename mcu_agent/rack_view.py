@@ -64,19 +64,25 @@ def status_row(status: BoardStatus) -> dict[str, Any]:
         "self_test": {"at": record.tested_at, "ok": not record.test, "found": record.test}
         if record.tested_at
         else None,
+        "tags": list(status.board.tags),
+        "uart": status.board.uart or None,
     }
 
 
 def for_people(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    now = time.time()
+    """Times as how long ago; the column of tags, where a board has any."""
+    now, has_tags = time.time(), any(row["tags"] for row in rows)
 
     def test(found: dict[str, Any] | None) -> str:
         return f"{'passed' if found['ok'] else 'failed'} {_ago(found['at'], now)}" if found else "never"
 
-    return [
-        {**row, "since": _ago(row["since"], now) if row["since"] else "", "self_test": test(row["self_test"])}
-        for row in rows
-    ]
+    def shown(row: dict[str, Any]) -> dict[str, Any]:
+        fields = {name: value for name, value in row.items() if name not in ("tags", "uart")}
+        tags = {"tags": " ".join(row["tags"])} if has_tags else {}
+        since = _ago(row["since"], now) if row["since"] else ""
+        return {**fields, "since": since, "self_test": test(row["self_test"]), **tags}
+
+    return [shown(row) for row in rows]
 
 
 def _ago(then: float, now: float) -> str:

@@ -150,7 +150,8 @@ BOARD: Mapping[str, Field] = {
     ),
     "uart": Field(
         is_allowed=_is_text, allowed="a serial port, as text", drivers=_REAL,
-        meaning="the board's serial port; best a path below `/dev/serial/by-id`",
+        meaning="the board's serial port, for tools of your own (`edgefront boards --json` gives it): nothing here opens "
+        "it; best a path below `/dev/serial/by-id`",
     ),
     "power": Field(
         is_allowed=lambda value: isinstance(value, dict), allowed="a table {hub, port, off} or {command, off}",
@@ -162,7 +163,7 @@ BOARD: Mapping[str, Field] = {
     ),
     "tags": Field(
         is_allowed=lambda value: isinstance(value, list) and all(map(_is_id, value)), allowed=f"a list of {_ID_WORDS}",
-        default="[]", meaning="words of your own, shown in lists",
+        default="[]", meaning="words of your own, shown by `edgefront boards --rack`",
     ),
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from mcu_agent.kinds import kinds
 from mcu_agent.meters.fields import METER_DRIVERS, meter_mistakes
 from mcu_agent.rackfields import BOARD, DRIVERS, LISTS, POWER, TABLES, Field, volts
 
+REMEDY = "edgefront rack discover --to FILE writes one to start from"
 _Found = tuple[tuple[str, ...], str]  # path of fields, and what is wrong there
 
 
@@ -39,7 +40,9 @@ def read_tables(text: str, file: str) -> dict[str, Any]:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InventoryError(f"{file}: not valid TOML: {error}") from error
+        raise InventoryError(f"{file}: not valid TOML: {error}; {REMEDY}") from error
+    except RecursionError as error:
+        raise InventoryError(f"{file}: lists or tables inside each other too deeply; {REMEDY}") from error
     _check_shape(data, text, file)
     report(list(_all_mistakes(data)), text, file)
     return data

@@ -24,12 +24,15 @@ from mcu_agent.energy import estimate_energy_j
 from mcu_agent.errors import (
     AgentError,
     BitMismatch,
+    BoardLost,
     CyclesUnknown,
     FirmwareFault,
     FirmwareHang,
     InventoryError,
     MeterError,
+    PowerFault,
     TransferCorrupt,
+    WrongBoard,
 )
 from mcu_agent.kinds import BoardKind
 from mcu_agent.meters.protocol import Recorder, Trace
@@ -226,6 +229,7 @@ def self_test(
     )
 
 
+_NOT_THERE = (BoardLost, WrongBoard, PowerFault, InventoryError)
 _SAYS_NOTHING = ("lease_lost", "no_board_free", "no_known_image")
 
 
@@ -272,6 +276,8 @@ def _of_error(error: AgentError) -> list[Check]:
             Check(name="image", is_ok=True, found="as programmed"),
             Check(name="answer", is_ok=False, found=text),
         ]
+    if isinstance(error, _NOT_THERE):  # it never came to the image, or cannot be said to have
+        return [Check(name="board", is_ok=False, found=text)]
     return [Check(name="image", is_ok=False, found=text)]
 
 

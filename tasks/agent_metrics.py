@@ -31,7 +31,7 @@ FAMILIES = (
         name="edgefront_rack_boards",
         kind="gauge",
         labels=("board_kind", "state"),
-        help="Boards of this agent, by state: idle, leased, stuck, quarantined.",
+        help="Boards of this agent, by state: idle, leased, stuck, suspect, quarantined.",
     ),
     MetricFamily(
         name="edgefront_measurements",

@@ -84,7 +84,7 @@ def test_a_calibration_comes_back_from_its_file(tmp_path: Path) -> None:
         ({"clock_hz": 0}, "both must be above 0"),
         ({"nj_per_cycle": 0}, "nj_per_cycle is 0"),
         ({"colour": "red"}, "unknown fields colour"),
-        ({"kind": None, "drop": "kind"}, "a field is missing"),
+        ({"kind": None, "drop": "kind"}, "without kind; a calibration has kind, board_id"),
     ],
 )
 def test_a_file_that_is_wrong_is_named_with_what_is_wrong(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -100,5 +100,5 @@ def test_a_missing_file_and_one_that_is_no_json_are_named(tmp_path: Path) -> Non
     with pytest.raises(InventoryError, match="cannot be read"):
         load_calibration(tmp_path / "none.json")
     (tmp_path / "c.json").write_text("[1]")
-    with pytest.raises(InventoryError, match=r"c\.json"):
+    with pytest.raises(InventoryError, match=r"c\.json: found a list; a calibration is a JSON object"):
         load_calibration(tmp_path / "c.json")

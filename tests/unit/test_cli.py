@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli
+from mcu_agent.errors import InventoryError
 from orchestrator.errors import OrchestratorError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -276,3 +277,48 @@ def test_a_terminal_that_knows_few_characters_gets_question_marks_for_the_rest()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, env=surroundings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("12 ?s\n")
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+@pytest.mark.parametrize(
+    ("rack", "message"),
+    [
+        ("", "none.toml: cannot be read"),
+        ("[[board]]\nid = 'b'\n", "none.toml:1: board 1: kind: missing"),
+        (
+            "[[board]]\nid = 'b'\nkind = 'nrf5340-dk'\ndriver = 'virtual'\n",
+            "has no board of kind nrf52-dk, which the study is for; it has nrf5340-dk",
+        ),
+    ],
+)
+def test_a_wrong_rack_file_is_told_before_a_study_begins(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch, command: str, rack: str, message: str
+) -> None:
+    file = study_file.with_name("none.toml")
+    if rack:
+        file.write_text(rack)
+    monkeypatch.delenv("EDGEFRONT_BROKER_URL", raising=False)
+    monkeypatch.setenv("EDGEFRONT_RACK", str(file))
+    studies = study_file.parent / "studies"
+    result = call(command, str(study_file), "--studies", str(studies))
+    assert result.exit_code == 2
+    assert "EDGEFRONT_RACK: " in result.stderr
+    assert message in result.stderr
+    assert not studies.exists()
+
+
+def test_the_rack_file_of_a_host_with_agents_elsewhere_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFRONT_RACK", "/gone/rack.toml")
+    monkeypatch.setenv("EDGEFRONT_BROKER_URL", "redis://lab:6379/0")
+    cli.check_rack_for(("nrf52-dk",))
+    with pytest.raises(InventoryError, match="EDGEFRONT_RACK: /gone/rack.toml: cannot be read"):
+        cli.check_rack_for(("nrf52-dk",), is_inline=True)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_worth_a_message() -> None:
+    command = [sys.executable, "-c", "import cli; cli.main()", "boards"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=30)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")

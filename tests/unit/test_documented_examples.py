@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 import cli
 from bench import zoo
+from mcu_agent.rack import parse_rack
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -103,3 +104,21 @@ def test_every_decision_is_listed() -> None:
     folder = DOCS / "decisions"
     listed = re.findall(r"\((\d{4}-[^)]*\.md)\)", (folder / "README.md").read_text(encoding="utf-8"))
     assert listed == sorted(path.name for path in folder.glob("[0-9]*.md"))
+
+
+RACKS = [
+    pytest.param(block, id=f"{page.relative_to(DOCS)}-{number}")
+    for page in sorted(DOCS.rglob("*.md"))
+    for number, block in enumerate(blocks(str(page.relative_to(DOCS)), "toml"))
+    if "[[board]]" in block
+]
+
+
+@pytest.mark.parametrize("block", RACKS)
+def test_every_rack_file_shown_is_a_right_one(block: str) -> None:
+    assert parse_rack(block, "shown.toml").boards
+
+
+def test_rack_files_are_shown_where_boards_and_meters_are_described() -> None:
+    pages = {str(one.id).rpartition("-")[0] for one in RACKS}
+    assert {"boards.md", "meters.md", "rack.md", "first-board.md"} <= pages

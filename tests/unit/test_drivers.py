@@ -36,6 +36,8 @@ def test_a_gdb_server_that_is_an_emulator_makes_an_emulated_board() -> None:
         (replace(VIRTUAL, driver="jtag"), "driver is 'jtag'; allowed: virtual, gdb, pyocd"),
         (replace(VIRTUAL, emulator="bochs"), "emulator is 'bochs'; allowed: unicorn, qemu"),
         (replace(GDB, connection=""), "allowed: host:port"),
+        (replace(VIRTUAL, driver="os:system"), "driver 'os:system' makes no board: .*called with the entry"),
+        (replace(VIRTUAL, driver="builtins:id"), "driver 'builtins:id' gives int without load, run_until, read"),
     ],
 )
 def test_entries_no_driver_can_use_are_refused(entry: RackBoard, message: str) -> None:

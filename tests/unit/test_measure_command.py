@@ -93,7 +93,7 @@ def test_an_emulator_that_counts_nothing_has_still_checked_the_outputs(image: Pa
     ("arguments", "code", "message"),
     [
         (("gone.elf", "--board", "nrf52-dk"), 2, "gone.elf: cannot be read"),
-        (("layers.json", "--board", "nrf52-dk"), 2, "layers.json: not a readable ELF file"),
+        (("layers.json", "--board", "nrf52-dk"), 2, "layers.json: not an ELF file"),
         (("firmware.elf", "--board", "toaster"), 2, "no board kind of this name, and no rack file"),
         (("firmware.elf", "--board", "nrf52-dk", "--rack", "none.toml"), 2, "none.toml: cannot be read"),
         (("firmware.elf", "--board", "nrf52-dk", "--vectors", "none.npz"), 2, "none.npz: cannot be read"),
@@ -110,6 +110,23 @@ def test_what_is_wrong_is_named_without_a_traceback(
     assert done.exit_code == code, done.output
     assert message in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "layers.json: no list of layers; allowed: a JSON list"),
+        ('{"a": 1}', "layers.json: no list of layers"),
+        ('[{"index": 0}]', "layers.json: the layer list has an entry without 'name'"),
+        ("[" * 100_000, "layers.json: "),
+        ("not JSON", "layers.json: Expecting value"),
+    ],
+)
+def test_a_wrong_layer_list_is_named_by_its_own_file(image: Path, text: str, message: str) -> None:
+    (image.parent / "layers.json").write_text(text)
+    done = run(image, "--board", "nrf52-dk")
+    assert (done.exit_code, message in done.output) == (2, True), done.output
+    assert "edgefront compile and edgefront export write one" in done.output
 
 
 def test_wrong_answers_end_with_the_layer_that_differs_first(image: Path) -> None:

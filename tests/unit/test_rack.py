@@ -259,7 +259,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_an_empty_or_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(InventoryError, match=r"no boards; add a table \[\[board\]\]"):
         parse_rack("", "rack.toml")
-    with pytest.raises(InventoryError, match="cannot be read"):
+    with pytest.raises(InventoryError, match="cannot be read: No such file.*; edgefront rack discover --to FILE"):
         load_rack(tmp_path / "none.toml")
 
 
@@ -270,3 +270,25 @@ def test_a_host_without_a_rack_file_has_virtual_boards() -> None:
         virtual_rack("nrf99", 1)
     with pytest.raises(InventoryError, match="allowed are 1 to 1000"):
         virtual_rack("nrf52-dk", 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[[board]]\nid = 'caf\xe9'\n", r"not UTF-8 at byte 19: save it as UTF-8"),
+        (b"a = " + b"[" * 100_000, r"inside each other too deeply"),
+        (b"= 2", r"not valid TOML: .*; edgefront rack discover --to FILE writes one"),
+        (b"#" * (1 << 20) + b"#", r"longer than 1,048,576 bytes, which no rack file is"),
+    ],
+)
+def test_what_is_no_rack_file_at_all_is_refused_with_what_to_do(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "rack.toml"
+    path.write_bytes(content)
+    with pytest.raises(InventoryError, match=message) as caught:
+        load_rack(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_device_that_never_ends_is_no_rack_file() -> None:
+    with pytest.raises(InventoryError, match="/dev/zero: longer than"):
+        load_rack(Path("/dev/zero"))

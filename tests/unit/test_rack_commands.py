@@ -95,6 +95,21 @@ def test_the_boards_are_shown_live_until_interrupted(rack: Path) -> None:
     os.close(terminal)
 
 
+def test_tags_and_serial_ports_of_the_file_are_in_the_list(rack: Path) -> None:
+    assert "tags" not in call("boards", "--rack", rack).output
+    rack.write_text(
+        TEXT + '[[board]]\nid = "desk"\nkind = "nrf52-dk"\ndriver = "gdb"\nconnection = "localhost:3333"\n'
+        'uart = "/dev/ttyACM7"\ntags = ["fast", "lab-2"]\n'
+    )
+    assert [(board["tags"], board["uart"]) for board in listed(rack)][1:] == [
+        ([], None),
+        (["fast", "lab-2"], "/dev/ttyACM7"),
+    ]
+    head, *rows = call("boards", "--rack", rack).output.splitlines()
+    assert head.endswith("  tags")
+    assert rows[-1].endswith("  fast lab-2")
+
+
 def test_watching_is_for_people_and_for_racks(rack: Path) -> None:
     for arguments in (("--watch",), ("--rack", rack, "--watch", "--json")):
         result = call("boards", *arguments)
@@ -117,6 +132,25 @@ def test_discovery_says_what_there_is_and_writes_a_file_that_works(
     assert "066AFF" in call("rack", "discover", "--to", written, "--force").output
     assert listed(written)[0]["board"] == "nucleo-l4r5zi"
     assert json.loads(call("rack", "discover", "--json").output)[0]["which"] == "066AFF"
+
+
+def test_a_rack_file_that_cannot_be_written_is_a_mistake_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discover_module, "discover", Found)
+    result = call("rack", "discover", "--to", tmp_path / "gone" / "r.toml")
+    assert (result.exit_code, "r.toml cannot be written: No such file" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("below", ["", "locks"])
+def test_a_lock_folder_that_is_none_is_named_with_its_variable(
+    rack: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    monkeypatch.setenv("EDGEFRONT_LOCKS", str(rack / below))
+    for arguments in (("boards",), ("rack", "check")):
+        result = call(*arguments, "--rack", rack)
+        assert result.exit_code == 2
+        assert f"EDGEFRONT_LOCKS is {rack / below}: {rack} is no folder; name a folder" in result.stderr
 
 
 @pytest.mark.parametrize("page", ["rack.md", "first-board.md"])

@@ -73,7 +73,7 @@ def test_a_device_that_is_well_passes_with_more_cycles_than_the_emulated_core() 
 @pytest.mark.parametrize(
     ("script", "name", "reason", "found"),
     [
-        (Script(lost_after=0), "image", "board_lost", "the probe does not answer"),
+        (Script(lost_after=0), "board", "board_lost", "the probe does not answer"),
         (Script(wrong_image_id=True), "image", "wrong_image", "runs image 00000000"),
         (Script(wrong_layer=0), "answer", "bit_mismatch", "differ from the reference"),
         (Script(hang_at="edgefront_run"), "answer", "firmware_hang", "did not reach its next stop"),
