@@ -140,7 +140,7 @@ def profile(job: Job, board: Board, recorder: Recorder | None = None, plan: Plan
             emulator=board.emulator,
             image_id=image.image_id.hex(),
             clock_hz=clock_hz,
-            supply_v=board.kind.supply_v,
+            supply_v=_supply_v(board, recorder),
             meter=recorder.name if recorder is not None else ModelMeter.name,
             n_runs=len(readings),
             outputs=np.stack([run.output for run in runs]),
@@ -204,7 +204,14 @@ def _energy(link: Link, recorder: Recorder | None, windows: WindowPlan, cycles: 
     if recorder is None:
         return ModelMeter(kind).read(cycles)
     run_window = partial(_window, link, cycles / clock_hz)
-    return measure_energy(recorder, run_window, windows, cycles=cycles, clock_hz=clock_hz, supply_v=kind.supply_v)
+    supply_v = _supply_v(link.board, recorder)
+    return measure_energy(recorder, run_window, windows, cycles=cycles, clock_hz=clock_hz, supply_v=supply_v)
+
+
+def _supply_v(board: Board, recorder: Recorder | None) -> float:
+    """The voltage the board runs at by the rack file, or else by the catalogue."""
+    given = recorder.supply_v if recorder is not None else None
+    return board.kind.supply_v if given is None else given
 
 
 def _window(link: Link, latency_s: float, repeats: int, idle_ms: int) -> int:

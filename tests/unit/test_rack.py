@@ -176,6 +176,7 @@ def test_what_concerns_the_whole_host_stands_in_tables_of_its_own() -> None:
             r":26: board 1: meter.trigger: found 8; allowed for meter ppk2: 0, 1, 2, 3, 4, 5, 6, 7",
         ),
         ('"1800 mV"', '"9 V"', r":26: board 1: meter.supply: found 9.0; allowed for meter ppk2: 0.8 to 5 V"),
+        ('supply = "1800 mV"', "supply_v = 1.8", r":26: board 1: meter.supply_v: unknown field .*'supply'"),
         ('"1800 mV"', '"low"', r":26: board 1: meter.supply: found 'low'; allowed for meter ppk2: 0.8 to 5 V"),
         ('driver = "ppk2"', 'driver = "ppk"', r":26: board 1: meter.driver: found 'ppk'; .*did you mean 'ppk2'"),
         (
