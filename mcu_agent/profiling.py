@@ -113,7 +113,7 @@ def profile(job: Job, board: Board, recorder: Recorder | None = None, plan: Plan
     Raises:
         ImageRejected, WrongImage, BitMismatch, FirmwareHang, FirmwareFault: the image is at fault.
         BoardLost, TransferCorrupt, WrongClock, MeterError: the rig is at fault; another attempt may succeed.
-        CyclesUnknown: the outputs are right, but the board cannot say how many cycles they took.
+        CyclesUnknown: the outputs are those expected, but the board cannot say how many cycles they took.
     """
     started = time.monotonic()
     plan = plan or Plan()
@@ -263,7 +263,7 @@ def _cycles(board: Board, runs: Sequence[Run]) -> tuple[list[float], list[Sequen
     if board.counter is None:
         if not runs[-1].report.has_cycle_counter:
             raise CyclesUnknown(
-                f"board {board.board_id}: the outputs are right, but how many cycles a {board.kind.core} takes is not "
+                f"board {board.board_id}: the outputs are those expected, but how many cycles a {board.kind.core} takes is not "
                 f"known: the device has no live cycle counter, and {board.emulator or 'nothing else'} counts none"
             )
         return [run.report.cycles for run in runs], []

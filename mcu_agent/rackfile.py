@@ -100,6 +100,8 @@ def _inner_mistakes(entry: Mapping[str, Any]) -> Iterator[_Found]:
         if is_hub == is_command or (is_hub and not {"hub", "port"} <= set(power)):
             yield ("power",), f"found {', '.join(power) or 'nothing'}; allowed: hub and port, or command"
     if isinstance(meter, dict):
+        if entry.get("server") == "qemu":
+            yield ("meter",), "an emulated board draws no current: take the meter away, or correct server"
         yield from _meter_mistakes(meter)
 
 

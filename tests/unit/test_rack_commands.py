@@ -90,6 +90,13 @@ def test_a_person_takes_a_board_out_of_use_and_puts_it_back(rack: Path) -> None:
     assert call("boards", "quarantine", "bench-1", "--rack", rack).exit_code == 2  # a reason is needed
 
 
+def test_a_board_is_not_taken_out_of_use_without_a_reason(rack: Path) -> None:
+    result = call("boards", "quarantine", "bench-1", "--rack", rack, "--reason", " ")
+    assert result.exit_code == 2
+    assert "the reason to take it out of use is empty" in result.stderr
+    assert [board["state"] for board in listed(rack)] == ["idle", "idle"]
+
+
 def test_the_boards_are_shown_live_until_interrupted(rack: Path) -> None:
     command = [sys.executable, "-c", "import cli; cli.main()", "boards", "--rack", str(rack), "--watch"]
     terminal, end = os.openpty()
