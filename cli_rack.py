@@ -351,7 +351,7 @@ def check_rack_for(kinds: Sequence[str], *, is_inline: bool = False) -> None:
 
 @click.command(short_help="Measure one image on one board, without a study.")
 @click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--board", required=True, help="Id of a board of the rack; or a board kind: a virtual one.")
+@click.option("--board", required=True, help="Id of a board; or a board kind: any of --rack, else a virtual one.")
 @rack_choice
 @click.option("--vectors", type=click.Path(path_type=Path, dir_okay=False), help="Known answers (npz).")
 @click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False), help="Estimate with this calibration.")
@@ -395,7 +395,11 @@ def measure(
     except ImageRejected as error:
         raise InventoryError(f"{image}: {error}") from error
     except CyclesUnknown as error:  # all that such an emulator is for has been done: every output was compared
-        click.echo(json.dumps({"cycles": None, "found": str(error)}) if as_json else str(error))
+        checked = (
+            f"the outputs are right, by {known.file}" if known else "the outputs were not checked against anything"
+        )
+        text = f"{error}; {checked}"
+        click.echo(json.dumps({"cycles": None, "found": text}) if as_json else text)
         return
     estimate = estimates(fitted, found.kind, found.cycles.median, is_emulated=bool(found.emulator)) if fitted else None
     if as_json:
@@ -405,7 +409,8 @@ def measure(
 
 
 def _rack_with(board: str, path: Path | None) -> Any:
-    """The rack that ``board`` is looked for in: the file's, or a virtual board where it names a kind.
+    """The rack that ``board`` is looked for in: the file's that was given, else a virtual board where it names a kind,
+    else that of rack.toml.
 
     Raises:
         InventoryError: neither is there; says what to do.
@@ -414,13 +419,15 @@ def _rack_with(board: str, path: Path | None) -> Any:
     from mcu_agent.kinds import kinds
     from mcu_agent.rack import load_rack, virtual_rack
 
+    if path is not None:
+        return load_rack(path)
     default = Path("rack.toml")
-    path = path or (default if default.exists() else None)
-    if path is None and board in kinds():
-        return virtual_rack(board, 1)
-    if path is None:
+    found = load_rack(default) if default.exists() else None
+    if board in kinds() and (found is None or all(one.board_id != board for one in found.boards)):
+        return virtual_rack(board, 1)  # a real board is only taken where it, or its rack, was named
+    if found is None:
         raise InventoryError(
             f"--board {board}: no board kind of this name, and no rack file to look for a board in; give --rack FILE, "
             f"or one of {', '.join(kinds())}"
         )
-    return load_rack(path)
+    return found

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from mcu_agent.leases import BoardRecord
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _BEAT_BYTES = 20
+_GROUPS = stat.S_ISGID | stat.S_IRWXG
 _GUARD_S = 2.0  # whoever keeps the guard for longer has been stopped, and does not come back to write in time
 _TRIES, _TRY_S = 5, 0.001  # somebody who only looks holds the lock for some microseconds
 
@@ -172,12 +174,25 @@ class BoardLock:
 
     def _made(self, path: Path) -> int:
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(path.parent)
             file = open_until_fork(path, _OPEN | os.O_CREAT)
         except OSError as error:
             raise InventoryError(f"{path}: the lock file cannot be made: {error.strerror}") from error
         _share(path)
         return file
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it: for this user alone, or for the group where that may write into the one above,
+    whatever the umask."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    mode = folder.parent.stat().st_mode & _GROUPS
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        if mode & stat.S_IWGRP:
+            folder.chmod(0o700 | mode)
 
 
 def _share(path: Path) -> None:

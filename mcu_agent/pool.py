@@ -180,8 +180,10 @@ class Pool:
         """Take a board out of use. A lease that holds it is not disturbed; it is the last one.
 
         Raises:
-            InventoryError: the rack has no such board.
+            InventoryError: the rack has no such board, or ``reason`` is empty.
         """
+        if not reason.strip():  # an empty one means on record that the board is in use
+            raise InventoryError(f"board {board_id}: the reason to take it out of use is empty; say why")
         self._change(board_id, lambda record: quarantine(record, reason, now=self._now(), by=by))
 
     def suspect(self, board_id: str, reason: str) -> None:
@@ -218,7 +220,9 @@ class Pool:
             found += [
                 (record.tested_at, entry)
                 for entry, record in self._records()
-                if is_offered(record, now) and not record.owner and now >= record.tested_at + every_s
+                if is_offered(record, now)
+                and now >= record.tested_at + every_s
+                and not (record.owner and self._taker.look(entry).is_held_by_anyone())  # a dead owner has it no more
             ]
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 

@@ -114,7 +114,7 @@ def profile(job: Job, board: Board, recorder: Recorder | None = None, plan: Plan
     Raises:
         ImageRejected, WrongImage, BitMismatch, FirmwareHang, FirmwareFault: the image is at fault.
         BoardLost, TransferCorrupt, WrongClock, MeterError: the rig is at fault; another attempt may succeed.
-        CyclesUnknown: the outputs are right, but the board cannot say how many cycles they took.
+        CyclesUnknown: the outputs are those expected, but the board cannot say how many cycles they took.
     """
     started = time.monotonic()
     plan = plan or Plan()
@@ -141,7 +141,7 @@ def profile(job: Job, board: Board, recorder: Recorder | None = None, plan: Plan
             emulator=board.emulator,
             image_id=image.image_id.hex(),
             clock_hz=clock_hz,
-            supply_v=board.kind.supply_v,
+            supply_v=_supply_v(board, recorder),
             meter=recorder.name if recorder is not None else ModelMeter.name,
             n_runs=len(readings),
             outputs=np.stack([run.output for run in runs]),
@@ -206,7 +206,14 @@ def _energy(link: Link, recorder: Recorder | None, windows: WindowPlan, cycles: 
         return ModelMeter(kind).read(cycles)
     link.allow(ENERGY_S)
     run_window = partial(_window, link, cycles / clock_hz)
-    return measure_energy(recorder, run_window, windows, cycles=cycles, clock_hz=clock_hz, supply_v=kind.supply_v)
+    supply_v = _supply_v(link.board, recorder)
+    return measure_energy(recorder, run_window, windows, cycles=cycles, clock_hz=clock_hz, supply_v=supply_v)
+
+
+def _supply_v(board: Board, recorder: Recorder | None) -> float:
+    """The voltage the board runs at by the rack file, or else by the catalogue."""
+    given = recorder.supply_v if recorder is not None else None
+    return board.kind.supply_v if given is None else given
 
 
 def _window(link: Link, latency_s: float, repeats: int, idle_ms: int) -> int:
@@ -258,7 +265,7 @@ def _cycles(board: Board, runs: Sequence[Run]) -> tuple[list[float], list[Sequen
     if board.counter is None:
         if not runs[-1].report.has_cycle_counter:
             raise CyclesUnknown(
-                f"board {board.board_id}: the outputs are right, but how many cycles a {board.kind.core} takes is not "
+                f"board {board.board_id}: the outputs are those expected, but how many cycles a {board.kind.core} takes is not "
                 f"known: the device has no live cycle counter, and {board.emulator or 'nothing else'} counts none"
             )
         return [run.report.cycles for run in runs], []

@@ -34,6 +34,7 @@ from mcu_agent.rackfile import REMEDY, Mistake, read_tables, report
 
 _METER_FIELDS = ("driver", "serial", "port", "mode", "trigger", "supply")
 MAX_RACK_BYTES = 1 << 20
+_INA226_BUS, _INA226_ADDRESS = 1, 0x40  # where the rack file names none
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -190,7 +191,11 @@ def parse_rack(text: str, file: str) -> Rack:
     hubs = tuple(Hub(hub_id=table["id"], location=table["location"]) for table in data.get("hub", []))
     places = {hub.hub_id: hub.location for hub in hubs}
     boards = [(index, board) for index, table in enumerate(data["board"]) for board in _boards(table, places)]
-    report([*_doubled_hubs(hubs), *_unknown_hubs(data["board"], places), *_shared(boards)], text, file)
+    report(
+        [*_doubled_hubs(hubs), *_unknown_hubs(data["board"], places), *_shared(boards), *_unnamed_meters(boards)],
+        text,
+        file,
+    )
     return Rack(
         boards=tuple(board for _, board in boards),
         hubs=hubs,
@@ -282,6 +287,24 @@ def _shared(boards: Sequence[tuple[int, RackBoard]]) -> Iterator[Mistake]:
             others.append(board.board_id)
 
 
+def _unnamed_meters(boards: Sequence[tuple[int, RackBoard]]) -> Iterator[Mistake]:
+    """Meters without a name beside others of the driver that have one: which of them is meant, nobody can say."""
+    for index, board in boards:
+        if board.meter is None or board.meter.driver in ("model", "ina226") or _meter_name(board.meter):
+            continue
+        driver = board.meter.driver
+        named = [
+            one.board_id for _, one in boards if one.meter and one.meter.driver == driver and _meter_name(one.meter)
+        ]
+        if named:
+            text = f"which {driver} it is must be said, because board {named[0]} has one, too; give it a serial"
+            yield Mistake(table="board", index=index, path=("meter",), text=text)
+
+
+def _meter_name(meter: MeterEntry) -> str:
+    return meter.serial or meter.port
+
+
 def _text(key: object) -> str:
     return " ".join(str(part) for part in key if part != "") if isinstance(key, tuple) else str(key)
 
@@ -301,8 +324,12 @@ def _claims(board: RackBoard) -> Iterator[tuple[tuple[str, ...], str, object]]:
         yield ("power",), "power switch", switch.command or (switch.hub, "port", switch.port)
     if board.meter and board.meter.driver != "model":
         meter = board.meter
-        place = (meter.options.get("bus", ""), meter.options.get("address", "")) if meter.driver == "ina226" else ()
-        yield ("meter",), "meter", (meter.driver, meter.serial or meter.port, *place)
+        place = (
+            (meter.options.get("bus", _INA226_BUS), meter.options.get("address", _INA226_ADDRESS))
+            if meter.driver == "ina226"
+            else ()
+        )
+        yield ("meter",), "meter", (meter.driver, _meter_name(meter), *place)
 
 
 def _same_connection(connection: str) -> str:

@@ -6,12 +6,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mcu_agent.errors import NoBoardFree
+from mcu_agent.errors import AgentError
 from mcu_agent.measuring import recorder_of
 from mcu_agent.pool import BoardStatus, Pool
 from mcu_agent.rack import RackBoard
 from mcu_agent.recovery import check_board
-from mcu_agent.selftest import NoKnownImage
 
 CHECKS_AT_ONCE = 8
 
@@ -24,7 +23,7 @@ def checked(pool: Pool, names: tuple[str, ...], wait_s: float) -> list[dict[str,
         try:
             report = check_board(pool, entry.board_id, "self-test", wait_s=wait_s, recorders=recorder_of)
             return {**report.to_json(), "quarantine": pool.record(entry.board_id).quarantine}
-        except (NoBoardFree, NoKnownImage) as error:
+        except AgentError as error:  # one board's, which keeps no other from its test
             fields = {"board": entry.board_id, "kind": entry.kind, "driver": entry.driver}
             return {
                 **fields,

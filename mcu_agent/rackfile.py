@@ -103,16 +103,20 @@ def _inner_mistakes(entry: Mapping[str, Any]) -> Iterator[_Found]:
         if is_hub == is_command or (is_hub and not {"hub", "port"} <= set(power)):
             yield ("power",), f"found {', '.join(power) or 'nothing'}; allowed: hub and port, or command"
     if isinstance(meter, dict):
+        if entry.get("server") == "qemu":
+            yield ("meter",), "an emulated board draws no current: take the meter away, or correct server"
         yield from _meter_mistakes(meter)
 
 
 def _meter_mistakes(meter: Mapping[str, Any]) -> Iterator[_Found]:
     """As :func:`mcu_agent.meters.fields.meter_mistakes`, for a supply voltage that may have a unit."""
-    table = {name: value for name, value in meter.items() if name != "supply"}
+    table = {name: value for name, value in meter.items() if name not in ("supply", "supply_v")}
     if "supply" in meter:
         found = volts(meter["supply"])
         table["supply_v"] = meter["supply"] if found is None else found
     fields = [one.name for one in METER_DRIVERS.get(str(meter.get("driver")), ())]
+    if "supply_v" in meter:
+        yield ("meter", "supply_v"), "unknown field (did you mean 'supply'?); it takes volts, or a text like '1800 mV'"
     for field, message in meter_mistakes(table):
         text = message.replace("supply_v", "supply")
         name = "supply" if field == "supply_v" else field

@@ -321,7 +321,12 @@ class Link:
             f"board {self.board.board_id}: input {index} gives {len(wrong)} of {len(expected)} output values that "
             f"differ from the reference, first at {at}: {found[at]} instead of {expected[at]}; "
         )
-        text += f"first differing layer: {layer}" if layer else "every layer is right for the first input"
+        if layer:
+            text += f"first differing layer: {layer}"
+        elif self._code_layers and self.job.layer_outputs:
+            text += "every layer is right for the first input"
+        else:
+            text += "there are no outputs of layers to compare with"
         return BitMismatch(text, layer or "", index)
 
     def _run_to(self, symbol: str) -> bool:

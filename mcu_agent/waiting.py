@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcu_agent.locks import close, open_until_fork
+from mcu_agent.locks import close, make_folder, open_until_fork
 
 _WOKEN = 2  # the next in the queue, and one more in case it sleeps
 _FORGOTTEN = 256  # tickets that have gone, before they are forgotten
@@ -54,7 +54,7 @@ class Queue:
     @contextmanager
     def join(self, rigs: Sequence[str]) -> Iterator[Place]:
         """A place at the end of the queue for any of ``rigs``, given up at the end of the block."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._folder)
         name = f"{time.monotonic_ns():020d}-{os.getpid()}-{next(_serial)}"
         pipe, hidden = self._folder / name, self._folder / f".{name}"
         wish = self._folder / f"{name}.json"

@@ -134,8 +134,8 @@ class Agent:
 
     def close(self) -> None:
         """End everything that still runs; harmless after :meth:`serve`."""
-        self._tests.close()
         self._supervisor.stop(0.0)
+        self._tests.close(0.0)
         self._guardian.stop()
         self._channel.close()
         self._client.close()
@@ -151,10 +151,16 @@ class Agent:
     def _drain(self) -> None:
         """Let the measurements under way finish, for as long as nobody asks twice."""
         self._forget()
-        draining = threading.Thread(target=self._supervisor.stop, args=(DRAIN_S,), name="drain", daemon=True)
+        draining = threading.Thread(target=self._finish, name="drain", daemon=True)
         draining.start()
         while draining.is_alive() and not self._hurry.wait(0.05):
             pass
+
+    def _finish(self) -> None:
+        until = time.monotonic() + DRAIN_S
+        self._tests.close(0.0)  # begin no more
+        self._supervisor.stop(DRAIN_S)
+        self._tests.close(max(0.0, until - time.monotonic()))
 
     def _hold_or_let_go(self, spec: WorkerSpec, statuses: Sequence[BoardStatus]) -> None:
         kind = spec.queue.partition(".")[2]
@@ -178,7 +184,7 @@ class Agent:
 
     @property
     def _address(self) -> str:
-        return f"{self.name}@{socket.gethostname()}"
+        return f"{self.name}@{socket.gethostname()}-{os.getpid()}"  # two agents may be called alike
 
     def _say_failure(self) -> None:
         """A worker that keeps dying is started again for ever, ever more slowly: the cause may be the broker's."""

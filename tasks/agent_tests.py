@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
-from mcu_agent.errors import AgentError
+from mcu_agent.errors import AgentError, NoBoardFree
+from mcu_agent.leases import BACK_OFF_S
 from mcu_agent.measuring import recorder_of
 from mcu_agent.pool import Pool
 from mcu_agent.recovery import Events, check_board
@@ -19,40 +20,64 @@ _log = logging.getLogger(__name__)
 
 class SelfTests:
     """Runs the self-tests that are due, in threads; ``events`` hears of them. A board that is in use is tested when it
-    is free; one whose kind has no known image never."""
+    is free; one whose kind has no known image never; one whose test cannot be carried out ever more seldom."""
 
     def __init__(self, pool: Pool, every_s: float, events: Events) -> None:
         self._pool = pool
         self._every_s = every_s
         self._events = events
-        self._executor = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="self-test")
         self._lock = threading.Lock()
-        self._busy: set[str] = set()
+        self._threads: dict[str, threading.Thread] = {}
         self._cannot: set[str] = set()
+        self._put_off: dict[str, tuple[int, float]] = {}  # how often in a row, and until when
+        self._is_over = False
 
     def start_due(self) -> None:
         """Begin what is due and not under way."""
         for entry in self._pool.due_for_self_test(self._pool.now(), self._every_s):
             with self._lock:
-                if entry.board_id in self._busy or entry.kind in self._cannot:
+                if len(self._threads) >= AT_ONCE or self._is_over:
+                    return
+                _, until = self._put_off.get(entry.board_id, (0, 0.0))
+                if entry.board_id in self._threads or entry.kind in self._cannot or monotonic() < until:
                     continue
-                self._busy.add(entry.board_id)
-            self._executor.submit(self._run, entry.board_id, entry.kind)
+                # A daemon, because a program that is to end at once cannot wait for a board.
+                thread = threading.Thread(
+                    target=self._run, args=(entry.board_id, entry.kind), name="self-test", daemon=True
+                )
+                self._threads[entry.board_id] = thread
+                thread.start()
 
-    def close(self) -> None:
-        """Begin no more; those under way finish, each has a deadline."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+    def close(self, wait_s: float) -> None:
+        """Begin no more, and give those under way ``wait_s`` to finish."""
+        with self._lock:
+            self._is_over = True
+            threads = list(self._threads.values())
+        until = monotonic() + wait_s
+        for thread in threads:
+            thread.join(max(0.0, until - monotonic()))
 
     def _run(self, board_id: str, kind: str) -> None:
         try:
             check_board(self._pool, board_id, "self-test", events=self._events, recorders=recorder_of)
+            self._put_off.pop(board_id, None)
         except NoKnownImage as error:
             self._cannot.add(kind)
             _log.warning("%s", error)
-        except AgentError as error:
+        except NoBoardFree as error:
             _log.info("self-test of %s put off: %s", board_id, error)
+        except AgentError as error:
+            _log.warning("self-test of %s put off for %g s: %s", board_id, self._later(board_id), error)
         except Exception:
             _log.exception("self-test of %s", board_id)  # the outermost loop of this thread
+            self._later(board_id)
         finally:
             with self._lock:
-                self._busy.discard(board_id)
+                del self._threads[board_id]
+
+    def _later(self, board_id: str) -> float:
+        """Put a board's test off; gives for how many seconds."""
+        times = self._put_off.get(board_id, (0, 0.0))[0]
+        wait_s = BACK_OFF_S[min(times, len(BACK_OFF_S) - 1)]
+        self._put_off[board_id] = (times + 1, monotonic() + wait_s)
+        return wait_s

@@ -182,6 +182,7 @@ class Supervisor:
     restarts: int = 0
     _running: list[_Running] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # no process starts while one is being held
     _thread: threading.Thread | None = None
 
     def start(self, specs: Sequence[WorkerSpec]) -> None:
@@ -202,16 +203,18 @@ class Supervisor:
 
     def hold(self, name: str) -> None:
         """Let a worker finish its tasks and end, and do not start it again before :meth:`let_go`."""
-        for running in self._running:
-            if running.spec.name == name and not running.is_held:
-                running.is_held = True
-                running.process.terminate()
+        with self._lock:
+            for running in self._running:
+                if running.spec.name == name and not running.is_held:
+                    running.is_held = True
+                    running.process.terminate()
 
     def let_go(self, name: str) -> None:
         """Have a held worker running again."""
-        for running in self._running:
-            if running.spec.name == name and running.is_held:
-                running.is_held, running.quick_deaths = False, 0
+        with self._lock:
+            for running in self._running:
+                if running.spec.name == name and running.is_held:
+                    running.is_held, running.quick_deaths = False, 0
 
     def stop(self, grace_s: float) -> None:
         """Ask all workers to end, and kill the process groups of those that have not after ``grace_s``."""
@@ -253,7 +256,8 @@ class Supervisor:
         while not self._over.wait(_CHECK_EVERY_S):
             self._look_after_broker()
             for running in self._running:
-                self._look_after(running)
+                with self._lock:
+                    self._look_after(running)
 
     def _look_after_broker(self) -> None:
         if self.broker is None or self.broker.process is None or self.broker.process.poll() is None:

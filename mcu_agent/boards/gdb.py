@@ -24,7 +24,7 @@ class GdbBoard:
     """See :class:`mcu_agent.boards.protocol.Board`.
 
     ``connection`` is ``host:port``, or ``unix:`` and the path of a socket; ``server`` one of
-    :data:`mcu_agent.boards.gdb_remote.SERVERS`, or empty to ask it. With ``connect``, which gives a connected socket,
+    :data:`mcu_agent.boards.gdb_remote.SERVERS`, or empty to ask it; whether it is QEMU is asked in any case. With ``connect``, which gives a connected socket,
     ``connection`` is but its name in messages. Flash that holds the image already is not programmed
     again, because it wears; ``loads_skipped`` counts how often.
 
@@ -135,7 +135,9 @@ class GdbBoard:
             connection.close()
             raise
         self._link = connection, remote
-        if remote.server == "qemu" and not self.is_emulated:  # asked after the lease has noted what the board is
+        if not self.is_emulated and (
+            remote.server == "qemu" or _is_qemu(remote)
+        ):  # asked after the lease has noted what the board is
             self.close()
             raise InventoryError(
                 f'board {self.board_id}: the GDB server at {self._name} is QEMU; write server = "qemu" into the rack '
@@ -157,6 +159,14 @@ class GdbBoard:
         if self._link is None or self._image is None:
             raise BoardLost(self.board_id, "it has no power; load an image first")
         return self._link[1], self._image
+
+
+def _is_qemu(remote: GdbRemote) -> bool:
+    """Whether a server that goes by another name is QEMU; one that refuses to be asked is not."""
+    try:
+        return remote.says_it_is("qemu")
+    except BoardLost:
+        return False
 
 
 def _address(board_id: str, connection: str) -> tuple[str, int] | str:

@@ -253,6 +253,10 @@ class GdbRemote:
             found |= parse_registers(self._transfer("features", part), max(found.values(), default=-1) + 1)
         return {name: number for name, number in found.items() if name in _REGISTERS}
 
+    def says_it_is(self, server: str) -> bool:
+        """Whether the server, whatever it was called, prints what ``server`` does."""
+        return _SIGNS[server] in self.monitor("version")
+
     def _ask_server(self) -> str:
         printed = self.monitor("version")
         for name, sign in _SIGNS.items():

@@ -64,7 +64,8 @@ class FakeRecorder:
         self.is_open = False
         self.faults = dict(faults or {})
         self.is_busy = False
-        self._supply_v, self._delay_s = supply_v, delay_s
+        self.supply_v: float = supply_v
+        self._delay_s = delay_s
         self._rng = np.random.default_rng(seed)
         self._now_s = 0.0
         self._started_s: float | None = None
@@ -137,7 +138,7 @@ class FakeRecorder:
             trigger=trigger,
             saturated=np.zeros(n, dtype=np.bool_),
             rate_hz=self.rate_hz,
-            supply_v=self._supply_v,
+            supply_v=self.supply_v,
             seconds=n / self.rate_hz,
             started_s=started,
         )

@@ -48,10 +48,12 @@ class Ina226:
         address: int = 0x40,
         conversion_us: int = 332,
         averages: int = 4,
+        supply_v: float | None = None,
         clock: Clock = time.monotonic,
         smbus: Any = None,
     ) -> None:
         _check(shunt_ohms, address, conversion_us, averages)
+        self.supply_v = supply_v
         self.name = f"INA226 i2c-{bus} {address:#04x}"
         self.rate_hz = 1e6 / (2 * conversion_us * averages)  # a shunt and a bus conversion a result
         self._highest_a = FULL_SCALE_V / shunt_ohms

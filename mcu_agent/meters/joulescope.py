@@ -87,6 +87,7 @@ class Joulescope:
         if trigger not in (0, 1):
             raise InventoryError(f"joulescope: trigger {trigger}; allowed: input 0 or 1")
         self.name = f"Joulescope {serial}".strip()
+        self.supply_v = io_v
         self.rate_hz = float(rate_hz)
         self.accuracy = "automatic range, ±0.5 % of current and voltage by its maker"
         self._serial, self._trigger, self._io_v = serial, trigger, io_v

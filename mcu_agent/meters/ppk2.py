@@ -54,7 +54,8 @@ class Ppk2:
         self.name = f"PPK2 {serial or port}".strip()
         self.accuracy = f"{mode} mode, automatic range, ±10 % by its maker"
         self._serial, self._port_name = serial, port
-        self._supply_v, self._mode, self._trigger = supply_v, mode, trigger
+        self.supply_v: float = supply_v
+        self._mode, self._trigger = mode, trigger
         self._spike_filter, self._timing_error_s, self._clock = spike_filter, timing_error_s, clock
         self._kit: Any = None
         self._calibration: Calibration | None = None
@@ -73,7 +74,7 @@ class Ppk2:
                 kit.use_source_meter()
             else:
                 kit.use_ampere_meter()
-            kit.set_source_voltage(round(self._supply_v * 1000))
+            kit.set_source_voltage(round(self.supply_v * 1000))
             kit.toggle_DUT_power("ON")
         except OSError as error:
             kit.ser.close()
@@ -115,7 +116,7 @@ class Ppk2:
         decoded = decode(
             data,
             self._calibration,
-            supply_v=self._supply_v,
+            supply_v=self.supply_v,
             trigger=self._trigger,
             spike_filter=self._spike_filter,
         )
@@ -125,7 +126,7 @@ class Ppk2:
             trigger=decoded.trigger,
             saturated=decoded.saturated,
             rate_hz=RATE_HZ,
-            supply_v=self._supply_v,
+            supply_v=self.supply_v,
             seconds=seconds,
             n_lost=decoded.n_lost,
             started_s=started_s,

@@ -88,6 +88,8 @@ class Recorder(Protocol):
     thread-safe.
 
     ``name`` is the meter as results name it, with its serial number or port; ``accuracy`` says mode, range and class.
+    ``supply_v`` is the voltage that the board must have by the rack file, which every trace is held against; None
+    where it is the board kind's.
 
     Units: amperes, volts, hertz.
 
@@ -101,6 +103,7 @@ class Recorder(Protocol):
     rate_hz: float
     accuracy: str
     window_by: WindowBy
+    supply_v: float | None
 
     def open(self) -> None: ...
 

@@ -92,10 +92,10 @@ def _st(kind: StMeter) -> Callable[[MeterEntry, float, Mapping[str, Any]], Recor
 
 
 def _ina226(entry: MeterEntry, supply_v: float, options: Mapping[str, Any]) -> Recorder:
-    del entry, supply_v  # it is on a bus, and measures the voltage
+    del entry  # it is on a bus
     if "shunt_ohms" not in options:
         raise InventoryError("meter ina226: shunt_ohms is missing; it is printed on the shunt resistor (R100 is 0.1)")
-    return Ina226(**options)
+    return Ina226(supply_v=supply_v, **options)
 
 
 _MAKERS: Mapping[str, Callable[[MeterEntry, float, Mapping[str, Any]], Recorder]] = {

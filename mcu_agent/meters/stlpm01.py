@@ -94,7 +94,8 @@ class StPowerMeter:
         self.rate_hz = float(rate_hz)
         self.accuracy = kind.accuracy
         self.window_by = WindowBy.END if kind.has_events and data_format == "ascii_dec" else WindowBy.HOST
-        self._kind, self._supply_v, self._format = kind, supply_v, data_format
+        self.supply_v: float = supply_v
+        self._kind, self._format = kind, data_format
         self._serial, self._port_name = serial, port
         self._timing_error_s, self._clock = timing_error_s, clock
         self._end_bytes = round(END_S * rate_hz) * _READING_BYTES[data_format]
@@ -158,7 +159,7 @@ class StPowerMeter:
             trigger=trigger,
             saturated=stream.current_a >= self._kind.highest_a,
             rate_hz=self.rate_hz,
-            supply_v=self._supply_v,
+            supply_v=self.supply_v,
             seconds=seconds,
             n_lost=stream.n_lost(self.rate_hz),
             started_s=started_s,
@@ -189,7 +190,7 @@ class StPowerMeter:
             first = ["acqmode dyn", "output current", f"funcmode {'high' if self.rate_hz >= 50_000 else 'optim'}"]
         events = ["eventsrc d7 fal"] if self.window_by is WindowBy.END else []
         return [
-            f"volt {round(self._supply_v * 1000)}m",
+            f"volt {round(self.supply_v * 1000)}m",
             *first,
             f"format {self._format}",
             f"freq {round(self.rate_hz)}",

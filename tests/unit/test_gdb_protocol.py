@@ -283,10 +283,11 @@ def test_a_server_that_does_not_say_what_it_is_must_be_named(image: Image) -> No
         _load(server, image, name="")
 
 
-def test_qemu_must_be_called_so_that_nothing_is_taken_for_measured(image: Image) -> None:
+@pytest.mark.parametrize("server", ["", "jlink", "openocd"])
+def test_qemu_must_be_called_so_that_nothing_is_taken_for_measured(image: Image, server: str) -> None:
     gdb_servers.require_qemu()
     with gdb_servers.qemu_server() as address, pytest.raises(InventoryError, match='write server = "qemu"'):
-        GdbBoard("b1", KIND, address).load(image)
+        GdbBoard("b1", KIND, address, server=server).load(image)
 
 
 def test_a_unix_socket_will_do(image: Image, tmp_path: Path) -> None:

@@ -69,6 +69,15 @@ def test_a_board_of_a_rack_and_one_of_its_kind(image: Path) -> None:
     assert "board        bench-" in run(image, "--board", "nrf52-dk", "--rack", rack).output
 
 
+def test_a_kind_without_a_rack_file_being_named_is_a_virtual_board(image: Path) -> None:
+    rack = image.parent / "rack.toml"
+    rack.write_text('[[board]]\nid = "bench"\nkind = "nrf52-dk"\ndriver = "gdb"\nconnection = "localhost:1"\n')
+    assert "board        virtual-nrf52-dk (" in run(image, "--board", "nrf52-dk").output
+    done = run(image, "--board", "nucleo-l4r5zi", "--rack", rack)
+    assert done.exit_code == 2
+    assert "and none is of a kind of this name; the rack has bench (nrf52-dk)" in done.stderr
+
+
 def test_a_calibration_adds_an_estimate(image: Path) -> None:
     save_calibration(record(), image.parent / "bench.json")
     done = run(image, "--board", "nrf52-dk", "--calibration", "bench.json")
@@ -86,7 +95,12 @@ def test_an_emulator_that_counts_nothing_has_still_checked_the_outputs(image: Pa
     rack.write_text('[[board]]\nid = "q"\nkind = "nrf52-dk"\ndriver = "virtual"\nemulator = "qemu"\n')
     done = run(image, "--board", "q")
     assert done.exit_code == 0, done.output
-    assert "the outputs are right" in done.output
+    assert "the outputs are right, by " in done.output
+    (image.parent / "vectors.npz").unlink()
+    done = run(image, "--board", "q", "--samples", 3)
+    assert done.exit_code == 0, done.output
+    assert "the outputs were not checked against anything" in done.output
+    assert "right" not in done.output
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,14 @@ def test_the_energy_is_that_of_the_windows_with_its_interval() -> None:
     assert not meter.is_open
 
 
+def test_a_board_at_another_supply_is_held_against_its_own_voltage_and_says_so() -> None:
+    meter = recorder(supply_v=1.8)
+    found = profile(known_image("nrf52-dk").job(), WiredBoard(meter), meter)
+    assert found.supply_v == 1.8
+    assert "1.8 V" in found.energy.basis
+    assert found.energy.energy_j == pytest.approx(4e-3 * 1.8 * meter.load.cycles / KIND.clock_hz, rel=0.01)
+
+
 def test_a_trace_with_gaps_is_no_measurement_and_everything_is_closed() -> None:
     meter = recorder(faults=dict.fromkeys(range(1, 9), Fault.GAP))
     board = WiredBoard(meter)

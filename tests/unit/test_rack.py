@@ -176,6 +176,7 @@ def test_what_concerns_the_whole_host_stands_in_tables_of_its_own() -> None:
             r":26: board 1: meter.trigger: found 8; allowed for meter ppk2: 0, 1, 2, 3, 4, 5, 6, 7",
         ),
         ('"1800 mV"', '"9 V"', r":26: board 1: meter.supply: found 9.0; allowed for meter ppk2: 0.8 to 5 V"),
+        ('supply = "1800 mV"', "supply_v = 1.8", r":26: board 1: meter.supply_v: unknown field .*'supply'"),
         ('"1800 mV"', '"low"', r":26: board 1: meter.supply: found 'low'; allowed for meter ppk2: 0.8 to 5 V"),
         ('driver = "ppk2"', 'driver = "ppk"', r":26: board 1: meter.driver: found 'ppk'; .*did you mean 'ppk2'"),
         (
@@ -191,6 +192,11 @@ def test_what_concerns_the_whole_host_stands_in_tables_of_its_own() -> None:
         ("localhost:3333", "localhost", r":36: board 2: connection: found 'localhost'; allowed: host:port"),
         ('server = "openocd"', 'probe = "066AFF3031"', r":37: board 2: probe: probe 066AFF3031 is that of board desk"),
         ('server = "openocd"', "count = 2", r":37: board 2: count: does not belong to a board with driver gdb"),
+        (
+            'server = "openocd"',
+            'server = "qemu"\nmeter = {driver = "ppk2"}',
+            r":38: board 2: meter: an emulated board draws no current",
+        ),
         ('["relay", "7"]', '"relay 7"', r":38: board 2: power.command: found 'relay 7'; allowed: a list of texts"),
         ("metrics_port = 9101", "metrics_port = 0", r":4: \[agent\]: metrics_port: found 0; allowed"),
         ('"2h"', '"2s"', r":5: \[agent\]: self_test_every: found '2s'; allowed: 1 min or more"),
@@ -218,6 +224,10 @@ def test_a_mistake_in_a_real_rack_is_told_with_its_line(old: str, new: str, mess
         ('connection = "lab:1"\npower = {hub = "1-1", port = 2}', "power switch 1-1 port 2 is that of board desk"),
         ('connection = "lab:1"\npower = {command = ["relay", "7"]}', "power switch relay 7 is that of board served"),
         ('connection = "lab:1"\nmeter = {driver = "ppk2", serial = "D0"}', "meter ppk2 D0 is that of board desk"),
+        (
+            'connection = "lab:1"\nmeter = {driver = "ppk2"}',
+            "which ppk2 it is must be said, because board desk has one",
+        ),
     ],
 )
 def test_what_only_one_board_can_have_is_not_given_to_two(field: str, message: str) -> None:

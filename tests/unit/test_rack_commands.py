@@ -61,6 +61,16 @@ def test_a_board_in_use_cannot_be_checked_and_that_is_no_success(rack: Path) -> 
     assert "study 7" in row["fault"]
 
 
+def test_a_board_that_cannot_be_made_keeps_no_other_from_its_test(rack: Path) -> None:
+    rack.write_text(TEXT + '[[board]]\nid = "own"\nkind = "nrf52-dk"\ndriver = "no_such_module:board"\n')
+    result = call("rack", "check", "--rack", rack, "--json")
+    assert result.exit_code == 1
+    *rest, own = json.loads(result.output)
+    assert [row["ok"] for row in rest] == [True, True]
+    assert (own["ok"], own["reason"]) == (False, "inventory")
+    assert "no_such_module" in own["fault"]
+
+
 def test_an_unknown_board_is_told_with_those_there_are(rack: Path) -> None:
     for arguments in (("rack", "check", "desk"), ("boards", "release", "desk")):
         result = call(*arguments, "--rack", rack)
@@ -78,6 +88,13 @@ def test_a_person_takes_a_board_out_of_use_and_puts_it_back(rack: Path) -> None:
     assert call("boards", "release", "bench-1", "--rack", rack).exit_code == 0
     assert listed(rack)[0]["state"] == "idle"
     assert call("boards", "quarantine", "bench-1", "--rack", rack).exit_code == 2  # a reason is needed
+
+
+def test_a_board_is_not_taken_out_of_use_without_a_reason(rack: Path) -> None:
+    result = call("boards", "quarantine", "bench-1", "--rack", rack, "--reason", " ")
+    assert result.exit_code == 2
+    assert "the reason to take it out of use is empty" in result.stderr
+    assert [board["state"] for board in listed(rack)] == ["idle", "idle"]
 
 
 def test_the_boards_are_shown_live_until_interrupted(rack: Path) -> None:

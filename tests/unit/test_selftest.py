@@ -123,6 +123,7 @@ class FakeRecorder:
     """A meter that has this trace, or is gone."""
 
     name, rate_hz, accuracy, window_by = "fake", 1000.0, "none", WindowBy.PIN
+    supply_v: float | None = None
 
     def __init__(self, found: Trace | None) -> None:
         self._found = found

@@ -67,7 +67,8 @@ def test_a_core_without_a_cost_table_gives_outputs_but_no_profile(core: str) -> 
     x = random_inputs(graph, 2)
     expected = reference.output_of(graph, x).reshape(2, -1)
     job = Job(elf=compile_graph(graph, kind).image.elf, inputs=x.reshape(2, -1), expected=expected)
-    with pytest.raises(CyclesUnknown, match=f"the outputs are right, but how many cycles a {core} takes is not known"):
+    message = f"the outputs are those expected, but how many cycles a {core} takes is not known"
+    with pytest.raises(CyclesUnknown, match=message):
         profile(job, VirtualBoard("v1", kind))
     expected[1] ^= 1
     with pytest.raises(BitMismatch):
@@ -87,6 +88,8 @@ def test_an_output_that_only_a_later_input_gets_wrong_is_found_too() -> None:
     expected[2, 5] ^= 1
     with pytest.raises(BitMismatch, match=r"input 2 gives 1 of 16 .* first at 5: .*every layer is right for the first"):
         run(dataclasses.replace(job, expected=expected))
+    with pytest.raises(BitMismatch, match="there are no outputs of layers to compare with"):
+        run(dataclasses.replace(job, expected=expected, layer_outputs=None))
 
 
 @pytest.mark.parametrize(
