@@ -32,6 +32,10 @@ _RENEW_EVERY_S = 5.0
 # A transaction does not begin on a lease that could run out while it lasts; it puts off the deadline first.
 _LEAST_LEFT_S = 15.0
 
+# Tokens of the leases that this process holds: one of its own that is not among them was given up while the database
+# was away.
+_HELD: set[str] = set()
+
 _NOW = sa.text("extract(epoch from clock_timestamp())")
 
 
@@ -72,6 +76,8 @@ class Holder:
         """Known to be gone: it ran where we run, and no such process is there. Elsewhere nobody knows."""
         if self.machine != this_machine():
             return False
+        if self.pid == os.getpid() and abs(self.born - _born()) <= 1.0:
+            return self.token not in _HELD
         try:
             process = psutil.Process(self.pid)
             return bool(abs(process.create_time() - self.born) > 1.0 or process.status() == psutil.STATUS_ZOMBIE)
@@ -89,7 +95,11 @@ def this_machine() -> str:
 
 
 def _this_process() -> Holder:
-    return Holder(token=str(uuid.uuid4()), machine=this_machine(), pid=os.getpid(), born=psutil.Process().create_time())
+    return Holder(token=str(uuid.uuid4()), machine=this_machine(), pid=os.getpid(), born=_born())
+
+
+def _born() -> float:
+    return float(psutil.Process().create_time())
 
 
 @contextmanager
@@ -128,6 +138,7 @@ class _Lease:
                 raise StudyTaken(self._taken_text(row), row.left_s)
             values = {"token": self._me.token, "machine": self._me.machine, "pid": self._me.pid, "born": self._me.born}
             connection.execute(HOLDER.update().values(deadline=_now_plus(LEASE_S), **values))
+            _HELD.add(self._me.token)
 
     def make_sure(self, connection: Connection) -> None:
         """Called as each transaction begins."""
@@ -145,6 +156,7 @@ class _Lease:
                 self._renew(connection)
 
     def give_back(self) -> None:
+        _HELD.discard(self._me.token)
         with self._engine.begin() as connection:
             connection.execute(HOLDER.update().where(self._is_mine()).values(token="", deadline=0.0))
 

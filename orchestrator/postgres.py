@@ -135,14 +135,8 @@ class PostgresDatabase:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        try:
+        with _explained(self.url, self.shown, self.schema):
             yield
-        except database_errors() as error:
-            cause = cause_of(error)
-            text = f"{self.shown}: {cause.rstrip('.')}. {self._advice(error, cause)}"
-            if is_away(error):
-                raise DatabaseAway(text, was_connected=was_connected(error)) from error
-            raise StudyError(text) from error
 
     @contextmanager
     def locked(self, engine: Engine, name: str) -> Iterator[None]:
@@ -165,24 +159,6 @@ class PostgresDatabase:
         values = {"schema": self.schema} if ":schema" in what else {}
         return int(connection.execute(sa.text(f"SELECT count(*) FROM {what}"), values).scalar_one())
 
-    def _advice(self, error: Exception, cause: str) -> str:
-        state = _state(error)
-        if "permission denied" in cause:
-            user = self.url.username or "USER"
-            return (
-                f"Let its user do it: GRANT CREATE ON DATABASE {self.url.database} TO {user}, or "
-                f"CREATE SCHEMA {self.schema} AUTHORIZATION {user}."
-            )
-        if any(refusal in cause for refusal in _REFUSALS):
-            return f"Correct {DATABASE_VARIABLE} (or --database), or the server's users and pg_hba.conf."
-        if state == "53100":
-            return "Free some space on its disk and run the same command again; nothing that was recorded is lost."
-        if state == "53300":
-            return "Raise its max_connections, or end something else."
-        if is_away(error):
-            return "Start it, or correct the address; nothing is lost, the same command goes on when it is back."
-        return "Restore the study from a backup if this stays; docs/storage.md says how."
-
 
 def shown(url: URL) -> str:
     """The address for people, without password and options."""
@@ -196,7 +172,7 @@ def names_there(url: URL) -> list[str]:
     Raises:
         StudyError: it cannot be read.
     """
-    with PostgresDatabase(url=url, name="?", folder=Path()).explained(), connected(url) as connection:
+    with _explained(url, shown(url), f"{_PREFIX}NAME"), connected(url) as connection:
         query = sa.text("SELECT table_schema FROM information_schema.tables WHERE table_name = 'edgefront_study'")
         schemas = [schema for schema in connection.execute(query).scalars() if schema.startswith(_PREFIX)]
         names = [_name_in(connection, schema) for schema in schemas if re.fullmatch(r"[a-z0-9_]+", schema)]
@@ -216,6 +192,37 @@ def connected(url: URL, schema: str = "") -> Iterator[sa.Connection]:
             yield connection
     finally:
         engine.dispose()
+
+
+@contextmanager
+def _explained(url: URL, what: str, schema: str) -> Iterator[None]:
+    try:
+        yield
+    except database_errors() as error:
+        cause = cause_of(error)
+        text = f"{what}: {cause.rstrip('.')}. {_advice(error, cause, url, schema)}"
+        if is_away(error):
+            raise DatabaseAway(text, was_connected=was_connected(error)) from error
+        raise StudyError(text) from error
+
+
+def _advice(error: Exception, cause: str, url: URL, schema: str) -> str:
+    state = _state(error)
+    if "permission denied" in cause:
+        user = url.username or "USER"
+        return (
+            f"Let its user do it: GRANT CREATE ON DATABASE {url.database} TO {user}, or "
+            f"CREATE SCHEMA {schema} AUTHORIZATION {user}."
+        )
+    if any(refusal in cause for refusal in _REFUSALS):
+        return f"Correct {DATABASE_VARIABLE} (or --database), or the server's users and pg_hba.conf."
+    if state == "53100":
+        return "Free some space on its disk and run the same command again; nothing that was recorded is lost."
+    if state == "53300":
+        return "Raise its max_connections, or end something else."
+    if is_away(error):
+        return "Start it, or correct the address; nothing is lost, the same command goes on when it is back."
+    return "Restore the study from a backup if this stays; docs/storage.md says how."
 
 
 def is_away(error: BaseException | None) -> bool:

@@ -33,7 +33,7 @@ from orchestrator.studyfile import StudyFile
 from orchestrator.tables import ATTEMPTS, CANDIDATES, EVENTS, RESULTS
 
 UNDER_WAY = 2
-_STAGES = ("gate", "train", "compress", "build", "profile")
+STAGES = ("gate", "train", "compress", "build", "profile")
 _EPOCHS = 20
 _LAYERS = 9
 _AT_ONCE = 500
@@ -102,17 +102,9 @@ def _made_up(number: int, space: SearchSpace, study: Study, rng: np.random.Gener
     params = {**space.decode(point), **space.fixed}
     size = float(point[0] * (1 - 0.5 * point[-1]))
     is_infeasible = not is_open and rng.random() < 0.125
-    values = {
-        "error": _value(0.02 + 0.2 * (1 - size) ** 2 * rng.lognormal(0, 0.4), "1"),
-        "rom": _value(12e3 + 40e3 * size * rng.lognormal(0, 0.1), "byte"),
-        "ram": _value(2e3 + 20e3 * size * rng.lognormal(0, 0.2), "byte"),
-        "flops": _value(2e5 + 3e6 * size * rng.lognormal(0, 0.2), "1"),
-        "macs": _value(1e5 + 1.5e6 * size, "1"),
-        "latency": _value(1e-3 + 2e-2 * size, "s"),
-        "cycles": _value(6e4 + 1e6 * size, "1"),
-    }
-    stages = _STAGES[:1] if is_infeasible or is_open else _STAGES
-    results = [_result(study.study_id, number, stage, values, rng) for stage in stages]
+    values = made_up_values(size, rng)
+    stages = STAGES[:1] if is_infeasible or is_open else STAGES
+    results = [made_up_result(study.study_id, number, stage, values, rng) for stage in stages]
     return _Trial(
         number=number,
         params=params,
@@ -122,6 +114,19 @@ def _made_up(number: int, space: SearchSpace, study: Study, rng: np.random.Gener
         told=None if is_open else number + 1,
         objectives=study.objectives,
     )
+
+
+def made_up_values(size: float, rng: np.random.Generator) -> dict[str, Value]:
+    """What a network of this size (0 to 1) has: the larger, the better and the dearer."""
+    return {
+        "error": _value(0.02 + 0.2 * (1 - size) ** 2 * rng.lognormal(0, 0.4), "1"),
+        "rom": _value(12e3 + 40e3 * size * rng.lognormal(0, 0.1), "byte"),
+        "ram": _value(2e3 + 20e3 * size * rng.lognormal(0, 0.2), "byte"),
+        "flops": _value(2e5 + 3e6 * size * rng.lognormal(0, 0.2), "1"),
+        "macs": _value(1e5 + 1.5e6 * size, "1"),
+        "latency": _value(1e-3 + 2e-2 * size, "s"),
+        "cycles": _value(6e4 + 1e6 * size, "1"),
+    }
 
 
 def _value(amount: float, unit: str) -> Value:
@@ -150,7 +155,10 @@ _ARTIFACTS = {
 }
 
 
-def _result(study_id: str, number: int, stage: str, values: dict[str, Value], rng: np.random.Generator) -> StageResult:
+def made_up_result(
+    study_id: str, number: int, stage: str, values: dict[str, Value], rng: np.random.Generator
+) -> StageResult:
+    """What a stage answers, as large as a real one's."""
     return StageResult(
         study_id=study_id,
         trial=number,
