@@ -228,7 +228,8 @@ class Pool:
 
     def overdue(self) -> list[BoardStatus]:
         """Boards that this very process holds beyond their deadline: a thread of it does not come back from a driver,
-        and only the end of the process frees them."""
+        and only the end of the process frees them. For programs that lease boards themselves; nothing here acts on it:
+        what the boards do is shown by their state."""
         me = this_process()
         return [status for status in self.statuses() if status.state is State.STUCK and status.record.holder == me]
 

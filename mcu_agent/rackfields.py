@@ -150,8 +150,8 @@ BOARD: Mapping[str, Field] = {
     ),
     "uart": Field(
         is_allowed=_is_text, allowed="a serial port, as text", drivers=_REAL,
-        meaning="the board's serial port, for tools of your own (`edgefront boards --json` gives it): nothing here opens "
-        "it; best a path below `/dev/serial/by-id`",
+        meaning="the board's serial port, for tools of your own (`edgefront boards --json` gives it): nothing here "
+        "opens it; best a path below `/dev/serial/by-id`",
     ),
     "power": Field(
         is_allowed=lambda value: isinstance(value, dict), allowed="a table {hub, port, off} or {command, off}",

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 
 from mcu_agent.leases import State
 from orchestrator.records import Event
-from tasks import agent_channel
-from tasks.agent_channel import CHANNEL_VARIABLE, Channel, tell_agent
+from tasks import channel as channels
 from tasks.agent_metrics import AgentMetrics, describe
+from tasks.channel import AGENT_CHANNEL, Channel, tell_agent
 
 KIND = "nrf52-dk"
 
@@ -100,7 +100,7 @@ def test_what_a_process_tells_reaches_the_agent(monkeypatch: pytest.MonkeyPatch)
     heard: list[Event] = []
     came = threading.Event()
     channel = Channel(lambda one: (heard.append(one), came.set())[0])
-    monkeypatch.setenv(CHANNEL_VARIABLE, channel.address)
+    monkeypatch.setenv(AGENT_CHANNEL, channel.address)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(b"no JSON", channel.address)
         stranger.sendto(b'{"name": 1}', channel.address)
@@ -112,6 +112,6 @@ def test_what_a_process_tells_reaches_the_agent(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_an_agent_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(CHANNEL_VARIABLE, raising=False)
-    monkeypatch.setattr(agent_channel.socket, "socket", None)  # would fail if it were used
+    monkeypatch.delenv(AGENT_CHANNEL, raising=False)
+    monkeypatch.setattr(channels.socket, "socket", None)  # would fail if it were used
     tell_agent(event("board_fault"))

@@ -311,7 +311,7 @@ def test_the_rack_file_of_a_host_with_agents_elsewhere_is_theirs(monkeypatch: py
     monkeypatch.setenv("EDGEFRONT_RACK", "/gone/rack.toml")
     monkeypatch.setenv("EDGEFRONT_BROKER_URL", "redis://lab:6379/0")
     cli.check_rack_for(("nrf52-dk",))
-    with pytest.raises(InventoryError, match="EDGEFRONT_RACK: /gone/rack.toml: cannot be read"):
+    with pytest.raises(InventoryError, match=r"EDGEFRONT_RACK: /gone/rack\.toml: cannot be read"):
         cli.check_rack_for(("nrf52-dk",), is_inline=True)
 
 

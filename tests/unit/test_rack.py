@@ -269,7 +269,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_an_empty_or_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(InventoryError, match=r"no boards; add a table \[\[board\]\]"):
         parse_rack("", "rack.toml")
-    with pytest.raises(InventoryError, match="cannot be read: No such file.*; edgefront rack discover --to FILE"):
+    with pytest.raises(InventoryError, match=r"cannot be read: No such file.*; edgefront rack discover --to FILE"):
         load_rack(tmp_path / "none.toml")
 
 
