@@ -44,7 +44,9 @@ def measure_on(rack: Rack, board_id: str, request: Request) -> Profile:
     entries = [entry for entry in rack.boards if board_id in (entry.board_id, entry.kind)]
     if not entries:
         known = ", ".join(f"{entry.board_id} ({entry.kind})" for entry in rack.boards)
-        raise InventoryError(f"no board is called {board_id!r}, and none is of a kind of this name; the rack has {known}")
+        raise InventoryError(
+            f"no board is called {board_id!r}, and none is of a kind of this name; the rack has {known}"
+        )
     pool = Pool(rack, lock_folder())
     owner = f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
     kind, only = entries[0].kind, entries[0].board_id if entries[0].board_id == board_id else None

@@ -184,7 +184,11 @@ def parse_rack(text: str, file: str) -> Rack:
     hubs = tuple(Hub(hub_id=table["id"], location=table["location"]) for table in data.get("hub", []))
     places = {hub.hub_id: hub.location for hub in hubs}
     boards = [(index, board) for index, table in enumerate(data["board"]) for board in _boards(table, places)]
-    report([*_doubled_hubs(hubs), *_unknown_hubs(data["board"], places), *_shared(boards), *_unnamed_meters(boards)], text, file)
+    report(
+        [*_doubled_hubs(hubs), *_unknown_hubs(data["board"], places), *_shared(boards), *_unnamed_meters(boards)],
+        text,
+        file,
+    )
     return Rack(
         boards=tuple(board for _, board in boards),
         hubs=hubs,
@@ -282,7 +286,9 @@ def _unnamed_meters(boards: Sequence[tuple[int, RackBoard]]) -> Iterator[Mistake
         if board.meter is None or board.meter.driver in ("model", "ina226") or _meter_name(board.meter):
             continue
         driver = board.meter.driver
-        named = [one.board_id for _, one in boards if one.meter and one.meter.driver == driver and _meter_name(one.meter)]
+        named = [
+            one.board_id for _, one in boards if one.meter and one.meter.driver == driver and _meter_name(one.meter)
+        ]
         if named:
             text = f"which {driver} it is must be said, because board {named[0]} has one, too; give it a serial"
             yield Mistake(table="board", index=index, path=("meter",), text=text)
@@ -311,7 +317,11 @@ def _claims(board: RackBoard) -> Iterator[tuple[tuple[str, ...], str, object]]:
         yield ("power",), "power switch", switch.command or (switch.hub, "port", switch.port)
     if board.meter and board.meter.driver != "model":
         meter = board.meter
-        place = (meter.options.get("bus", _INA226_BUS), meter.options.get("address", _INA226_ADDRESS)) if meter.driver == "ina226" else ()
+        place = (
+            (meter.options.get("bus", _INA226_BUS), meter.options.get("address", _INA226_ADDRESS))
+            if meter.driver == "ina226"
+            else ()
+        )
         yield ("meter",), "meter", (meter.driver, _meter_name(meter), *place)
 
 

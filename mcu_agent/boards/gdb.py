@@ -24,9 +24,9 @@ class GdbBoard:
     """See :class:`mcu_agent.boards.protocol.Board`.
 
     ``connection`` is ``host:port``, or ``unix:`` and the path of a socket; ``server`` one of
-    :data:`mcu_agent.boards.gdb_remote.SERVERS`, or empty to ask it; whether it is QEMU is asked in any case. With ``connect``, which gives a connected socket,
-    ``connection`` is but its name in messages. Flash that holds the image already is not programmed
-    again, because it wears; ``loads_skipped`` counts how often.
+    :data:`mcu_agent.boards.gdb_remote.SERVERS`, or empty to ask it; whether it is QEMU is asked in
+    any case. With ``connect``, which gives a connected socket, ``connection`` is but its name in messages. Flash that
+    holds the image already is not programmed again, because it wears; ``loads_skipped`` counts how often.
 
     Raises:
         InventoryError: ``connection`` or ``server`` is not as above.
@@ -135,7 +135,9 @@ class GdbBoard:
             connection.close()
             raise
         self._link = connection, remote
-        if not self.is_emulated and (remote.server == "qemu" or _is_qemu(remote)):  # asked after the lease has noted what the board is
+        if not self.is_emulated and (
+            remote.server == "qemu" or _is_qemu(remote)
+        ):  # asked after the lease has noted what the board is
             self.close()
             raise InventoryError(
                 f'board {self.board_id}: the GDB server at {self._name} is QEMU; write server = "qemu" into the rack '

@@ -224,7 +224,10 @@ def test_a_mistake_in_a_real_rack_is_told_with_its_line(old: str, new: str, mess
         ('connection = "lab:1"\npower = {hub = "1-1", port = 2}', "power switch 1-1 port 2 is that of board desk"),
         ('connection = "lab:1"\npower = {command = ["relay", "7"]}', "power switch relay 7 is that of board served"),
         ('connection = "lab:1"\nmeter = {driver = "ppk2", serial = "D0"}', "meter ppk2 D0 is that of board desk"),
-        ('connection = "lab:1"\nmeter = {driver = "ppk2"}', "which ppk2 it is must be said, because board desk has one"),
+        (
+            'connection = "lab:1"\nmeter = {driver = "ppk2"}',
+            "which ppk2 it is must be said, because board desk has one",
+        ),
     ],
 )
 def test_what_only_one_board_can_have_is_not_given_to_two(field: str, message: str) -> None:
