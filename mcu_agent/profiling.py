@@ -264,8 +264,8 @@ def _cycles(board: Board, runs: Sequence[Run]) -> tuple[list[float], list[Sequen
         if not runs[-1].report.has_cycle_counter:
             raise CyclesUnknown(
                 f"board {board.board_id}: the outputs are those expected, but how many cycles a {board.kind.core} "
-                f"takes is not known: the device has no live cycle counter, and {board.emulator or 'nothing else'} counts "
-                "none"
+                f"takes is not known: the device has no live cycle counter, and {board.emulator or 'nothing else'} "
+                "counts none"
             )
         return [run.report.cycles for run in runs], []
     outside = len(OUTSIDE)
