@@ -132,7 +132,7 @@ class BoardLock:
             record = change(self.read())
             fresh = self._record.with_name(f"{self._record.name}.{os.getpid()}.{threading.get_ident()}")
             fresh.write_text(json.dumps(record.to_json()), encoding="utf-8")
-            _share(fresh)
+            share(fresh)
             fresh.replace(self._record)
         finally:
             close(guard)
@@ -178,24 +178,24 @@ class BoardLock:
             file = open_until_fork(path, _OPEN | os.O_CREAT)
         except OSError as error:
             raise InventoryError(f"{path}: the lock file cannot be made: {error.strerror}") from error
-        _share(path)
+        share(path)
         return file
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it: for this user alone, or for the group where that may write into the one above,
-    whatever the umask."""
+    """Make a folder and those above it: for this user alone, or for the group where the one above is the group's (it
+    may write there and hands the group down, mode 2770), whatever the umask."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
     mode = folder.parent.stat().st_mode & _GROUPS
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-        if mode & stat.S_IWGRP:
+        if mode & stat.S_IWGRP and mode & stat.S_ISGID:  # of a group: the temporary folder is everybody's
             folder.chmod(0o700 | mode)
 
 
-def _share(path: Path) -> None:
+def share(path: Path) -> None:
     """Let the group in, whatever the umask: in a folder that is the group's, its members share the boards."""
     try:
         path.chmod(0o660)

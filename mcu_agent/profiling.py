@@ -265,8 +265,9 @@ def _cycles(board: Board, runs: Sequence[Run]) -> tuple[list[float], list[Sequen
     if board.counter is None:
         if not runs[-1].report.has_cycle_counter:
             raise CyclesUnknown(
-                f"board {board.board_id}: the outputs are those expected, but how many cycles a {board.kind.core} takes is not "
-                f"known: the device has no live cycle counter, and {board.emulator or 'nothing else'} counts none"
+                f"board {board.board_id}: the outputs are those expected, but how many cycles a {board.kind.core} "
+                f"takes is not known: the device has no live cycle counter, and {board.emulator or 'nothing else'} "
+                "counts none"
             )
         return [run.report.cycles for run in runs], []
     outside = len(OUTSIDE)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcu_agent.locks import close, make_folder, open_until_fork
+from mcu_agent.locks import close, make_folder, open_until_fork, share
 
 _WOKEN = 2  # the next in the queue, and one more in case it sleeps
 _FORGOTTEN = 256  # tickets that have gone, before they are forgotten
@@ -60,6 +60,8 @@ class Queue:
         wish = self._folder / f"{name}.json"
         wish.write_text(json.dumps(list(rigs)), encoding="utf-8")
         os.mkfifo(hidden, 0o660)
+        share(wish)
+        share(hidden)
         # Opened before it has its name, so that nobody finds it without a reader; for writing, too, so that it never
         # comes to its end.
         file = open_until_fork(hidden, os.O_RDWR | os.O_NONBLOCK)

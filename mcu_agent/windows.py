@@ -67,7 +67,7 @@ def check_trace(trace: Trace, supply_v: float) -> None:
     if abs(trace.supply_v - supply_v) > SUPPLY_SHARE * supply_v:
         raise WrongSupply(
             f"the supply is {trace.supply_v:.3f} V, the rack file says {supply_v:g} V (allowed ±{SUPPLY_SHARE:.0%}); "
-            "correct `supply_v` or the supply"
+            "correct `supply` or the supply"
         )
 
 

@@ -24,9 +24,9 @@ class GdbBoard:
     """See :class:`mcu_agent.boards.protocol.Board`.
 
     ``connection`` is ``host:port``, or ``unix:`` and the path of a socket; ``server`` one of
-    :data:`mcu_agent.boards.gdb_remote.SERVERS`, or empty to ask it; whether it is QEMU is asked in any case. With ``connect``, which gives a connected socket,
-    ``connection`` is but its name in messages. Flash that holds the image already is not programmed
-    again, because it wears; ``loads_skipped`` counts how often.
+    :data:`mcu_agent.boards.gdb_remote.SERVERS`, or empty to ask it; whether it is QEMU is asked in
+    any case. With ``connect``, which gives a connected socket, ``connection`` is but its name in messages. Flash that
+    holds the image already is not programmed again, because it wears; ``loads_skipped`` counts how often.
 
     Raises:
         InventoryError: ``connection`` or ``server`` is not as above.

@@ -64,7 +64,7 @@ class FakeRecorder:
         self.is_open = False
         self.faults = dict(faults or {})
         self.is_busy = False
-        self.supply_v: float = supply_v
+        self.supply_v = supply_v
         self._delay_s = delay_s
         self._rng = np.random.default_rng(seed)
         self._now_s = 0.0

@@ -54,7 +54,7 @@ class Ppk2:
         self.name = f"PPK2 {serial or port}".strip()
         self.accuracy = f"{mode} mode, automatic range, ±10 % by its maker"
         self._serial, self._port_name = serial, port
-        self.supply_v: float = supply_v
+        self.supply_v = supply_v
         self._mode, self._trigger = mode, trigger
         self._spike_filter, self._timing_error_s, self._clock = spike_filter, timing_error_s, clock
         self._kit: Any = None

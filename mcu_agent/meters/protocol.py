@@ -103,7 +103,9 @@ class Recorder(Protocol):
     rate_hz: float
     accuracy: str
     window_by: WindowBy
-    supply_v: float | None
+
+    @property
+    def supply_v(self) -> float | None: ...
 
     def open(self) -> None: ...
 

@@ -94,7 +94,7 @@ class StPowerMeter:
         self.rate_hz = float(rate_hz)
         self.accuracy = kind.accuracy
         self.window_by = WindowBy.END if kind.has_events and data_format == "ascii_dec" else WindowBy.HOST
-        self.supply_v: float = supply_v
+        self.supply_v = supply_v
         self._kind, self._format = kind, data_format
         self._serial, self._port_name = serial, port
         self._timing_error_s, self._clock = timing_error_s, clock

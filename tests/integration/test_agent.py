@@ -207,6 +207,24 @@ def _fields(request: StageRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in StageRequest.__dataclass_fields__}
 
 
+def test_a_second_signal_ends_an_agent_whatever_its_boards_are_doing(
+    tmp_path: Path, broker: EmbeddedBroker, locks: Path
+) -> None:
+    client = connect(broker.url)
+    with agent(tmp_path, broker.url, driver="tests.support.slow_drivers:stuck", count=1) as running:
+        pool = Pool(load_rack(running.rack), locks)
+        wait_for(lambda: pool.statuses()[0].detail == "self-test")
+        (key,) = wait_for(lambda: client.keys(messages.AGENT_KEYS))
+        assert key.decode().endswith(f"-{running.process.pid}")  # another of its name has another
+        running.process.terminate()
+        wait_for(lambda: not client.keys(messages.AGENT_KEYS))
+        assert running.process.poll() is None
+        running.process.terminate()
+        assert running.process.wait(10) == 0
+        assert pool.statuses()[0].state is State.IDLE
+    client.close()
+
+
 def test_an_agent_without_a_broker_says_so(tmp_path: Path) -> None:
     rack = tmp_path / "rack.toml"
     rack.write_text(f'[[board]]\nid = "b"\nkind = "{KIND}"\ndriver = "virtual"\n')

@@ -21,3 +21,14 @@ class SlowToProgram(VirtualBoard):
 
 def slow(entry: RackBoard) -> SlowToProgram:
     return SlowToProgram(entry.board_id, load_kind(entry.kind))
+
+
+class NeverProgrammed(VirtualBoard):
+    def load(self, image: Image) -> None:
+        sleep(60)
+        super().load(image)
+
+
+def stuck(entry: RackBoard) -> NeverProgrammed:
+    """A board that takes a minute even for its self-test."""
+    return NeverProgrammed(entry.board_id, load_kind(entry.kind))

@@ -149,6 +149,26 @@ def test_the_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
     assert not BoardLock(tmp_path, "b").is_held_by_anyone()
 
 
+def test_a_dead_owner_does_not_keep_a_board_from_its_self_test(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path)
+    lock = BoardLock(tmp_path, f"virtual-{KIND}")
+    lock.update(lambda record: replace(record, owner="killed", deadline=1060.0))
+    assert [entry.board_id for entry in pool.due_for_self_test(1000.0, 60.0)] == [f"virtual-{KIND}"]
+    assert lock.acquire()
+    assert pool.due_for_self_test(1000.0, 60.0) == []
+    lock.release()
+
+
+@pytest.mark.parametrize(("mode", "inside"), [(0o2770, 0o2770), (0o0770, 0o0700), (0o1777, 0o0700), (0o0700, 0o0700)])
+def test_a_folder_of_a_group_is_shared_by_the_group_all_the_way_down(tmp_path: Path, mode: int, inside: int) -> None:
+    tmp_path.chmod(mode)
+    pool = make_pool(tmp_path / "locks" / "boards")
+    with pool.lease(KIND, "a", duration_s=5.0):
+        for folder in ("locks", "locks/boards", "locks/boards/queue"):
+            assert (tmp_path / folder).stat().st_mode & 0o7777 == inside, folder
+    tmp_path.chmod(0o700)
+
+
 def test_a_leased_board_is_nobody_elses(tmp_path: Path) -> None:
     pool = make_pool(tmp_path, count=2)
     with pool.lease(KIND, "me", duration_s=10.0) as first, pool.lease(KIND, "you", duration_s=10.0) as second:
