@@ -109,7 +109,7 @@ def test_what_an_agents_processes_load_in_the_end_comes_with_the_small_installat
     known = asked_for(project()[""])
     foreign = {name for name in names - OURS if distributions_of(name) and not distributions_of(name) & known}
     # Imported where they are there, and done without elsewhere.
-    assert foreign <= {"yaml", "cffi", "greenlet", "_distutils_hack", "setuptools"}
+    assert foreign <= {"yaml", "cffi", "cryptography", "greenlet", "zstandard", "_distutils_hack", "setuptools"}
 
 
 def test_what_drivers_import_is_in_the_small_installation_or_in_an_extra_of_theirs() -> None:
