@@ -218,7 +218,7 @@ def test_a_worker_that_stood_still_is_given_up_and_what_it_does_afterwards_is_no
     task, client = request("train", trial=1), connect(broker.url)
     with quick("train", broker.url, tmp_path / "a.log", "a", EDGEFRONT_TEST_TROUBLE="train:train:1:1") as standing:
         evaluator.submit(task)
-        wait_for(lambda: has_started(broker.url, task))
+        wait_for(lambda: list((tmp_path / "artifacts").glob("checkpoint/*/*")))  # it is amid the stage
         family = [psutil.Process(standing.pid), *psutil.Process(standing.pid).children(recursive=True)]
         for one in family:
             one.suspend()

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
     pytest.mark.xdist_group("command line"),
+    pytest.mark.skipif(os.getuid() == 0, reason="as root the database's user cannot read the test's folder"),
     pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server"),
     pytest.mark.skipif("submit" not in main.commands, reason="this checkout has no edgefront submit"),
 ]

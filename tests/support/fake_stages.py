@@ -71,6 +71,7 @@ def _misbehave(stage: str, request: StageRequest, context: StageContext) -> None
 
 
 def _train_until_leaving(context: StageContext) -> None:
+    context.checkpoint.save(b"begun")
     while not context.checkpoint.is_leaving():
         sleep(0.02)
     context.checkpoint.save(b"as far as it came")

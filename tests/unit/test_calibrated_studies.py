@@ -31,7 +31,7 @@ def loaded(folder: Path, calibration: str, **files: Any) -> StudyFile:
         save_calibration(one, folder / f"{name}.json")
     file = folder / "small.yaml"
     file.write_text(STUDY + f"profiling: {{calibration: {calibration}}}\n")
-    return cli._load_file(file)
+    return cli.load_file(file)
 
 
 def test_the_file_is_found_beside_the_study_and_its_content_kept(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_the_file_is_found_beside_the_study_and_its_content_kept(tmp_path: Path)
 def test_a_study_without_calibration_is_the_json_it_always_was(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(STUDY)
-    assert "calibration" not in cli._load_file(file).to_json()["profiling"]
+    assert "calibration" not in cli.load_file(file).to_json()["profiling"]
 
 
 def test_a_missing_file_is_named_with_the_command_that_writes_one(tmp_path: Path) -> None:

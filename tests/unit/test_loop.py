@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,6 +160,30 @@ def test_waiting_for_a_board_costs_no_attempt(tmp_path: Path) -> None:
     assert (end.faults, end.told) == (0, 4)
     assert len(sink.named("fault")) == 7
     assert study.trials()[0].attempt == 8
+
+
+@pytest.mark.parametrize("comes_first", [1, 2])
+def test_an_attempt_that_was_given_up_and_answers_after_all_counts_no_second_time(
+    tmp_path: Path, comes_first: int
+) -> None:
+    study = make_study(tmp_path)
+
+    class Woken(ScriptedEvaluator):
+        """The first attempt's worker stood still; its answer comes beside that of the second."""
+
+        def collect(self, timeout_s: float) -> Sequence[StageResult]:
+            ready = list(super().collect(timeout_s))
+            woken = [result for result in ready if (result.trial, result.stage, result.attempt) == (0, "train", 2)]
+            late = [replace(result, attempt=1, worker="woken") for result in woken]
+            return [*late, *ready] if comes_first == 1 else [*ready, *late]
+
+    standing_still = answering(lambda one: (one.trial, one.stage) == (0, "train"), lambda one: None, 1)
+    end = run(study, Woken(standing_still))
+    assert (end.told, end.complete, end.faults) == (4, 4, 0)
+    (train,) = [result for result in study.results_of(0) if result.stage == "train"]
+    assert train.attempt == comes_first
+    assert [trial.told for trial in study.trials()].count(None) == 0
+    assert not [attempt for attempt in study.stage_attempts() if attempt.is_open]
 
 
 def test_a_training_is_handed_over_as_often_as_workers_leave(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_firmware_that_never_arrives_ends_at_the_deadline(board: VirtualBoard)
 def test_no_time_left_is_a_hang_at_once(board: VirtualBoard) -> None:
     image = counted_image()
     board.load(image)
-    with pytest.raises(FirmwareHang, match="time for this profile was used up"):
+    with pytest.raises(FirmwareHang, match="time for this job was used up"):
         board.run_until([image.address("edgefront_ready")], 0.0)
 
 
