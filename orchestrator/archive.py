@@ -47,7 +47,7 @@ def reading(path: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
     """
     try:
         with path.open("rb") as raw, _decompressing(raw) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-            yield _members(path, archive)
+            yield _members(path, archive, stream)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; give the file that edgefront study backup wrote") from None
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, _ZstdError) as error:
@@ -57,12 +57,15 @@ def reading(path: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
         ) from error
 
 
-def _members(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
+def _members(path: Path, archive: tarfile.TarFile, stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
     for entry in archive:
         content = archive.extractfile(entry) if entry.isreg() else None
         if content is None or not _MEMBER.fullmatch(entry.name):
             raise StudyError(f"{path}: it holds {entry.name[:100]!r}, which no backup of a study does")
         yield entry.name, content
+    # The checksum stands behind the last member, where tarfile does not look: read on, so that a cut there is found.
+    while stream.read(_CHUNK):
+        pass
 
 
 class _ZstdError(Exception):

@@ -158,12 +158,12 @@ def test_the_probe_is_left_alone_while_it_must_be_quiet(image: Image) -> None:
     board = _board(probe)
     board.load(image)
     used = []
-    for quiet_s in (0.0, 0.1, 0.0):  # the first sets the breakpoints, which the others find in place
+    for quiet_s in (0.0, 0.5, 0.0):  # the first sets the breakpoints, which the others find in place
         before = probe.transfers
         with pytest.raises(FirmwareHang):
-            board.run_until([image.address("edgefront_after_run")], 0.1, quiet_s)
+            board.run_until([image.address("edgefront_after_run")], 0.5, quiet_s)
         used.append(probe.transfers - before)
-    assert used[1] <= used[2]  # what is left: letting go, one look at the end, halting, and asking where
+    assert used[1] < used[2]  # what is left: letting go, one look at the end, halting, and asking where
     assert used[1] < 60
     board.close()
 
