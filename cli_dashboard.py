@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 import shlex
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli_study import STUDIES, database_option, studies_option
+
 if TYPE_CHECKING:
-    from orchestrator.study import Study
+    from orchestrator.location import Location
+    from orchestrator.reading import StudyReader
     from tasks.watching import LabWatch
 
 DEFAULT_PORT = 8450
@@ -22,14 +26,8 @@ DEFAULT_PORT = 8450
 
 @click.command(short_help="Show studies live in the browser.")
 @click.argument("study", required=False, default="")
-@click.option(
-    "--studies",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("studies"),
-    envvar="EDGEFRONT_STUDIES",
-    show_default=True,
-    help="Folder with one folder a study.",
-)
+@studies_option
+@database_option
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="Port; 0: any free one."
 )
@@ -42,7 +40,16 @@ DEFAULT_PORT = 8450
 )
 @click.option("--optuna-dashboard", "optuna_url", default="", metavar="URL", help="Link to one that is running.")
 @click.option("--open", "is_open", is_flag=True, help="Open it in the browser.")
-def dashboard(study: str, studies: Path, port: int, address: str, token: str, optuna_url: str, is_open: bool) -> None:
+def dashboard(
+    study: str,
+    studies: Path,
+    database: str | None,
+    port: int,
+    address: str,
+    token: str,
+    optuna_url: str,
+    is_open: bool,
+) -> None:
     """Show STUDY, or all studies, live in the browser: fronts, hypervolume, trials under way and, where
     EDGEFRONT_BROKER_URL is set, the boards. Works while other processes run the studies, and changes nothing.
 
@@ -51,12 +58,14 @@ def dashboard(study: str, studies: Path, port: int, address: str, token: str, op
       edgefront dashboard digits --open
       EDGEFRONT_DASHBOARD_TOKEN=… edgefront dashboard --address 0.0.0.0
     """
+    from orchestrator.location import database_url
     from orchestrator.report.serve import Access, DashboardServer
 
-    shown = ShownStudies(studies, optuna_url, _watch())
+    shown = ShownStudies(studies, database_url(database), optuna_url, _watch())
     if study:
         shown.open(study)  # an unknown one is an error now and not on the page
-    with DashboardServer(shown, Access(address=address, port=port, token=token), first=study) as server:
+    access = Access(address=address, port=port, token=token)
+    with closing(shown), DashboardServer(shown, access, first=study) as server:
         click.echo(f"{server.url}  (Ctrl-C ends it)")
         if is_open:
             click.launch(server.url)
@@ -72,20 +81,27 @@ def _watch() -> LabWatch | None:
 
 
 class ShownStudies:
-    """The studies of a folder, for :class:`~orchestrator.report.serve.DashboardServer`; each is opened once."""
+    """The studies of a folder and of a database, for :class:`~orchestrator.report.serve.DashboardServer`; each is
+    opened once."""
 
-    def __init__(self, folder: Path, optuna_url: str = "", watch: LabWatch | None = None) -> None:
+    def __init__(self, folder: Path, database: str = "", optuna_url: str = "", watch: LabWatch | None = None) -> None:
         self._folder = folder
+        self._database = database
         self._optuna_url = optuna_url
         self._watch = watch
         self._lock = threading.Lock()
-        self._opened: dict[str, tuple[int, Study]] = {}
+        self._opened: dict[str, tuple[int | str, StudyReader]] = {}
 
     def names(self) -> list[str]:
-        from orchestrator.study import DATABASE_FILE
+        """Those that changed last come first.
 
-        found = self._folder.glob(f"*/{DATABASE_FILE}")
-        return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+        Raises:
+            StudyError: the database cannot be read.
+        """
+        from orchestrator.location import studies_there
+
+        found = sorted(studies_there(self._folder, self._database), key=_changed_at, reverse=True)
+        return [location.name for location in found]
 
     def look(self, name: str) -> dict[str, Any]:
         """
@@ -107,33 +123,59 @@ class ShownStudies:
             return {"boards": [], "text": ""}
         return self._watch.boards()
 
-    def open(self, name: str) -> Study:
+    def open(self, name: str) -> StudyReader:
         """
         Raises:
             UsageError: there is none; the text lists those there are.
             StudyError: its database cannot be used.
         """
-        from cli_study import open_study
-        from orchestrator.study import DATABASE_FILE
+        from cli_study import read_study
 
         with self._lock:
-            path = self._folder / name / DATABASE_FILE
-            inode = path.stat().st_ino if path.exists() else 0
             before, study = self._opened.get(name, (None, None))
-            if study is not None and before == inode:
-                return study
-            if study is not None:  # begun anew since
+            if study is not None:
+                if _mark(study) == before:
+                    return study
+                del self._opened[name]  # begun anew since
                 study.close()
-            opened = open_study(name, self._folder)
-            self._opened[name] = (inode, opened)
+            opened = read_study(name, self._folder, self._database)
+            self._opened[name] = (_mark(opened), opened)
             return opened
 
-    def _links(self, study: Study) -> dict[str, str]:
-        from orchestrator.study import DATABASE_FILE
+    def close(self) -> None:
+        with self._lock:
+            for _, study in self._opened.values():
+                study.close()
+            self._opened.clear()
 
-        where = "" if self._folder == Path("studies") else f" --studies {shlex.quote(str(self._folder))}"
-        database = (study.folder / DATABASE_FILE).absolute()
-        return {
-            "the whole report": f"edgefront report {study.file.name}{where} --open",
-            "every plot of Optuna": self._optuna_url or f"optuna-dashboard sqlite:///{database}",
-        }
+    def _links(self, study: StudyReader) -> dict[str, str]:
+        where = "" if self._folder == Path(STUDIES) else f" --studies {shlex.quote(str(self._folder))}"
+        links = {"the whole report": f"edgefront report {study.file.name}{where} --open"}
+        # The address of a study in PostgreSQL would hold a password.
+        optuna = self._optuna_url or (f"optuna-dashboard sqlite:///{path.absolute()}" if (path := _file(study)) else "")
+        return {**links, "every plot of Optuna": optuna} if optuna else links
+
+
+def _file(study: StudyReader) -> Path | None:
+    from orchestrator.database import SqliteDatabase
+
+    return study.database.path if isinstance(study.database, SqliteDatabase) else None
+
+
+def _mark(study: StudyReader) -> int | str:
+    """Tells a study from one of the same name that was begun later."""
+    path = _file(study)
+    if path is not None:
+        return path.stat().st_ino if path.exists() else 0
+    with study.guarded():
+        row = study.ledger.study()
+    return row.study_id if row is not None else ""
+
+
+def _changed_at(location: Location) -> float:
+    from orchestrator.database import DATABASE_FILE
+
+    for path in (location.folder / DATABASE_FILE, location.folder):
+        if path.exists():
+            return path.stat().st_mtime
+    return 0.0  # in PostgreSQL, and run by another host

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli_rack import aligned, json_option
+from cli_study import STUDIES, studies_option
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,22 +28,9 @@ if TYPE_CHECKING:
     from orchestrator.studyedit import StudyEdit
     from orchestrator.studyfile import StudyFile
 
-STUDIES = "studies"
 _WATCH_EVERY_S = 1.0
 _EDIT_WAIT_S = 10.0
 _SEEN_LATELY_S = 60.0
-
-
-def studies_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The option ``--studies``."""
-    return click.option(
-        "--studies",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=Path(STUDIES),
-        envvar="EDGEFRONT_STUDIES",
-        show_default=True,
-        help="Folder with one folder a study.",
-    )(function)
 
 
 def _priority_option(default: int | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -17,9 +17,9 @@ from orchestrator.fronts import front
 from orchestrator.ledger import CandidateRow, StageAttempt
 from orchestrator.objectives import Objectives
 from orchestrator.quantities import elapsed, show
+from orchestrator.reading import FINAL_STAGE, StudyReader
 from orchestrator.records import Ending, Event, Json, Outcome
 from orchestrator.report.contents import quantity_of
-from orchestrator.study import FINAL_STAGE, Study
 from orchestrator.studyfile import StudyFile
 
 LISTED = 40
@@ -51,7 +51,9 @@ class _Trial:
     outcome: Outcome | None
 
 
-def read_study(study: Study, stages: Sequence[str], now: float, progress: Mapping[int, Json] | None = None) -> Seen:
+def read_study(
+    study: StudyReader, stages: Sequence[str], now: float, progress: Mapping[int, Json] | None = None
+) -> Seen:
     """Read what :func:`snapshot` needs.
 
     Raises:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 import cli
+from cli_dashboard import ShownStudies
 from orchestrator import postgres
 from orchestrator.errors import StudyError, UsageError
 from orchestrator.location import Location, find_study, location_of, studies_there
@@ -289,3 +291,21 @@ def test_an_address_that_is_none_is_told_without_showing_it(text: str, part: str
         check_url(text)
     assert "secret" not in str(caught.value)
     assert "postgresql://USER:PASSWORD@HOST/DATABASE" in str(caught.value)
+
+
+def test_the_live_page_shows_studies_of_the_database_and_of_the_folder(place: Location, tmp_path: Path) -> None:
+    study, in_a_file = begin(place), begin(Location(folder=tmp_path / "filed", name="filed"))
+    run(study)
+    with closing(ShownStudies(tmp_path, place.url)) as shown:
+        assert sorted(shown.names()) == ["filed", "small"]
+        assert shown.look("small")["told"] == 4
+        assert shown.look("filed")["told"] == 0
+        assert PASSWORD not in json.dumps(shown.look("small"))
+        with study.engine.begin() as connection:
+            connection.exec_driver_sql(f"DROP SCHEMA {schema_of(place.name)} CASCADE")
+        study.close()
+        with pytest.raises(UsageError, match="no study 'small'"):
+            shown.look("small")
+        begin(place).close()
+        assert shown.look("small")["told"] == 0, "it shows the study that was there before"
+    in_a_file.close()

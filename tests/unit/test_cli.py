@@ -181,6 +181,14 @@ def test_limits_and_gpus_that_no_worker_can_have_are_refused(
     assert said in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "unit", "amount"),
+    [("8GiB", "byte", 8 * 1024**3), ("2 GB", "byte", 2e9), ("512 MiB", "byte", 512 * 1024**2), ("2h", "s", 7200.0)],
+)
+def test_a_limit_is_given_as_the_help_gives_it(text: str, unit: str, amount: float) -> None:
+    assert cli.parse_limit("--limit", text, unit) == amount
+
+
 def test_the_agent_refuses_a_rack_file_with_a_mistake(tmp_path: Path) -> None:
     rack = tmp_path / "rack.toml"
     rack.write_text('[[board]]\nid = "a"\nkind = "nrf52-dk"\ndriver = "telepathy"\n')
