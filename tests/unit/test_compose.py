@@ -13,7 +13,7 @@ import click
 import pytest
 import yaml
 
-from cli import main
+from cli import main, parse_limit
 from mcu_agent.rack import load_rack
 
 ROOT = Path(__file__).parents[2]
@@ -81,18 +81,10 @@ def test_every_name_that_is_waited_for_or_scraped_is_a_service() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_the_command_line_takes_every_command(name: str) -> None:
     words = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(word)) for word in SERVICES[name]["command"]]
-    command = main.commands.get(words[0])
-    if command is None:
-        pytest.skip(f"this checkout has no edgefront {words[0]}")
-    options = {option for one in command.params for option in one.opts}
-    unknown = {word for word in words if word.startswith("--")} - options
-    if (
-        unknown <= {"--metrics-port", "--metrics-address", "--memory-limit", "--gpus"}
-        and words[0] == "worker"
-        and unknown
-    ):
-        pytest.skip(f"this checkout's worker has no {', '.join(sorted(unknown))}")
-    command.make_context(words[0], words[1:], parent=click.Context(main))
+    context = main.commands[words[0]].make_context(words[0], words[1:], parent=click.Context(main))
+    for option, unit in (("memory_limit", "byte"), ("time_limit", "s")):
+        if context.params.get(option):
+            assert parse_limit(option, context.params[option], unit) > 0
 
 
 def test_the_profiles_that_run_unasked_train_build_and_measure() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,13 +10,17 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import redis
 import yaml
 from click.testing import CliRunner
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 import cli
 from mcu_agent.rack import load_rack
-from orchestrator.metrics import FAMILIES
+from tasks.broker import server_executable
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -23,16 +28,6 @@ DEPLOY = ROOT / "deploy"
 
 def compose() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
-
-
-def exported_names() -> set[str]:
-    names = {family.exported_name for family in FAMILIES}
-    histograms = {family.name for family in FAMILIES if family.kind == "histogram"}
-    return names | {f"{name}_{suffix}" for name in histograms for suffix in ("bucket", "count", "sum")}
-
-
-def dashboards() -> list[Path]:
-    return sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 
 
 @pytest.mark.parametrize("service", ["orchestrator", "train-worker", "build-worker", "agent"])
@@ -52,6 +47,71 @@ def test_images_are_pinned_and_nothing_listens_beyond_this_machine() -> None:
 def stages_of_the_image() -> dict[str, str]:
     parts = re.split(r"^FROM \S+ AS (\w+)$", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def copied(stage: str) -> set[str]:
+    """What a stage of the image takes from the checkout, patterns filled in."""
+    sources = [line.split()[:-1] for line in re.findall(r"^COPY (.+)$", stage, re.MULTILINE)]
+    found = {name: [path.name for path in ROOT.glob(name)] for names in sources for name in names}
+    assert all(found.values()), found
+    return {name for names in found.values() for name in names}
+
+
+def test_the_image_holds_everything_that_the_package_is_made_of() -> None:
+    parts = {path.name for path in ROOT.glob("cli*.py")} | {"orchestrator", "tasks", "mcu_agent", "pyproject.toml"}
+    assert len(parts) > 5
+    for stage in stages_of_the_image().values():
+        assert parts <= copied(stage)
+
+
+def test_the_agents_image_is_the_small_one_and_the_whole_tool_the_one_by_default() -> None:
+    stages = stages_of_the_image()
+    assert list(stages) == ["agent", "full"]
+    assert "torch" not in stages["agent"].lower()
+    assert 'pip install --no-cache-dir ".[${EXTRAS}]"' in stages["agent"]
+    assert 'pip install --no-cache-dir ".[search,postgresql]"' in stages["full"]
+    services = compose()["services"]
+    small = {name for name, service in services.items() if service.get("build", {}).get("target") == "agent"}
+    assert small == {"agent", "rack-agent"}
+    assert {services[name]["image"] for name in small} == {"edgefront-agent:0.1.0"}
+    whole = {name: service for name, service in services.items() if "build" in service and name not in small}
+    assert {service["build"]["target"] for service in whole.values()} == {"full"}
+    assert {service["image"] for service in whole.values()} == {"edgefront:0.1.0"}
+
+
+def test_no_password_stands_in_the_hosts_list_of_processes(tmp_path: Path) -> None:
+    for service in compose()["services"].values():
+        assert "PASSWORD" not in json.dumps([service.get("command"), service.get("healthcheck", {}).get("test")])
+    executable = server_executable()
+    assert executable is not None
+    (tmp_path / "redis-server").symlink_to(executable)
+    (tmp_path / "redis").write_text("a-secret")
+    shell, option, script = compose()["services"]["redis"]["command"]
+    for ours, here in (
+        ("$$", "$"),
+        ("/run/edgefront/redis", str(tmp_path / "redis")),
+        ("dir /data", f"dir {tmp_path}"),
+        ("port 6379", "port 0\nunixsocket redis.sock"),
+    ):
+        assert ours in script
+        script = script.replace(ours, here)
+    environment = {"PATH": f"{tmp_path}:{os.defpath}"}
+    with subprocess.Popen([shell, option, script], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
+        try:
+            client = redis.Redis(
+                unix_socket_path=str(tmp_path / "redis.sock"),
+                password="a-secret",
+                retry=Retry(ConstantBackoff(0.02), 200),
+            )
+            assert client.ping()
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+            assert client.config_get("appendonly") == {"appendonly": "yes"}
+            client.close()
+            shown = psutil.Process(server.pid).cmdline()  # the shell has made way for it
+        finally:
+            server.kill()
+    assert "redis-server" in shown[0]
+    assert "a-secret" not in json.dumps(shown)
 
 
 def test_the_parts_that_are_installed_exist() -> None:

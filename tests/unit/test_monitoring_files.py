@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator import service_metrics
 from orchestrator.metrics import FAMILIES
-from tasks import agent_metrics
+from tasks import agent_metrics, worker_metrics
 from tests.support.prometheus import needs_prometheus
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -66,14 +67,19 @@ def _cells(place: dict[str, int]) -> list[tuple[int, int]]:
 
 
 def test_every_metric_that_is_asked_for_is_exported() -> None:
-    # Workers have an exporter of their own; the test against a real Prometheus asks for their metrics.
-    exported = {family.exported_name for family in (*FAMILIES, *agent_metrics.FAMILIES)}
+    families = (*FAMILIES, *agent_metrics.FAMILIES, *service_metrics.FAMILIES, *worker_metrics.FAMILIES)
+    exported = {family.exported_name for family in families}
     exported |= {f"{name}{suffix}" for name in exported for suffix in ("_bucket", "_sum", "_count")}
     asked = {
         word for path in [*DASHBOARDS, DEPLOY / "prometheus" / "rules.yml"] for word in _metrics_in(path.read_text())
     }
-    assert {name for name in asked if not name.startswith("edgefront_worker_")} <= exported
+    assert asked <= exported
     assert len(asked) > 30
+
+
+def test_dashboards_show_every_metric_of_a_search() -> None:
+    asked = {word for path in DASHBOARDS for word in _metrics_in(path.read_text())}
+    assert {family.name for family in FAMILIES if not any(name.startswith(family.name) for name in asked)} == set()
 
 
 def _metrics_in(text: str) -> set[str]:
