@@ -24,9 +24,11 @@ from mcu_agent.errors import (
     FirmwareFault,
     FirmwareHang,
     ImageRejected,
+    OutOfTime,
     TransferCorrupt,
     WrongImage,
 )
+from mcu_agent.health import Fault, fault_of
 from mcu_agent.image import Image, read_image
 from mcu_agent.kinds import load_kind
 from mcu_agent.mailbox import Mailbox
@@ -121,6 +123,15 @@ def test_memory_outside_the_board_is_refused(board: Board, image: Image) -> None
     for operation in (lambda: board.read(KIND.ram_end - 2, 4), lambda: board.write(KIND.ram_origin - 2, b"1234")):
         with pytest.raises(ImageRejected):
             operation()
+
+
+def test_a_job_without_time_left_says_nothing_about_the_firmware(board: Board, image: Image) -> None:
+    board.load(image)
+    ready = image.address("edgefront_ready")
+    with pytest.raises(OutOfTime, match="the time for this job was used up") as caught:
+        board.run_until([ready], 0.0)
+    assert (caught.value.reason, fault_of(caught.value)) == ("out_of_time", Fault.RIG)
+    assert board.run_until([ready], 5.0) == ready
 
 
 def test_the_firmware_comes_to_wait_for_commands(board: Board, image: Image) -> None:
@@ -278,6 +289,7 @@ def test_text_written_through_rtt_arrives(board: Board) -> None:
         (Script(wrong_image_id=True), WrongImage, "b1 runs image 00000000.*programmed was 01020304", False),
         (Script(fault_at="edgefront_run"), FirmwareFault, "faulted at edgefront_run", False),
         (Script(corrupt_transfer=True), TransferCorrupt, "checksum is wrong", True),
+        (Script(reports_error=mailbox.ERROR_CRC), TransferCorrupt, "the input arrived damaged", True),
         (Script(reports_error=7), FirmwareError, "reports error 7", False),
         (Script(lost_after=0), BoardLost, "probe does not answer", True),
         (Script(lost_after=9), BoardLost, "probe does not answer", True),

@@ -9,7 +9,7 @@ import select
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -24,6 +24,10 @@ _FLAGS = (
 )
 
 _PATIENCE_S = 30.0
+
+
+class PageLeft(Exception):
+    """The page that was asked has made way for another one."""
 
 
 class Page:
@@ -53,6 +57,8 @@ class Page:
         while True:
             answer = self._read()
             if answer.get("id") == self._last:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise PageLeft(str(answer))
                 assert "error" not in answer, answer
                 return answer["result"]
             self._note(answer)
@@ -72,10 +78,12 @@ class Page:
     def wait(self, script: str, seconds: float = 20.0) -> Any:
         """The value of the expression once it is true."""
         deadline = monotonic() + seconds
-        while not (found := self.ask(f"Promise.resolve({script})")):
-            assert monotonic() < deadline, (script, self.complaints, self.ask("document.body.innerText"))
-            self.ask("new Promise((go) => setTimeout(go, 50))")
-        return found
+        while True:
+            with suppress(PageLeft):  # asked again, of the page that comes
+                if found := self.ask(f"Promise.resolve({script})"):
+                    return found
+                assert monotonic() < deadline, (script, self.complaints, self.ask("document.body.innerText"))
+                self.ask("new Promise((go) => setTimeout(go, 50))")
 
     def resize(self, width: int, height: int, *, scale: float = 1.0) -> None:
         self.send(

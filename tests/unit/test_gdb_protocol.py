@@ -31,10 +31,12 @@ from mcu_agent.errors import (
     FirmwareFault,
     FirmwareHang,
     InventoryError,
+    MemoryRefused,
     ProgrammingFailed,
     TransferCorrupt,
     VerifyFailed,
 )
+from mcu_agent.health import Fault, fault_of
 from mcu_agent.image import Image, Segment, read_image
 from mcu_agent.kinds import load_kind
 from tests.support import boards, gdb_servers
@@ -200,10 +202,23 @@ def test_flash_that_does_not_take_it_is_the_rigs_fault(image: Image, command: by
         ({b"m": bytearray(b"+$00#ff"), b"QStart": b""}, TransferCorrupt, "wrong checksum"),
         ({b"m": bytearray(b"+$00#ff")}, TransferCorrupt, "wrong checksum"),
         ({b"?": bytearray(b"-")}, TransferCorrupt, "received '\\?' damaged 3 times"),
+        ({b"m": b"E01"}, MemoryRefused, r"bytes at 0x\w+ cannot be read \('E01'\); check the wires"),
+        ({b"M": b"E01"}, MemoryRefused, r"refuses \d+ bytes for 0x\w+ \('E01'\); check the wires"),
         ({b"P": b"E01"}, BoardLost, "cannot set register sp"),
         ({b"p19": b"E01"}, BoardLost, "cannot read register xpsr"),
     ],
-    ids=["closes", "refuses", "mid-packet", "checksum", "checksum-no-ack", "nak", "set-register", "register"],
+    ids=[
+        "closes",
+        "refuses",
+        "mid-packet",
+        "checksum",
+        "checksum-no-ack",
+        "nak",
+        "read",
+        "write",
+        "set-register",
+        "register",
+    ],
 )
 def test_a_server_that_misbehaves_is_the_rigs_fault(
     image: Image, answers: dict[bytes, Any], error: type[AgentError], message: str
@@ -213,6 +228,7 @@ def test_a_server_that_misbehaves_is_the_rigs_fault(
     with ScriptedServer(answers) as server, pytest.raises(error, match=message) as caught:
         _load(server, image)
     assert caught.value.is_transient
+    assert fault_of(caught.value) is Fault.RIG
 
 
 def test_nobody_listening_is_a_lost_board(image: Image) -> None:

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from mcu_agent.kinds import load_kind
+from mcu_agent.rack import load_rack
 from orchestrator.records import Ending, Event, FaultKind, Source, StageRequest, StageResult
 from orchestrator.studyfile import StudyFile
-from tasks import mismatch
+from tasks import mismatch, onboard
 from tasks import profile as profile_stage
+from tasks.channel import AGENT_CHANNEL
 from tasks.firmware.image import measure
 from tasks.profile import run
 from tasks.stage import StageContext, run_stage
@@ -286,9 +288,47 @@ def test_a_missing_artifact_is_a_defect_that_names_it() -> None:
     assert "layers" in fault.detail
 
 
+ONE_BOARD = '[[board]]\nid = "bench"\nkind = "nrf52-dk"\ndriver = "virtual"\n'
+
+
+def test_a_rack_file_that_somebody_edits_ends_nothing_that_an_agent_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rack, store = tmp_path / "rack.toml", MemoryArtifacts()
+    monkeypatch.setenv("EDGEFRONT_RACK", str(rack))
+    rack.write_text("[[board]\n")
+    fault = answer(ask(store), store).fault
+    assert fault is not None
+    assert (fault.reason, fault.kind) == ("inventory", FaultKind.DEFECT)
+    monkeypatch.setenv(AGENT_CHANNEL, "")  # no agent yet: an empty name is none
+    assert answer(ask(store), store).fault == fault
+    monkeypatch.setenv(AGENT_CHANNEL, str(tmp_path / "channel"))
+    fault = answer(ask(store), store).fault
+    assert fault is not None
+    assert (fault.reason, fault.kind) == ("no_board_free", FaultKind.TRANSIENT)
+    assert "the agent's rack file cannot be used" in fault.detail
+    rack.write_text(ONE_BOARD)
+    assert answer(ask(store), store).notes["board_id"] == "bench"
+    rack.write_text("[[board]\n")
+    assert answer(ask(store), store).notes["board_id"] == "bench"
+
+
+def test_boards_that_count_nothing_serve_no_study(tmp_path: Path) -> None:
+    path = tmp_path / "rack.toml"
+    others = (
+        '[[board]]\nid = "model"\nkind = "nrf52-dk"\ndriver = "virtual"\nemulator = "qemu"\n',
+        '[[board]]\nid = "served"\nkind = "nrf52-dk"\ndriver = "gdb"\nconnection = "localhost:1"\nserver = "qemu"\n',
+        '[[board]]\nid = "probed"\nkind = "nrf52-dk"\ndriver = "gdb"\nconnection = "localhost:2"\n',
+    )
+    path.write_text("".join((ONE_BOARD, *others)))
+    rack = load_rack(path)
+    assert [one.board_id for one in rack.boards] == ["bench", "model", "served", "probed"]
+    assert [one.board_id for one in onboard.measuring(rack).boards] == ["bench", "probed"]
+
+
 def test_boards_come_from_the_rack_file_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rack = tmp_path / "rack.toml"
-    rack.write_text('[[board]]\nid = "bench"\nkind = "nrf52-dk"\ndriver = "virtual"\n')
+    rack.write_text(ONE_BOARD)
     monkeypatch.setenv("EDGEFRONT_RACK", str(rack))
     store = MemoryArtifacts()
     assert answer(ask(store), store).notes["board_id"] == "bench"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from mcu_agent import session
 from mcu_agent.boards.fake import FakeBoard
 from mcu_agent.boards.virtual import VirtualBoard
-from mcu_agent.errors import MeterLost, TraceGap, WrongClock
+from mcu_agent.errors import MeterLost, OutOfTime, TraceGap, WrongClock
 from mcu_agent.image import Image
 from mcu_agent.kinds import load_kind
 from mcu_agent.mailbox import COMMAND_OFFSET, COMMAND_WINDOW, IDLE_MS_OFFSET, REPEATS_OFFSET
 from mcu_agent.meters.fake import FakeRecorder, Fault, Load
 from mcu_agent.profiling import Plan, profile
 from mcu_agent.selftest import known_image
+from mcu_agent.session import Link
 from tests.support import boards
 from tests.support.slow_board import SlowBoard
 
@@ -87,6 +91,27 @@ def test_the_energy_is_that_of_the_windows_with_its_interval() -> None:
     assert found.energy.net_j is not None
     assert found.energy.net_j < found.energy.energy_j
     assert not meter.is_open
+
+
+def test_energy_windows_have_their_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    meter = recorder()
+    board = WiredBoard(meter)
+    open_meter, job = meter.start, replace(known_image("nrf52-dk").job(), timeout_s=30.0)
+
+    def start_late() -> None:
+        now[0] = max(now[0], 29.9)  # the outputs have taken almost all of the job's time
+        now[0] += 10.0  # and each window takes its own
+        open_meter()
+
+    monkeypatch.setattr(meter, "start", start_late)
+    assert profile(job, board, meter).energy_source == "measured"
+    assert now[0] > 100.0
+    now[0] = 0.0
+    monkeypatch.setattr(Link, "allow", lambda self, seconds: None)
+    with pytest.raises(OutOfTime):
+        profile(job, board, meter)
 
 
 def test_a_board_at_another_supply_is_held_against_its_own_voltage_and_says_so() -> None:

@@ -17,13 +17,15 @@ from mcu_agent.errors import (
     BoardLost,
     FirmwareHang,
     InventoryError,
+    MemoryRefused,
     VerifyFailed,
     WrongBoard,
 )
+from mcu_agent.health import Fault, fault_of
 from mcu_agent.image import Image, read_image
 from mcu_agent.kinds import load_kind
 from tests.support import boards
-from tests.support.emulated_part import EmulatedPart, Misbehaviour
+from tests.support.emulated_part import EmulatedPart, MemoryFault, Misbehaviour
 from tests.support.fake_probe import FakeProbe
 
 KIND = load_kind("nrf52-dk")
@@ -165,6 +167,26 @@ def test_the_probe_is_left_alone_while_it_must_be_quiet(image: Image) -> None:
         used.append(probe.transfers - before)
     assert used[1] < used[2]  # what is left: letting go, one look at the end, halting, and asking where
     assert used[1] < 60
+    board.close()
+
+
+def test_memory_that_the_probe_cannot_reach_is_the_rigs_fault(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = _probe()
+    board = _board(probe)
+    board.load(image)
+
+    def refuse(*_: object) -> None:
+        raise MemoryFault
+
+    monkeypatch.setattr(probe.part, "read", refuse)
+    with pytest.raises(MemoryRefused, match=r"4 bytes at 0x20000000 cannot be read.*check the wires") as caught:
+        board.read(KIND.ram_origin, 4)
+    assert fault_of(caught.value) is Fault.RIG
+    monkeypatch.undo()
+    monkeypatch.setattr(probe.part, "write", refuse)
+    with pytest.raises(MemoryRefused, match=r"4 bytes at 0x20000000 cannot be written.*check the wires"):
+        board.write(KIND.ram_origin, b"1234")
+    monkeypatch.undo()
     board.close()
 
 
