@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import EvaluationDefect, OrchestratorError, StudyError, UsageError
 from orchestrator.extras import MissingExtra
 from orchestrator.leash import Leash
+from orchestrator.locks import StudyTaken
 from orchestrator.records import Event
 from orchestrator.registry import ENDED_STATES, FAILED, STOPPED, Entry, LeaseLost, Registry
 from orchestrator.service import AGAIN_SO, FAILED_SO, FENCE_S, FINISHED_SO, INTERRUPTED_SO, PAUSED_SO, STOPPED_SO
@@ -32,7 +33,7 @@ from tasks.guardian import Guardian, kill_group
 
 if TYPE_CHECKING:
     from orchestrator.location import Location
-    from orchestrator.metrics import SearchMetrics
+    from orchestrator.metrics import PrometheusSink, SearchMetrics
     from orchestrator.notify import Notifier
     from orchestrator.objectives import Objectives
     from orchestrator.ports import EventSink
@@ -144,6 +145,7 @@ class Series:
     def __init__(self, metrics: SearchMetrics, service: ServiceMetrics) -> None:
         self._metrics = metrics
         self._service = service
+        self._sinks: dict[str, PrometheusSink] = {}
         self._ended: deque[str] = deque()
 
     def sink(self, name: str) -> EventSink:
@@ -151,12 +153,11 @@ class Series:
 
         if name in self._ended:
             self._ended.remove(name)
-        return PrometheusSink(self._metrics, name)
+        self._sinks[name] = PrometheusSink(self._metrics, name)
+        return self._sinks[name]
 
     def ended(self, name: str, how: str) -> None:
-        with self._metrics.lock:
-            self._metrics.get("edgefront_study_running", study=name).set(0)
-            self._metrics.get("edgefront_trials_running", study=name).set(0)
+        self._sinks[name].end()
         self._service.forget(name)
         if how in (*ENDED_STATES, FAILED):
             self._ended.append(name)
@@ -310,7 +311,7 @@ def run_submitted(entry: Entry, registry: Registry, orders: Orders, leash: Leash
     study = open_submitted(entry, registry)
     with ExitStack() as stack:
         stack.callback(study.close)
-        _lock(study, stack)
+        stack.enter_context(study.locked())
         steering = Steering(study, entry, registry, orders, leash)
         steering.check()
         if orders.for_good.is_set():
@@ -328,17 +329,6 @@ def run_submitted(entry: Entry, registry: Registry, orders: Orders, leash: Leash
         if how == FINISHED_SO:
             _report(study)
         return how, text
-
-
-def _lock(study: Study, stack: ExitStack) -> None:
-    try:
-        stack.enter_context(study.locked())
-    except StudyError as error:
-        raise _Busy(str(error)) from error
-
-
-class _Busy(OrchestratorError):
-    """Another process runs the study: one that is about to end, or ``edgefront run``."""
 
 
 def _search(study: Study, steering: Steering, orders: Orders, leash: Leash) -> tuple[str, str]:
@@ -419,6 +409,7 @@ def _log(line: str) -> None:
 def ending_of(run: Callable[[], tuple[str, str]]) -> Event:
     """Run, and say how it ended. ``is_patient``: what was in the way is the lab's and may take long to go away."""
     from mcu_agent.errors import AgentError
+    from orchestrator.postgres import DatabaseAway
     from tasks.errors import PipelineError, TransientFault
     from tasks.workers import WorkersError
 
@@ -428,6 +419,8 @@ def ending_of(run: Callable[[], tuple[str, str]]) -> Event:
         how, text, is_patient = FAILED_SO, str(error), False
     except PipelineError as error:
         how, text, is_patient = AGAIN_SO if isinstance(error, TransientFault) else FAILED_SO, str(error), False
+    except (StudyTaken, DatabaseAway) as error:
+        how, text, is_patient = AGAIN_SO, str(error), True
     except (StudyError, WorkersError, OSError) as error:
         how, text, is_patient = AGAIN_SO, str(error), False
     except (LeaseLost, OrchestratorError) as error:

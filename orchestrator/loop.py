@@ -261,9 +261,11 @@ class _Loop:
         """The study was edited: take the sums anew, from its outcomes as they are judged now."""
         self.standing = Standing(limits=self.study.objectives.finite_limits)
         self.front, self.hypervolumes = GrowingFront(reference=self.study.objectives.reference), []
-        for candidate in sorted(self.study.ledger.candidates(), key=lambda item: item.told or 0):
+        everything = self.study.ledger.candidates()
+        for candidate in sorted(everything, key=lambda item: item.told or 0):
             if candidate.outcome is not None:
                 self.count(candidate.outcome)
+        self.flow.judge_anew(everything)
         self.announce(is_new=False)
 
     def announce(self, *, is_new: bool) -> None:

@@ -90,6 +90,12 @@ class StageFlow:
         self._finish(trial, outcome, results.get(TRAIN_STAGE))
         self.results[trial] = {stage: _settled(result) for stage, result in results.items()}
 
+    def judge_anew(self, candidates: Sequence[CandidateRow]) -> None:
+        """Limits were tightened: trials that were complete may be infeasible now."""
+        for row in candidates:
+            if row.outcome is not None and row.outcome.ending is not Ending.COMPLETE:
+                self._finished.pop(row.trial, None)
+
     def _finish(self, trial: int, outcome: Outcome, train: StageResult | None) -> None:
         if outcome.ending is Ending.COMPLETE:
             values = {name: value.amount for name, value in outcome.values.items()}

@@ -1,4 +1,7 @@
-"""An agent's self-tests: every board at the start and from time to time, those out of use when their time has come."""
+"""An agent's self-tests: from time to time of every board, of those out of use when their time has come.
+
+A board that has passed lately is not tested again because an agent starts.
+"""
 
 from __future__ import annotations
 

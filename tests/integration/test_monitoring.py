@@ -16,7 +16,6 @@ from typing import IO, NamedTuple
 
 import pytest
 
-from cli import main
 from tasks.broker import BROKER_VARIABLE, EmbeddedBroker
 from tests.support.prometheus import Prometheus, free_port, needs_prometheus, prometheus
 
@@ -24,8 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 
 pytestmark = [pytest.mark.xdist_group("command line"), needs_prometheus]
-
-WORKER_METRICS = any("--metrics-port" in option.opts for option in main.commands["worker"].params)
 
 STUDY = """\
 name: watched
@@ -98,7 +95,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         begin = time()
         agent_port, run_port = str(ports["edgefront-agent"]), str(ports["edgefront-orchestrator"])
         starts(stack, "agent", "--rack", str(folder / "rack.toml"), "--metrics-port", agent_port)
-        exported = ["--metrics-port", str(ports["edgefront-worker"])] if WORKER_METRICS else []
+        exported = ["--metrics-port", str(ports["edgefront-worker"])]
         starts(stack, "worker", "--queues", "train", "--name", "train", *exported)
         starts(stack, "worker", "--queues", "build", "--name", "build")
         file = str(folder / "study.yaml")
@@ -135,7 +132,6 @@ WITHOUT_DATA = frozenset({"workers: GPU use", "workers: GPU memory", "workers: C
 def test_every_panel_of_every_dashboard_has_data(watched: Watched) -> None:
     assert {title for title, _ in queries()} >= WITHOUT_DATA
     asked = [(title, expr) for title, expr in queries() if title not in WITHOUT_DATA]
-    asked = [(title, expr) for title, expr in asked if WORKER_METRICS or "edgefront_worker_" not in expr]
     assert len(asked) > 60
     without = []
     for title, expr in asked:

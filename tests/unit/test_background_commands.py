@@ -22,7 +22,9 @@ from orchestrator.errors import EvaluationDefect, OrchestratorError, StudyError,
 from orchestrator.fencing import FencedEvaluator
 from orchestrator.following import Follower, LogReader, attempt_lines, log_text, standing
 from orchestrator.leash import Leash
+from orchestrator.locks import StudyTaken
 from orchestrator.loop import run_study
+from orchestrator.postgres import DatabaseAway
 from orchestrator.progress import Progress
 from orchestrator.records import Event, StageRequest, StageResult
 from orchestrator.registry import LeaseLost, Registry
@@ -164,6 +166,8 @@ def test_an_edit_is_checked_against_those_that_wait_before_it(registry: Registry
         (OSError(28, "No space left on device"), "again", False),
         (OrchestratorError("the broker is away"), "again", True),
         (LeaseLost("another has it"), "again", True),
+        (StudyTaken("edgefront run has it"), "again", True),
+        (DatabaseAway("the server starts"), "again", True),
     ],
 )
 def test_who_is_at_fault_decides_whether_a_study_is_tried_again(error: Exception, how: str, is_patient: bool) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import UsageError
-from orchestrator.loop import run_study
+from orchestrator.loop import SystemClock, run_study
 from orchestrator.objectives import Objectives
 from orchestrator.sampler import make_sampler, read_history
 from orchestrator.space import SearchSpace
+from orchestrator.stageflow import StageFlow
 from orchestrator.study import Study
 from orchestrator.studyedit import StudyEdit, apply_edit, edited, parse_limit
 from orchestrator.studyfile import StudyFile
@@ -198,6 +199,23 @@ def test_a_running_study_takes_an_edit_between_two_trials(tmp_path: Path) -> Non
     assert end.infeasible == sum(amount > 20_000 for amount in roms(running).values())
     assert end.infeasible + end.complete == 7
     running.close()
+
+
+def test_early_stopping_looks_at_the_trials_that_are_complete_after_an_edit(study: Study) -> None:
+    def flow() -> StageFlow:
+        made = StageFlow(
+            study=study, evaluator=ScriptedEvaluator(), sink=Recorder(), clock=SystemClock(), retry_delays_s=()
+        )
+        made.load(study.ledger.candidates())
+        return made
+
+    running = flow()
+    before = set(running._finished)
+    limit = float(sorted(roms(study).values())[2])
+    apply_edit(study, StudyEdit(limits={"rom": limit}), objectives_of, AT)
+    running.judge_anew(study.ledger.candidates())
+    assert set() != set(running._finished) < before
+    assert running._finished == flow()._finished, "a run that begins now sees others"
 
 
 class Pausing:
