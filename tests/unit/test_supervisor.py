@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
+from tasks import workers
 from tasks.guardian import Guardian
 from tasks.workers import Supervisor, WorkerSpec, _Running
 
@@ -52,3 +57,13 @@ def test_a_worker_held_while_it_is_started_again_ends_after_all() -> None:
     assert fresh.told
     supervisor._over.set()
     supervisor._thread.join(10)
+
+
+def test_what_the_children_will_need_is_loaded_before_they_are_forked(caplog: pytest.LogCaptureFixture) -> None:
+    code = (
+        "import sys; from tasks import workers; assert 'tasks.profile' not in sys.modules;"
+        "workers._preload(['profile']); print('tasks.profile' in sys.modules, 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True False\n"
+    workers._preload(["sorcery"])
+    assert "cannot load stage sorcery" in caplog.text
