@@ -80,9 +80,10 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         parts = ", ".join(f"{part / 1024:.1f}" for part in (row.weights_bytes, row.code_bytes, row.runtime_bytes))
+        ram, cycles_per_mac = row.ram_static_bytes / 1024, row.cycles / row.macs
         lines.append(
             f"| {row.example}, {row.corner} | {row.optimise} | {row.layers} | {row.macs:,} "
-            f"| {row.rom_bytes / 1024:.1f} KiB | {parts} | {row.ram_static_bytes / 1024:.1f} KiB | {row.cycles / row.macs:.2f} |"
+            f"| {row.rom_bytes / 1024:.1f} KiB | {parts} | {ram:.1f} KiB | {cycles_per_mac:.2f} |"
         )
     return "\n".join(lines)
 
