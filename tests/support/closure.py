@@ -14,9 +14,11 @@ import mcu_agent
 ROOT = Path(__file__).parents[2]
 AGENT_MODULES = (
     "cli",
+    "cli_compile",
     "cli_rack",
     "cli_service",
     "cli_study",
+    "cli_watch",
     "tasks.workers",
     "tasks.app",
     "tasks.profile",

@@ -20,17 +20,19 @@ from orchestrator.extras import EXTRAS
 from tests.support.closure import AGENT_MODULES, ROOT, agent_files, all_of_mcu_agent, loaded
 
 SEARCH_ONLY = set(EXTRAS["search"])
-COMMAND_MODULES = ("background", "dashboard", "rack", "service", "study")
+COMMAND_MODULES = ("background", "compile", "dashboard", "rack", "service", "study", "watch")
 OURS = {
     "mcu_agent",
     "orchestrator",
     "tasks",
     "cli",
     "cli_background",
+    "cli_compile",
     "cli_dashboard",
     "cli_rack",
     "cli_service",
     "cli_study",
+    "cli_watch",
 }
 
 
