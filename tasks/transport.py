@@ -68,12 +68,18 @@ def checked_entry(item: bytes, queue: str, stages: Collection[str] = KNOWN_STAGE
     fieldcheck.a_match("content-type", envelope.get("content-type"), re.compile(re.escape(CONTENT_TYPE)), CONTENT_TYPE)
     headers = fieldcheck.a_map("headers", envelope.get("headers"))
     task_id = fieldcheck.a_match("id", headers.get("id"), _TASK_ID, "a task id")
-    body = [[_argument(envelope)], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+    task, limits = _task_name(headers.get("task"), stages), _limits(headers.get("timelimit"))
+    return new_entry(task, task_id, _argument(envelope), limits, queue)
+
+
+def new_entry(task: str, task_id: str, argument: Json, limits: list[float], queue: str) -> bytes:
+    """The entry of ``queue`` by which the task is run, as Celery would write it. ``limits``: hard and soft (s)."""
+    body = [[argument], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
     fresh = {
         "body": base64.b64encode(encode(body).encode()).decode(),
         "content-encoding": "utf-8",
         "content-type": CONTENT_TYPE,
-        "headers": _fresh_headers(_task_name(headers.get("task"), stages), task_id, _limits(headers.get("timelimit"))),
+        "headers": _fresh_headers(task, task_id, limits),
         "properties": {
             "correlation_id": task_id,
             "delivery_mode": 2,

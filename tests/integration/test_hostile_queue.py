@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Iterator
@@ -160,10 +161,30 @@ def test_a_task_held_by_something_that_is_no_worker_is_left_alone(
     assert set(results(client, 1)) == {2}
 
 
-def test_an_entry_written_by_hand_is_what_celery_writes(tmp_path: Path, lab: EmbeddedLab, client: redis.Redis) -> None:
+def test_an_entry_of_ours_is_what_celery_would_write(tmp_path: Path, lab: EmbeddedLab, client: redis.Redis) -> None:
+    asked = task("profile", artifacts=str(tmp_path), study={"board": "elsewhere"})
     evaluator = CeleryEvaluator(url=lab.url, study_id="study", artifacts=tmp_path)
-    evaluator.submit(task("profile", study={"board": "elsewhere"}).request)
-    (item,) = client.lrange("board.elsewhere", 0, -1)
+    evaluator.submit(asked.request)
     evaluator.close()
-    fresh = json.loads(transport.checked_entry(item, "board.elsewhere"))
-    assert fresh["headers"]["task"] == "edgefront.profile"
+    celery = make_app(lab.url)
+    limits = {"soft_time_limit": 780.0, "time_limit": 840.0}
+    celery.send_task(
+        "edgefront.profile",
+        args=[asked.to_json()],
+        task_id=asked.request.task_id,
+        queue="board.elsewhere",
+        ignore_result=True,
+        **limits,
+    )
+    celery.close()
+    theirs, ours = (json.loads(item) for item in client.lrange("board.elsewhere", 0, -1))
+    assert ours["headers"].items() <= {**theirs["headers"], "origin": "", "argsrepr": "", "kwargsrepr": ""}.items()
+    assert json.loads(base64.b64decode(ours["body"])) == json.loads(base64.b64decode(theirs["body"]))
+    assert ours["content-type"] == theirs["content-type"]
+    assert ours["properties"].keys() <= theirs["properties"].keys()
+    checked = [
+        json.loads(transport.checked_entry(json.dumps(item).encode(), "board.elsewhere")) for item in (theirs, ours)
+    ]
+    for item in checked:
+        del item["properties"]["delivery_tag"]
+    assert checked[0] == checked[1]
