@@ -28,11 +28,12 @@ from optuna.samplers import RandomSampler  # noqa: E402
 
 from bench.pipelining.stubs import WAIT_VARIABLE  # noqa: E402
 from bench.pipelining.throughput import BOARD, FLASH_BYTES, RAM_BYTES, study_file  # noqa: E402
+from orchestrator.errors import OrchestratorError  # noqa: E402
 from orchestrator.loop import SystemClock, run_study  # noqa: E402
 from orchestrator.objectives import Objectives  # noqa: E402
 from orchestrator.records import Event  # noqa: E402
 from orchestrator.study import Study  # noqa: E402
-from tasks.broker import BROKER_VARIABLE, EmbeddedBroker  # noqa: E402
+from tasks.broker import BROKER_VARIABLE, EmbeddedBroker, tail  # noqa: E402
 from tasks.evaluator import CeleryEvaluator  # noqa: E402
 from tasks.hosts import HOST_VARIABLE  # noqa: E402
 
@@ -54,7 +55,7 @@ class Lab:
             HOST_VARIABLE: host,
             WAIT_VARIABLE: str(training_s),
             "EDGEFRONT_STAGES": "bench.pipelining.stubs:STAGES",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         with self.log.open("ab") as log:
             self.processes[host] = subprocess.Popen(
@@ -66,7 +67,16 @@ class Lab:
             )
 
     def kill(self, host: str) -> None:
-        os.killpg(self.processes[host].pid, signal.SIGKILL)
+        os.killpg(self.processes.pop(host).pid, signal.SIGKILL)
+
+    def check(self) -> None:
+        """
+        Raises:
+            OrchestratorError: a worker ended that nobody killed.
+        """
+        dead = [host for host, process in self.processes.items() if process.poll() is not None]
+        if dead:
+            raise OrchestratorError(f"worker {dead[0]} ended; {self.log} ends with:\n{tail(self.log)}")
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -111,7 +121,9 @@ def detect_and_rerun_s() -> float:
         stack.callback(study.close)
         watch = Executioner(lab)
         sink = study.recording(watch, SystemClock().now_iso)
-        evaluator = CeleryEvaluator(url=broker.url, study_id=study.study_id, artifacts=study.artifacts, sink=sink)
+        evaluator = CeleryEvaluator(
+            url=broker.url, study_id=study.study_id, artifacts=study.artifacts, sink=sink, check=lab.check
+        )
         stack.callback(evaluator.close)
         run_study(study, evaluator, RandomSampler(seed=1), sink=sink)
     return watch.again_s - watch.killed_s
