@@ -5,7 +5,7 @@ Everything that matters is in the database before it is acted upon, so the proce
 =====================================  ===========================================================================
 killed between                         what the next run finds and does
 =====================================  ===========================================================================
-ask and record                         Optuna has a running trial the ledger does not know: it is failed there
+ask and record                         Optuna has a running trial the ledger does not know: it is the next asked for
 record and submit                      a candidate without an open attempt: its next stage is queued
 submit and result                      an open attempt: published again under the same task id; work done is recalled
 result and the next stage              a result without a successor: the next stage is queued
@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
 
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from orchestrator.boards import side_by_side, with_worst
 from orchestrator.errors import EvaluationDefect
@@ -105,6 +106,7 @@ class _Loop:
     front: GrowingFront
     standing: Standing = field(default_factory=Standing)
     asked: dict[int, Trial] = field(default_factory=dict)
+    unrecorded: list[FrozenTrial] = field(default_factory=list)
     hypervolumes: list[float] = field(default_factory=list)
     active_before_s: float = 0.0
     started: float = 0.0
@@ -161,6 +163,7 @@ class _Loop:
                 return self.end("interrupted")
             if not self.is_over:
                 return self.end("paused")
+            self.fail_unrecorded()
             self.measure_front()
             if self.stop.is_set():
                 return self.end("interrupted")
@@ -244,7 +247,9 @@ class _Loop:
                 self.count(candidate.outcome)
         self.announce(is_new=not everything)
         self.remember("study_resumed" if everything else "study_started", told=self.told)
-        self.fail_unrecorded({candidate.trial for candidate in everything})
+        known = {candidate.trial for candidate in everything}
+        running = self.study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self.unrecorded = [trial for trial in running if trial.number not in known]
         for trial in list(self.candidates):
             if not self.proceed(trial):
                 self.conclude_one(trial)
@@ -276,11 +281,11 @@ class _Loop:
             if self.front.size:
                 self.emit("front_changed", hypervolume=self.hypervolume, front_size=self.front_size)
 
-    def fail_unrecorded(self, known: set[int]) -> None:
-        """Trials that were proposed and never recorded: nothing was queued for them and nobody knows them."""
-        for trial in self.study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.number not in known:
-                self.study.optuna.tell(trial.number, state=TrialState.FAIL)
+    def fail_unrecorded(self) -> None:
+        """The search is over: trials that were asked for and never recorded are not taken up any more."""
+        for trial in self.unrecorded:
+            self.study.optuna.tell(trial.number, state=TrialState.FAIL)
+        self.unrecorded = []
 
     def end(self, reason: str) -> StudyEnd:
         self.keep_time()
@@ -306,7 +311,7 @@ class _Loop:
         before = self.clock.monotonic()
         searched = {name: item for name, item in self.space.distributions().items() if name not in self.space.fixed}
         with counting_fits() as fits:
-            trial = self.study.optuna.ask(fixed_distributions=searched)
+            trial = self.ask(searched)
         seconds = self.clock.monotonic() - before
         self.emit("trial_asked", trial=trial.number)
         candidate = Candidate(
@@ -323,6 +328,16 @@ class _Loop:
             self.proceed(candidate.trial)
         about = {"seconds": seconds, "fit_seconds": fits.seconds, "n_fits": fits.n_fits}
         self.emit("trial_proposed", trial=candidate.trial, params=dict(candidate.params), **about)
+
+    def ask(self, searched: Mapping[str, BaseDistribution]) -> Trial:
+        """The next candidate. One that was asked for and never recorded is asked for again under its number, so that an
+        interrupted search proposes what it would have proposed."""
+        if not self.unrecorded:
+            return self.study.optuna.ask(fixed_distributions=dict(searched))
+        trial = Trial(self.study.optuna, self.unrecorded.pop(0)._trial_id)
+        for name, distribution in searched.items():
+            trial._suggest(name, distribution)
+        return trial
 
     def proceed(self, trial: int) -> bool:
         """Queue the next stages of an open candidate; whether there are any, or it is waited for one.

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from types import FrameType
 
-from orchestrator.records import Ending, Params, StageRequest
+from orchestrator.records import Ending, FaultKind, Params, StageRequest, StageResult
 from orchestrator.studyfile import StudyFile
 from tasks.artifacts import ArtifactStore
 from tasks.errors import TransientFault
@@ -24,7 +24,9 @@ _log = logging.getLogger(__name__)
 
 # As long as a worker's gate may take.
 LIMIT_S = 300.0
-_GATE = "gate"
+# A compiler that was killed says nothing of the candidate; looked at again, the search goes on as if it had not been.
+_MOST_LOOKS = 3
+_GATE, _TOO_LONG = "gate", "time_limit"
 # Of the gate's values these are final. RAM still lacks the stack, which only a run shows.
 _FINAL = ("rom", "flops", "macs")
 
@@ -37,7 +39,8 @@ def looks(
     seed_of: Callable[[int], int],
 ) -> Callable[[Params, int], Mapping[str, float] | None]:
     """A function of parameters and trial number: what the gate counts exactly; None where the candidate does not fit;
-    nothing at all after a fault, which says nothing of the candidate. ``seed_of`` gives a trial's seed."""
+    nothing at all after a fault, which says nothing of the candidate, and of a passing one only when it comes again and
+    again. ``seed_of`` gives a trial's seed."""
     as_json = study.for_stages()
 
     def look(params: Params, trial: int) -> Mapping[str, float] | None:
@@ -52,7 +55,7 @@ def looks(
             study=as_json,
             sources=sources,
         )
-        result = perform(request, artifacts, progress=lambda event: None, worker="", guard=_limited)
+        result = _patiently(request, artifacts)
         if result.ending is Ending.INFEASIBLE:
             return None
         if result.fault is not None:
@@ -62,6 +65,14 @@ def looks(
     return look
 
 
+def _patiently(request: StageRequest, artifacts: ArtifactStore) -> StageResult:
+    for _ in range(_MOST_LOOKS):
+        result = perform(request, artifacts, progress=lambda event: None, worker="", guard=_limited)
+        if result.fault is None or result.fault.kind is not FaultKind.TRANSIENT or result.fault.reason == _TOO_LONG:
+            break
+    return result
+
+
 def _limited(function: StageFunction) -> StageFunction:
     """The stage with a time limit, where there can be one: signals reach the main thread only. A network of the user's
     that never gets built would otherwise stop the search."""
@@ -69,7 +80,7 @@ def _limited(function: StageFunction) -> StageFunction:
         return function
 
     def expired(number: int, frame: FrameType | None) -> None:
-        raise TransientFault("time_limit", f"a look took longer than {LIMIT_S:g} s")
+        raise TransientFault(_TOO_LONG, f"a look took longer than {LIMIT_S:g} s")
 
     def limited(request: StageRequest, context: StageContext) -> StageOutput:
         before = signal.signal(signal.SIGALRM, expired)

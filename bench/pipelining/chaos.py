@@ -37,7 +37,7 @@ from orchestrator.location import Location  # noqa: E402
 from orchestrator.postgres import DATABASE_VARIABLE  # noqa: E402
 from orchestrator.records import Json  # noqa: E402
 from orchestrator.registry import ENDED_STATES, FINISHED, Registry  # noqa: E402
-from orchestrator.study import Study  # noqa: E402
+from orchestrator.study import Study, TrialRecord  # noqa: E402
 from tests.support.postgres import PostgresServer, postgres_server  # noqa: E402
 
 KIND = "nrf52840-dk"
@@ -85,12 +85,14 @@ def lab(folder: Path, database: str, *, training_s: float) -> Iterator[ChaosLab]
     """The whole lab, running, but for the database that it is given."""
     images = folder / "images"
     write_images(images, KIND, _IMAGES)
-    units = [Unit(name="orchestrator", words=["orchestrator", "--studies", "studies", "--metrics-port", "0"])]
     stages = {
         "EDGEFRONT_STAGES": "bench.pipelining.chaos_stages:STAGES",
         IMAGES_VARIABLE: str(images),
         TRAINING_VARIABLE: str(training_s),
     }
+    # The orchestrator, too: it looks at candidates with the stage `gate`.
+    words = ["orchestrator", "--studies", "studies", "--metrics-port", "0"]
+    units = [Unit(name="orchestrator", words=words, environment=stages)]
     units += [
         Unit(name=name, words=["worker", "--queues", queues, "--name", name], environment=stages)
         for name, queues in _WORKERS.items()
@@ -208,18 +210,17 @@ def look(place: Location) -> Found:
             again=Counter(
                 attempt.fault.reason if attempt.fault else attempt.state for attempt in attempts if attempt.is_failed
             ),
-            values=[_facts(study, trial.number) for trial in told],
+            values=[_facts(trial) for trial in told],
             front=sorted(trial.number for trial in study.front()),
         )
     finally:
         study.close()
 
 
-def _facts(study: Study, number: int) -> str:
-    trial = study.trials()[number]
+def _facts(trial: TrialRecord) -> str:
     assert trial.outcome is not None
     values = {name: value.amount for name, value in sorted(trial.outcome.values.items())}
-    return json.dumps([number, dict(trial.params), trial.seed, trial.outcome.ending.value, values], sort_keys=True)
+    return json.dumps([dict(trial.params), trial.seed, trial.outcome.ending.value, values], sort_keys=True)
 
 
 def chaos(folder: Path, *, trials: int, every_s: float, seed: int) -> Json:

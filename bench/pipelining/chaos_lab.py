@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -73,6 +74,7 @@ class ChaosLab:
                 self._again_at[name] = now + self.pause_s
         for name in [name for name, at in self._again_at.items() if at <= now]:
             del self._again_at[name]
+            self._log(f"starting {name}")
             if name == BROKER:
                 self.broker.restart()
             else:
@@ -98,6 +100,7 @@ class ChaosLab:
     def kill_broker(self, away_s: float) -> None:
         """``kill -9`` of the broker, which comes back after ``away_s`` from what it had written."""
         self.broker.stop_process()
+        self._log(f"broker away for {away_s:g} s")
         self._again_at.setdefault(BROKER, time.monotonic() + away_s)
 
     def leftovers(self) -> list[str]:
@@ -106,7 +109,12 @@ class ChaosLab:
 
     def _noted(self, what: str) -> str:
         self.kills.append(what)
+        self._log(f"killed {what}")
         return what
+
+    def _log(self, text: str) -> None:
+        with (self.folder / "chaos.log").open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}\n")
 
     def _start(self, unit: Unit) -> None:
         environment = {

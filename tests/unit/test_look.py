@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from orchestrator.loop import run_study, trial_seed
-from orchestrator.records import Ending, StageRequest
+from orchestrator.records import Ending, Source, StageRequest, Value
 from orchestrator.sampler import make_sampler
 from orchestrator.studyfile import StudyFile
 from tasks import look, registry
 from tasks.artifacts import ArtifactStore
+from tasks.errors import TransientFault
 from tasks.evaluator import InlineEvaluator
 from tasks.look import looks
 from tasks.stage import StageContext, StageOutput
@@ -68,6 +69,22 @@ def test_a_look_that_fails_says_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("EDGEFRONT_IMPORT_PATH", str(tmp_path))
     for family in ("netsthatleave:leaves", "netsthatleave:missing"):
         assert looks("id", study(family), {}, ArtifactStore(str(tmp_path / "artifacts")), seed_of)(PARAMS, 0) == {}
+
+
+@pytest.mark.parametrize(("n_faults", "sees"), [(2, {"rom": 5.0}), (3, {})])
+def test_a_look_is_taken_again_after_a_passing_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_faults: int, sees: dict[str, float]
+) -> None:
+    left = [n_faults]
+
+    def gate(request: StageRequest, context: StageContext) -> StageOutput:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise TransientFault("compiler_interrupted", "the compiler was ended by signal 9")
+        return StageOutput(values={"rom": Value(amount=5.0, unit="byte", source=Source.EXACT)})
+
+    monkeypatch.setattr(registry, "stage_function", lambda stage: gate)
+    assert looks("id", study(), {}, ArtifactStore(str(tmp_path)), seed_of)(PARAMS, 0) == sees
 
 
 def test_a_look_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from orchestrator.errors import EvaluationDefect, StudyError
 from orchestrator.loop import StudyEnd, run_study, trial_seed
 from orchestrator.records import Event, Fault, FaultKind, StageRequest, StageResult
+from orchestrator.sampler import make_sampler as sampler_of
 from orchestrator.study import Study
 from tests.support.scripted import Answer, ScriptedEvaluator, complete, fault, infeasible
 from tests.support.studies import Recorder, make_sampler, make_study
@@ -362,6 +364,41 @@ def test_a_run_killed_anywhere_is_completed_by_the_next(tmp_path: Path, at: str,
     assert sorted(trial.told or 0 for trial in study.trials() if trial.told) == [1, 2, 3, 4]
     assert not [one for one in study.optuna.trials if one.state == optuna.trial.TrialState.RUNNING]
     assert not [one for one in study.stage_attempts() if one.is_open]
+
+
+@pytest.mark.parametrize("n_before", [0, 1, 2])
+def test_a_candidate_that_was_never_recorded_is_asked_for_again_under_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_before: int
+) -> None:
+    space = {name: {"type": "int", "low": 1, "high": 99} for name in ("network.width", "network.depth")}
+    alone: dict[str, Any] = {"space": space, "parallelism": {"in_flight": 1}, "sampler": {"name": "random"}}
+    calm = make_study(tmp_path / "calm", **alone)
+    run_study(calm, ScriptedEvaluator(), sampler_of(calm.file, calm.objectives), sink=Recorder(), clock=FastClock())
+    disturbed = make_study(tmp_path / "disturbed", **alone)
+    storage, calls = type(disturbed.optuna._storage), [0]
+    set_param = storage.set_trial_param
+
+    def kill(*arguments: Any) -> None:
+        if calls[0] == 2 + n_before:  # amid the second candidate, or between it and its record
+            raise Killed
+        calls[0] += 1
+        set_param(*arguments)
+
+    def kill_after(event: Event) -> None:
+        if event.name == "trial_asked" and calls[0] == 4:
+            raise Killed
+
+    sampler = sampler_of(disturbed.file, disturbed.objectives)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(storage, "set_trial_param", kill)
+        run_study(disturbed, ScriptedEvaluator(), sampler, sink=Recorder(kill_after), clock=FastClock())
+    disturbed.close()
+    again = Study.open(tmp_path / "disturbed")
+    run_study(again, ScriptedEvaluator(), sampler, sink=Recorder(), clock=FastClock())
+    assert [(t.number, t.params, t.seed, t.told) for t in again.trials()] == [
+        (t.number, t.params, t.seed, t.told) for t in calm.trials()
+    ]
+    assert len(again.optuna.trials) == 4
 
 
 def test_an_open_attempt_is_published_again_under_the_same_task_id(tmp_path: Path) -> None:
