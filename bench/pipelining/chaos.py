@@ -83,8 +83,9 @@ class Found:
 @contextmanager
 def lab(folder: Path, database: str, *, training_s: float) -> Iterator[ChaosLab]:
     """The whole lab, running, but for the database that it is given."""
-    images = folder / "images"
-    write_images(images, KIND, _IMAGES)
+    images = folder.parent / "images"
+    if not images.exists():
+        write_images(images, KIND, _IMAGES)
     stages = {
         "EDGEFRONT_STAGES": "bench.pipelining.chaos_stages:STAGES",
         IMAGES_VARIABLE: str(images),
