@@ -284,6 +284,35 @@ def test_one_whose_process_is_gone_from_this_host_is_followed_at_once(registry: 
     assert [other.owner for other in registry.orchestrators()] == ["b"]
 
 
+def test_a_study_whose_trials_are_all_told_is_taken_over_for_the_rest_of_its_work(registry: Registry) -> None:
+    clock = ManualClock()
+    a, b = FakeLab(registry, clock, "a"), FakeLab(registry, clock, "b")
+    registry.submit(submission("one"))
+    a.tick()
+    a.children["one"].tell("could_use", trials=0)
+    a.service.take_events(0.1)
+    a.tick()
+    assert not a.children["one"].told("pause")
+    assert registry.entry("one").could_use == 0
+    b.gone = {"a"}
+    b.tick()
+    assert b.children["one"].limit == 1
+
+
+def test_a_pause_outlives_the_orchestrator_that_was_to_let_the_study_pause(registry: Registry) -> None:
+    clock = ManualClock()
+    a, b = FakeLab(registry, clock, "a"), FakeLab(registry, clock, "b")
+    registry.submit(submission("one"))
+    a.tick()
+    registry.want("one", "pause", AT)
+    b.gone = {"a"}
+    b.tick()
+    assert (registry.entry("one").state, registry.entry("one").owner, b.n_started) == ("paused", "", 0)
+    registry.want("one", "run", AT)
+    b.tick()
+    assert b.n_started == 1
+
+
 def test_a_slow_orchestrator_that_still_beats_keeps_its_study(registry: Registry) -> None:
     clock = ManualClock()
     a, b = FakeLab(registry, clock, "a"), FakeLab(registry, clock, "b")
