@@ -158,11 +158,14 @@ class Series:
 
     def ended(self, name: str, how: str) -> None:
         self._sinks[name].end()
-        self._service.forget(name)
+        self._service.idle(name)
         if how in (*ENDED_STATES, FAILED):
             self._ended.append(name)
         while len(self._ended) > _KEPT_SERIES:
-            self._metrics.forget(self._ended.popleft())
+            oldest = self._ended.popleft()
+            self._metrics.forget(oldest)
+            self._service.forget(oldest)
+            del self._sinks[oldest]
 
 
 # ------------------------------------------------------------------------------------------------ the study's process

@@ -106,8 +106,7 @@ def test_every_alert_has_a_test_a_severity_and_says_what_to_do() -> None:
     tests: Any = yaml.safe_load((DEPLOY / "prometheus" / "rules.test.yml").read_text())
     tested = {case["alertname"] for one in tests["tests"] for case in one["alert_rule_test"] if case["exp_alerts"]}
     alerts = [rule for group in rules["groups"] for rule in group["rules"]]
-    quiet = {"EdgefrontAgentDown"}  # tested not to fire on a moment's absence; the rule is that of the others
-    assert {rule["alert"] for rule in alerts} == tested | quiet
+    assert {rule["alert"] for rule in alerts} == tested
     for rule in alerts:
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert len(rule["annotations"]["description"]) > 30
