@@ -29,6 +29,7 @@ from orchestrator.locks import StudyTaken
 from orchestrator.records import Event
 from orchestrator.registry import ENDED_STATES, FAILED, STOPPED, Entry, LeaseLost, Registry
 from orchestrator.service import AGAIN_SO, FAILED_SO, FENCE_S, FINISHED_SO, INTERRUPTED_SO, PAUSED_SO, STOPPED_SO
+from orchestrator.signals import set_soon
 from tasks.guardian import Guardian, kill_group
 
 if TYPE_CHECKING:
@@ -463,8 +464,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _interrupt(orders: Orders, number: int, frame: FrameType | None) -> None:
-    orders.stop.set()
-    orders.first.set()
+    set_soon(orders.stop)
+    set_soon(orders.first)
 
 
 if __name__ == "__main__":

@@ -201,9 +201,11 @@ def orchestrator(studies: Path, most: int | None, metrics_port: int, metrics_add
     import signal
     import threading
 
+    from orchestrator.signals import set_soon
+
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: set_soon(stop))
     serve(studies, most, metrics_port, metrics_address, stop, lambda line: click.echo(f"{_now()} {line}"))
 
 
