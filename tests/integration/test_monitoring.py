@@ -1,5 +1,5 @@
-"""What the dashboards ask is asked of a real Prometheus that scrapes a real lab: an orchestrator with a submitted study,
-its workers and boards."""
+"""What the dashboards ask is asked of a real Prometheus that scrapes a real lab: an orchestrator with a submitted
+study, its workers and boards."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         targets = {job: f"127.0.0.1:{port}" for job, port in ports.items()}
         server = stack.enter_context(prometheus(folder, targets, DEPLOY / "prometheus" / "rules.yml"))
         begin = time()
-        agent_port, worker_port, own_port = (str(ports[f"edgefront-{job}"]) for job in ("agent", "worker", "orchestrator"))
+        agent_port, worker_port, own_port = (
+            str(ports[f"edgefront-{job}"]) for job in ("agent", "worker", "orchestrator")
+        )
         starts(stack, "agent", "--rack", str(folder / "rack.toml"), "--metrics-port", agent_port)
         starts(stack, "worker", "--queues", "train", "--name", "train", "--gpus", "all", "--metrics-port", worker_port)
         starts(stack, "worker", "--queues", "build", "--name", "build")
