@@ -93,7 +93,9 @@ def test_names_have_their_unit_and_labels_come_from_closed_sets() -> None:
     assert len({family.name for family in EXPORTED}) == len(EXPORTED)
 
 
-@pytest.mark.parametrize("module", [metrics, service_metrics, agent_metrics, worker_metrics], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "module", [metrics, service_metrics, agent_metrics, worker_metrics], ids=lambda one: one.__name__
+)
 def test_the_page_of_metrics_is_what_the_program_says(module: ModuleType) -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert module.describe() in page, "run `make docs`"
