@@ -81,7 +81,9 @@ def test_every_name_that_is_waited_for_or_scraped_is_a_service() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_the_command_line_takes_every_command(name: str) -> None:
     words = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(word)) for word in SERVICES[name]["command"]]
-    context = main.commands[words[0]].make_context(words[0], words[1:], parent=click.Context(main))
+    context = main.commands[words[0]].make_context(
+        words[0], words[1:], parent=click.Context(main, **main.context_settings)
+    )
     for option, unit in (("memory_limit", "byte"), ("time_limit", "s")):
         if context.params.get(option):
             assert parse_limit(option, context.params[option], unit) > 0
