@@ -297,6 +297,22 @@ def test_an_address_that_is_none_is_told_without_showing_it(text: str, part: str
     assert "postgresql://USER:PASSWORD@HOST/DATABASE" in str(caught.value)
 
 
+def test_a_list_in_the_database_that_many_open_for_the_first_time_at_once_is_made_once(url: str) -> None:
+    gate = threading.Barrier(8)
+
+    def submit(number: int) -> None:
+        gate.wait(10)
+        opened = Registry(url)
+        opened.submit(submission(f"s{number}"))
+        opened.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(submit, range(8)))
+    opened = Registry(url)
+    assert {entry.name for entry in opened.entries()} == {f"s{number}" for number in range(8)}
+    opened.close()
+
+
 def test_of_many_orchestrators_on_one_list_in_the_database_one_takes_a_study(url: str) -> None:
     first = Registry(url)
     first.submit(submission("one"))
