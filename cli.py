@@ -366,14 +366,18 @@ def _open_view(study: Study, options: RunOptions, console: Console, stack: ExitS
 @contextmanager
 def _stopping(console: Console) -> Iterator[threading.Event]:
     """An event that the first Ctrl-C (or SIGTERM) sets; the second Ctrl-C interrupts at once."""
-    stop = threading.Event()
+    from orchestrator.signals import set_soon
 
+    stop = threading.Event()
     over = threading.Event()
 
+    came: list[int] = []
+
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+        if came and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.set()
+        came.append(number)
+        set_soon(stop)
 
     def say() -> None:
         # Not in the handler: it may have interrupted the console in the middle of a picture.

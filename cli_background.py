@@ -29,6 +29,7 @@ from orchestrator.locks import StudyTaken
 from orchestrator.records import Event
 from orchestrator.registry import ENDED_STATES, FAILED, STOPPED, Entry, LeaseLost, Registry
 from orchestrator.service import AGAIN_SO, FAILED_SO, FENCE_S, FINISHED_SO, INTERRUPTED_SO, PAUSED_SO, STOPPED_SO
+from orchestrator.signals import set_soon
 from tasks.guardian import Guardian, kill_group
 
 if TYPE_CHECKING:
@@ -158,11 +159,14 @@ class Series:
 
     def ended(self, name: str, how: str) -> None:
         self._sinks[name].end()
-        self._service.forget(name)
+        self._service.idle(name)
         if how in (*ENDED_STATES, FAILED):
             self._ended.append(name)
         while len(self._ended) > _KEPT_SERIES:
-            self._metrics.forget(self._ended.popleft())
+            oldest = self._ended.popleft()
+            self._metrics.forget(oldest)
+            self._service.forget(oldest)
+            del self._sinks[oldest]
 
 
 # ------------------------------------------------------------------------------------------------ the study's process
@@ -460,8 +464,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _interrupt(orders: Orders, number: int, frame: FrameType | None) -> None:
-    orders.stop.set()
-    orders.first.set()
+    set_soon(orders.stop)
+    set_soon(orders.first)
 
 
 if __name__ == "__main__":

@@ -201,16 +201,17 @@ def orchestrator(studies: Path, most: int | None, metrics_port: int, metrics_add
     import signal
     import threading
 
+    from orchestrator.signals import set_soon
+
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: set_soon(stop))
     serve(studies, most, metrics_port, metrics_address, stop, lambda line: click.echo(f"{_now()} {line}"))
 
 
 def serve(studies: Path, most: int | None, port: int, address: str, stop: Any, say: Callable[[str], None]) -> None:
     """Be the orchestrator of the list in ``studies`` until ``stop`` is set."""
     import secrets
-    import socket
 
     import psutil
     from prometheus_client import CollectorRegistry
@@ -218,9 +219,10 @@ def serve(studies: Path, most: int | None, port: int, address: str, stop: Any, s
     from orchestrator.exposition import MetricsServer
     from orchestrator.registry import Orchestrator
     from orchestrator.service import Service
+    from tasks.hosts import host_name
 
     studies.mkdir(parents=True, exist_ok=True)
-    host, pid = socket.gethostname(), os.getpid()
+    host, pid = host_name(), os.getpid()
     me = Orchestrator(
         owner=f"{host}:{pid}:{secrets.token_hex(4)}", host=host, pid=pid, born=psutil.Process().create_time()
     )

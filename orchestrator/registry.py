@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import sqlalchemy as sa
@@ -39,6 +41,7 @@ ENDED_STATES = (FINISHED, STOPPED)
 RUN, PAUSE, STOP = "run", "pause", "stop"
 
 _BUSY_TIMEOUT_S = 30
+_MAKING = 0x65646765  # names the lock of PostgreSQL under which the tables are made
 _tables = sa.MetaData()
 _version = sa.Table("edgefront_lab", _tables, sa.Column("version", sa.Integer, primary_key=True))
 _studies = sa.Table(
@@ -411,24 +414,29 @@ class Registry:
                 raise LeaseLost(f"study {name}: another orchestrator has taken it over; this process ends")
 
     def _prepare(self) -> None:
-        """Make the tables; whoever does so at the same time may be faster in between."""
-        for is_last in (False, False, True):
-            try:
-                _tables.create_all(self._engine)
-                self._check_version()
-            except DBAPIError:
-                if is_last:
-                    raise
-            else:
-                return
+        """Make the tables that are not there yet, one process after the other."""
+        found = self._version() or self._make_tables()
+        if found != REGISTRY_VERSION:
+            raise StudyError(f"the list of studies has version {found}; this program reads {REGISTRY_VERSION}")
 
-    def _check_version(self) -> None:
+    def _version(self) -> int | None:
+        """Of the list that is there; the row is written with the last of its tables."""
+        with self._engine.connect() as connection:
+            if not sa.inspect(connection).has_table(_version.name):
+                return None
+            found: int | None = connection.scalar(sa.select(_version.c.version))
+            return found
+
+    def _make_tables(self) -> int:
         with self._engine.begin() as connection:
-            found = connection.scalar(sa.select(_version.c.version))
+            is_server = self._engine.dialect.name == "postgresql"
+            lock = f"SELECT pg_advisory_xact_lock({_MAKING})" if is_server else "BEGIN IMMEDIATE"
+            connection.exec_driver_sql(lock)
+            _tables.create_all(connection)
+            found: int | None = connection.scalar(sa.select(_version.c.version))
             if found is None:
                 connection.execute(_version.insert().values(version=REGISTRY_VERSION))
-        if found not in (None, REGISTRY_VERSION):
-            raise StudyError(f"the list of studies has version {found}; this program reads {REGISTRY_VERSION}")
+        return found or REGISTRY_VERSION
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -474,8 +482,22 @@ def _address(url: str) -> sa.URL:
 
 
 def _on_connect(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
+    _write_ahead(connection)
     connection.execute("PRAGMA synchronous=FULL")
+
+
+def _write_ahead(connection: Any) -> None:
+    """Alone of all statements this one does not wait where another connection is at the file, whatever the timeout."""
+    deadline = monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or monotonic() > deadline:
+                raise
+            sleep(0.01)
+        else:
+            return
 
 
 def _is_held(name: str, token: int) -> sa.ColumnElement[bool]:

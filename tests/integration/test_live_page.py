@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from time import time
 
 import pytest
 
 from cli_dashboard import ShownStudies
+from orchestrator.loop import run_study
+from orchestrator.records import Event, StageRequest, StageResult
 from orchestrator.report.serve import Access, DashboardServer
+from tasks import messages
+from tasks.broker import EmbeddedBroker, connect
+from tasks.watching import LabWatch
 from tests.support.browser import Page, browser, needs_chromium
 from tests.support.run_scripted import main
+from tests.support.scripted import ScriptedEvaluator, complete
+from tests.support.studies import Recorder, make_sampler, make_study
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a token of the laboratory"
@@ -58,6 +69,61 @@ def test_the_page_of_a_study_follows_it_without_being_loaded_again(tmp_path: Pat
         assert page.wait("document.documentElement.scrollWidth <= innerWidth"), "a phone would have to scroll sideways"
         assert page.complaints == []
         assert {address for address in page.asked if not address.startswith((server.url, "data:"))} == set()
+
+
+def report(*states: str) -> str:
+    boards = [{"board": f"b-{n}", "kind": "nrf52-dk", "state": state, "detail": ""} for n, state in enumerate(states)]
+    return json.dumps({"version": 1, "at": time(), "boards": boards})
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
+    one = EmbeddedBroker(tmp_path / "broker", tmp_path / "broker.log")
+    one.start()
+    yield one
+    one.stop()
+
+
+def test_the_page_shows_stage_and_epoch_of_what_is_under_way_the_boards_and_the_way_to_optuna(
+    tmp_path: Path, page: Page, broker: EmbeddedBroker
+) -> None:
+    study, stop = make_study(tmp_path / "small"), threading.Event()
+
+    def stop_in_training(one: StageRequest) -> StageResult | None:
+        if one.stage != "train":
+            return complete(one)
+        stop.set()
+        return None
+
+    run_study(study, ScriptedEvaluator(stop_in_training), make_sampler(), sink=Recorder(), stop=stop)
+    (under_way,) = (attempt for attempt in study.stage_attempts() if attempt.is_open)
+    study.ledger.record_start(0, "train", under_way.attempt, "gpu-1", datetime.now(UTC).isoformat())
+    client = connect(broker.url)
+
+    def tell(epoch: int, *states: str) -> None:
+        about = {"trial": 0, "epoch": epoch, "epochs": 8, "accuracy": 0.5}
+        event = messages.encode_event(Event(name="epoch_finished", fields=about))
+        client.xadd(messages.events_key(study.study_id), event)  # type: ignore[arg-type]
+        client.set(messages.agent_key("a@lab"), report(*states))
+
+    tell(3, "idle", "leased", "quarantined")
+    shown = ShownStudies(tmp_path, watch=LabWatch(broker.url))
+    with DashboardServer(shown, Access(address="127.0.0.1", port=0), first="small") as server:
+        page.open(server.url)
+        row = "document.querySelector('#way tbody tr')?.textContent"
+        assert "epoch 3/8, accuracy 50.0 %" in page.wait(row)
+        assert "train" in page.ask(row)
+        assert page.ask("document.querySelector('#way .steps .now').title") == "train"
+        wall = "[...document.querySelectorAll('#boards .board')].map((one) => one.className).join()"
+        assert page.wait(wall) == "board idle,board leased,board quarantined"
+        assert "optuna-dashboard sqlite:///" in page.ask("document.getElementById('footer').textContent")
+        tell(4, "idle", "idle", "quarantined")
+        page.wait(f"{row}?.includes('epoch 4/8')")
+        page.wait(f"{wall} === 'board idle,board idle,board quarantined'")
+        assert page.complaints == []
+    shown.close()
+    client.close()
+    study.close()
 
 
 def test_a_browser_without_the_token_is_asked_for_it_and_then_shows_the_list(tmp_path: Path, page: Page) -> None:
