@@ -2,10 +2,10 @@
 
     python bench/pipeline.py [--json] [--only throughput,looking,death,outage,chaos] [--trials 200] [--large 10000]
 
-Everything is measured on the real path: a real Redis, worker processes, an orchestrator process, and under ``chaos`` and
-``outage`` a PostgreSQL server and agents with virtual boards. Needs a checkout with its development tools and, for those
-two, PostgreSQL's server programs; about half an hour on two idle cores, most of it under ``chaos``. What each figure is:
-bench/README.md.
+Everything is measured on the real path: a real Redis, worker processes, an orchestrator process, and under ``chaos``
+and ``outage`` a PostgreSQL server and agents with virtual boards. Needs a checkout with its development tools and, for
+those two, PostgreSQL's server programs; about half an hour on two idle cores, most of it under ``chaos``. What each
+figure is: bench/README.md.
 """
 
 from __future__ import annotations
