@@ -685,12 +685,9 @@ def parse_limit(option: str, text: str, unit: str) -> float:
     if not text:
         return 0.0
     try:
-        amount = float(parse_quantity(text, unit))
+        return float(parse_quantity(text, unit))
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
-    if not amount > 0:
-        raise UsageError(f"{option}: found {text!r}; it must be above 0")
-    return amount
 
 
 def parse_queues(text: str) -> list[str]:

@@ -165,8 +165,9 @@ def test_a_worker_says_what_it_serves_and_where_without_the_password(monkeypatch
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--memory-limit", "8 parsecs"), "--memory-limit: found '8 parsecs'; allowed: a number, or one with a unit"),
-        (("--memory-limit", "0"), "--memory-limit: found '0'; it must be above 0"),
+        (("--memory-limit", "8 parsecs"), "--memory-limit: found '8 parsecs'; allowed: a number above 0, or"),
+        (("--time-limit", "-3s"), "--time-limit: found '-3s'; allowed: a number above 0, or one with a unit: s, ms, us"),
+        (("--memory-limit", "0"), "--memory-limit: found '0'; allowed: a number above 0"),
         (("--time-limit", "9h"), "--time-limit: found 32400 s; allowed are up to 21600"),
         (("--gpus", "0", "--concurrency", "2"), "--gpus goes with --concurrency 1"),
         (("--gpus", ","), "--gpus: none given"),
