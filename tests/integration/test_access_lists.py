@@ -20,7 +20,7 @@ import cli
 from orchestrator.records import Ending, StageResult
 from tasks import app, messages
 from tasks.artifacts import ArtifactStore
-from tasks.broker import EmbeddedBroker, connect
+from tasks.broker import BrokerError, EmbeddedBroker, check_queues, check_reachable, connect
 from tasks.evaluator import CeleryEvaluator
 from tasks.slots import AnnouncedSlots
 from tasks.watching import LabWatch
@@ -169,6 +169,20 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)
+
+
+def test_who_may_not_serve_a_queue_is_told_at_once_and_by_name(url: Url, broker: EmbeddedBroker) -> None:
+    check_queues(url("worker"), ["train", "build"])
+    check_queues(url("agent"), ["board.nrf52-dk"])
+    with pytest.raises(BrokerError, match="refuses user 'agent' the queue 'train'.*~train") as caught:
+        check_queues(url("agent"), ["board.nrf52-dk", "train"])
+    assert caught.value.exit_code == 2
+
+
+def test_a_database_that_the_server_does_not_have_is_not_a_server_that_is_away(broker: EmbeddedBroker) -> None:
+    with pytest.raises(BrokerError, match="answers, and refuses: DB index is out of range") as caught:
+        check_reachable(f"{broker.url}?db=99")
+    assert caught.value.exit_code == 2
 
 
 def test_an_agent_puts_back_what_another_agent_has_left_lying(

@@ -155,7 +155,8 @@ def test_a_worker_says_what_it_serves_and_where_without_the_password(monkeypatch
     from tasks import crew
 
     monkeypatch.setenv("EDGEFRONT_BROKER_URL", "redis://:sesame@lab:6379/0")
-    monkeypatch.setattr(crew, "check_reachable", lambda url: None)
+    monkeypatch.setattr(crew, "check_reachable", lambda url, is_needed: None)
+    monkeypatch.setattr(crew, "check_queues", lambda url, queues: None)
     monkeypatch.setattr(crew.Crew, "serve", lambda self: 0)
     result = call("worker", "--queues", "train,build", "--concurrency", "2")
     assert result.exit_code == 0
@@ -180,6 +181,13 @@ def test_limits_and_gpus_that_no_worker_can_have_are_refused(
     result = call("worker", "--queues", "train", *options)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_a_worker_without_a_broker_is_not_told_that_one_is_started_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFRONT_BROKER_URL", "redis://localhost:1/0")
+    result = call("worker", "--queues", "train")
+    assert "no Redis answers at redis://localhost:1/0" in result.stderr
+    assert "by itself" not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,9 @@ def test_memory_is_that_of_a_child_and_of_all_below_it() -> None:
 def test_faults_of_memory_are_transient_and_hold_their_figures() -> None:
     fault = memory_fault(TASK, 9.1 * 1024**3, 8 * 1024**3)
     assert (fault.kind, fault.reason) == (FaultKind.TRANSIENT, "memory_limit")
-    assert "stage train took 9.10 GiB of memory; this worker allows 8.00 GiB (--memory-limit)" in fault.detail
+    assert "stage train took 9318.40 MiB of memory; this worker allows 8192 MiB (--memory-limit)" in fault.detail
+    close = memory_fault(TASK, 420 * 1024**2 + 4096, 420 * 1024**2)
+    assert "took 440,406,016 bytes of memory; this worker allows 440,401,920 bytes" in close.detail
     killed = out_of_memory_fault(TASK, 2.5 * 1024**3)
     assert (killed.kind, killed.reason) == (FaultKind.TRANSIENT, "out_of_memory")
     assert "last seen with 2.50 GiB" in killed.detail
