@@ -247,6 +247,7 @@ def test_the_command_line_finds_it_and_never_shows_the_password(
         assert failed.exit_code == 1
         assert part in failed.stderr
         assert "Correct EDGEFRONT_DATABASE" in failed.stderr
+        assert failed.exit_code == 2
         assert not {part for part in ("pass:", "pass%", "passx", "w@rd", "w%40rd") if part in failed.stderr}
 
 

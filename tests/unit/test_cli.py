@@ -284,7 +284,27 @@ def test_a_full_disk_is_said_with_the_file_and_what_to_do() -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "studies/mine/report.html")
     text = cli._os_error_text(error)
     assert text.startswith("studies/mine/report.html: No space left on device; free some space")
-    assert cli._os_error_text(OSError(errno.EACCES, "Permission denied", "x")) == "x: Permission denied"
+    assert cli._os_error_text(OSError(errno.EIO, "Input/output error", "x")) == "x: Input/output error"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/ro/.restoring-4b_gxvb1/study", "/ro"),
+        ("/ro/x.tar.gz.half", "/ro"),
+        ("/proc/x/.backup-qwq9tfbb", "/proc/x"),
+        ("/ro/study", "/ro/study"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_as_its_user_knows_it(path: str, shown: str) -> None:
+    text = cli._os_error_text(OSError(errno.EROFS, "Read-only file system", path))
+    assert text == f"{shown}: Read-only file system; name another place (--studies, --to), or make this one writable for you"
+
+
+def test_a_place_that_cannot_be_used_is_the_users_mistake() -> None:
+    done = call("submit", "examples/digits.yaml", "--studies", "/proc/nowhere")
+    assert done.exit_code == 2
+    assert "/proc/nowhere: No such file or directory; name a place that exists" in done.stderr
 
 
 def test_a_terminal_that_knows_few_characters_gets_question_marks_for_the_rest() -> None:
