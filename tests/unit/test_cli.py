@@ -20,6 +20,7 @@ from mcu_agent.errors import InventoryError
 from orchestrator.errors import OrchestratorError, UsageError
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("mcu_agent", "orchestrator", "tasks")
 GENERATED_DOCS = ROOT / "docs"
 
 
@@ -359,3 +360,36 @@ def test_a_reader_that_has_seen_enough_is_no_error_worth_a_message() -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=30)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+# What Edgefront sets for processes of its own.
+_OWN_VARIABLES = {
+    "EDGEFRONT_AGENT_CHANNEL",
+    "EDGEFRONT_LAB_REGISTRY",
+    "EDGEFRONT_TIME_LIMIT_S",
+    "EDGEFRONT_TRUST",
+    "EDGEFRONT_WARM_STAGES",
+    "EDGEFRONT_WORKER",
+    "EDGEFRONT_WORKER_CHANNEL",
+}
+
+
+def test_the_manual_lists_every_environment_variable_that_is_read() -> None:
+    files = [*ROOT.glob("cli*.py"), *(file for name in PACKAGES for file in (ROOT / name).rglob("*.py"))]
+    read = {name for file in files for name in re.findall(r'"(EDGEFRONT_[A-Z_]+)"', file.read_text(encoding="utf-8"))}
+    table = "\n".join(re.findall(r"^\| `EDGEFRONT_.*$", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"`(EDGEFRONT_[A-Z_]+)`", table)) == read - _OWN_VARIABLES
+    assert read >= _OWN_VARIABLES
+
+
+def test_the_rack_of_the_environment_is_that_of_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFRONT_RACK", str(tmp_path / "nowhere.toml"))
+    for words in (("agent",), ("boards", "--watch"), ("rack", "check")):
+        assert "nowhere.toml" in call(*words).stderr
+
+
+def test_submitting_tries_the_place_of_the_artifacts(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFRONT_ARTIFACTS", "foo://x")
+    done = call("submit", str(study_file), "--studies", str(study_file.parent / "studies"))
+    assert (done.exit_code, "artifacts at foo://x" in done.stderr) == (2, True)
+    assert not (study_file.parent / "studies").exists()

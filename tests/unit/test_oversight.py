@@ -64,7 +64,7 @@ def test_gpus_are_chosen_by_index_by_uuid_or_all_together() -> None:
     ("text", "said"),
     [
         ("2", "found '2'; this machine offers 0 (NVIDIA H100 80GB HBM3), 1 (NVIDIA H100 80GB HBM3), or all"),
-        ("0,x", "found 'x'"),
+        ("0,x", "found 'x'; allowed are indices or uuids of nvidia-smi with commas, or all"),
         ("0,GPU-aaaa", "'0' is named twice"),
         (" , ", "none given"),
     ],
@@ -73,6 +73,11 @@ def test_gpus_that_are_not_there_are_refused_with_those_that_are(text: str, said
     with pytest.raises(UsageError) as caught:
         chosen_gpus(text, TWO, {})
     assert said in str(caught.value)
+
+
+def test_what_names_no_gpu_is_refused_where_there_is_none_too() -> None:
+    with pytest.raises(UsageError, match="found 'x'; allowed are indices"):
+        chosen_gpus("x", (), {})
 
 
 def test_each_gpu_has_a_worker_process_that_sees_no_other() -> None:
