@@ -57,6 +57,20 @@ _LAB_HINT = """broker at {broker}: stages wait there until somebody serves them
   edgefront agent --rack FILE     with {boards}"""
 
 
+# Mistakes about places: the same command with another place, or another right to it, works.
+_WRITABLE = "; name another place (--studies, --to), or make this one writable for you"
+_PLACES = {
+    errno.EROFS: _WRITABLE,
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+    errno.ENOENT: "; name a place that exists, or can be made",
+    errno.ENOTDIR: "; name a folder where a folder is wanted",
+    errno.EISDIR: "; name a file where a file is wanted",
+    errno.ENAMETOOLONG: "; choose a shorter name",
+}
+_PASSING = (".backup-", ".restoring-")
+
+
 class _Failure(click.ClickException):
     """An error of ours as one message on stderr."""
 
@@ -94,7 +108,7 @@ class _Edgefront(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE and _is_reader_gone():
                 raise  # as in "| head"; click ends quietly then
-            raise _Failure(_os_error_text(error), EXIT_RUN) from error
+            raise _Failure(_os_error_text(error), EXIT_USAGE if error.errno in _PLACES else EXIT_RUN) from error
         except KeyboardInterrupt:
             raise _Failure("interrupted; the same command goes on where it was", EXIT_INTERRUPTED) from None
 
@@ -110,10 +124,17 @@ def _is_reader_gone() -> bool:
 
 
 def _os_error_text(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
+    where = f"{_known_place(error.filename)}: " if error.filename else ""
     full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
     advice = "; free some space and run the same command again, nothing is lost" if full else ""
-    return f"{where}{error.strerror or error}{advice}"
+    return f"{where}{error.strerror or error}{advice or _PLACES.get(error.errno or 0, '')}"
+
+
+def _known_place(name: str | bytes | int) -> str:
+    """A path that its user knows: instead of a file of ours with a name for the time being, the folder around it."""
+    path = Path(os.fsdecode(name)) if not isinstance(name, int) else Path(str(name))
+    ours = [index for index, part in enumerate(path.parts) if part.startswith(_PASSING) or part.endswith(".half")]
+    return str(Path(*path.parts[: ours[0]])) if ours else str(path)
 
 
 @click.group(cls=_Edgefront, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -689,12 +710,9 @@ def parse_limit(option: str, text: str, unit: str) -> float:
     if not text:
         return 0.0
     try:
-        amount = float(parse_quantity(text, unit))
+        return float(parse_quantity(text, unit))
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
-    if not amount > 0:
-        raise UsageError(f"{option}: found {text!r}; it must be above 0")
-    return amount
 
 
 def parse_queues(text: str) -> list[str]:

@@ -11,10 +11,13 @@ import threading
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
 from cli_study import STUDIES, database_option, studies_option
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.location import Location
@@ -59,9 +62,15 @@ def dashboard(
       EDGEFRONT_DASHBOARD_TOKEN=… edgefront dashboard --address 0.0.0.0
     """
     from orchestrator.location import database_url
+    from orchestrator.postgres import DatabaseAway
     from orchestrator.report.serve import Access, DashboardServer
 
+    _check_given(studies, optuna_url)
     shown = ShownStudies(studies, database_url(database), optuna_url, _watch())
+    try:
+        shown.names()  # a wrong password is an error now and not on the page
+    except DatabaseAway as error:
+        click.echo(error, err=True)
     if study:
         shown.open(study)  # an unknown one is an error now and not on the page
     access = Access(address=address, port=port, token=token)
@@ -70,6 +79,19 @@ def dashboard(
         if is_open:
             click.launch(server.url)
         threading.Event().wait()
+
+
+def _check_given(studies: Path, optuna_url: str) -> None:
+    """
+    Raises:
+        UsageError: a folder was named that does not exist, or the link leads nowhere.
+    """
+    is_named = click.get_current_context().get_parameter_source("studies") is not ParameterSource.DEFAULT
+    if is_named and not studies.is_dir():
+        raise UsageError(f"--studies: there is no folder {studies}; name the one that holds the studies' folders")
+    parts = urlsplit(optuna_url)
+    if optuna_url and (parts.scheme not in ("http", "https") or not parts.netloc):
+        raise UsageError(f"--optuna-dashboard: found {optuna_url!r}; allowed is http://host:port/ or https://…")
 
 
 def _watch() -> LabWatch | None:

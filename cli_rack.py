@@ -42,13 +42,21 @@ def aligned(rows: list[list[str]]) -> list[str]:
 def rack_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """The option ``--rack`` of a command that needs one."""
     file = click.Path(path_type=Path, dir_okay=False)
-    return click.option("--rack", type=file, required=True, help="Rack file (TOML) with the boards of this host.")(
-        function
-    )
+    return click.option(
+        "--rack",
+        type=file,
+        required=True,
+        envvar="EDGEFRONT_RACK",
+        help="Rack file (TOML) with the boards of this host; default: $EDGEFRONT_RACK.",
+    )(function)
 
 
 @click.group(invoke_without_command=True, short_help="List board kinds, or the boards of a rack.")
-@click.option("--rack", type=click.Path(path_type=Path, dir_okay=False), help="List the boards of this rack file.")
+@click.option(
+    "--rack",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="List the boards of this rack file; for --watch, default: $EDGEFRONT_RACK.",
+)
 @click.option("--watch", is_flag=True, help="Keep showing what they are doing, until Ctrl-C.")
 @json_option
 @click.pass_context
@@ -65,6 +73,8 @@ def boards(context: click.Context, rack: Path | None, watch: bool, as_json: bool
     """
     if context.invoked_subcommand is not None:
         return
+    if watch and rack is None and (given := os.environ.get("EDGEFRONT_RACK")):
+        rack = Path(given)
     if watch and (as_json or rack is None):
         raise click.UsageError("--watch shows the boards of --rack FILE, for people")
     if watch and rack is not None:

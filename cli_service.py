@@ -91,9 +91,13 @@ def submit(file: Path, studies: Path, priority: int, trials: int | None, is_watc
     """
     from cli import load_file
     from cli_rack import check_rack_for
+    from orchestrator.study import ARTIFACTS_VARIABLE
+    from tasks.artifacts import check_writable
 
     loaded = load_file(file)
     check_rack_for(loaded.kinds)
+    if address := os.environ.get(ARTIFACTS_VARIABLE):
+        check_writable(address)
     if trials is not None:
         loaded = loaded.model_copy(update={"budget": loaded.budget.model_copy(update={"trials": trials})})
     registry = open_registry(studies)

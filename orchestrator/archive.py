@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator.errors import StudyError, UsageError
+from orchestrator.errors import UnusableInput, UsageError
 from orchestrator.extras import require
 from orchestrator.records import Json
 
@@ -43,7 +43,7 @@ def reading(path: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
 
     Raises:
         UsageError: there is no such file.
-        StudyError: it cannot be read, or holds what no backup holds.
+        UnusableInput: it cannot be read, or holds what no backup holds.
     """
     try:
         with path.open("rb") as raw, _decompressing(raw) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
@@ -51,7 +51,7 @@ def reading(path: Path) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; give the file that edgefront study backup wrote") from None
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, _ZstdError) as error:
-        raise StudyError(
+        raise UnusableInput(
             f"{path}: it cannot be read ({error or type(error).__name__}): it is damaged, cut off or no backup. Take "
             "another copy of it, or another backup"
         ) from error
@@ -61,7 +61,7 @@ def _members(path: Path, archive: tarfile.TarFile, stream: IO[bytes]) -> Iterato
     for entry in archive:
         content = archive.extractfile(entry) if entry.isreg() else None
         if content is None or not _MEMBER.fullmatch(entry.name):
-            raise StudyError(f"{path}: it holds {entry.name[:100]!r}, which no backup of a study does")
+            raise UnusableInput(f"{path}: it holds {entry.name[:100]!r}, which no backup of a study does")
         yield entry.name, content
     # The checksum stands behind the last member, where tarfile does not look: read on, so that a cut there is found.
     while stream.read(_CHUNK):

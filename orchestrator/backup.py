@@ -21,7 +21,7 @@ from typing import IO, Protocol
 from orchestrator.archive import SUFFIXES, add, compressing, digest_of, plain, reading
 from orchestrator.copying import copy_rows, make_tables, rename, snapshot
 from orchestrator.database import DATABASE_FILE, SqliteDatabase
-from orchestrator.errors import StudyError, UsageError
+from orchestrator.errors import UnusableInput, UsageError
 from orchestrator.extras import require
 from orchestrator.ledger import Ledger
 from orchestrator.location import Location
@@ -158,14 +158,14 @@ def verify(path: Path, folder: Path | None = None) -> Backup:
     """Read all of an archive and compare every hash; ``study.db`` and ``study.yaml`` are written into ``folder``.
 
     Raises:
-        StudyError: it is damaged, cut off, no backup, or of another version; names the member.
+        UnusableInput: it is damaged, cut off, no backup, or of another version; names the member.
     """
     found: dict[str, str] = {}
     manifest: Json | None = None
     with reading(path) as members:
         for name, content in members:
             if manifest is not None or name in found:
-                raise StudyError(
+                raise UnusableInput(
                     f"{path}: found {name} twice or after the manifest; it is no backup as this program writes"
                 )
             if name == MANIFEST:
@@ -174,7 +174,7 @@ def verify(path: Path, folder: Path | None = None) -> Backup:
                 keep = folder / name if folder is not None and "/" not in name else None
                 found[name] = digest_of(content, keep)
     if manifest is None:
-        raise StudyError(
+        raise UnusableInput(
             f"{path}: it ends without a manifest: it was cut off. Take another copy of it, or another backup"
         )
     _compare(path, {name: about["sha256"] for name, about in manifest["files"].items()}, found)
@@ -195,11 +195,11 @@ def _manifest(path: Path, data: bytes) -> Json:
         kind, version = manifest["format"], manifest["version"]
         complete = {"name", "study_id", "made_at", "front_only", "missing", "files"} <= manifest.keys()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudyError(f"{path}: its manifest cannot be read: {error!r}") from error
+        raise UnusableInput(f"{path}: its manifest cannot be read: {error!r}") from error
     if kind != FORMAT or not complete:
-        raise StudyError(f"{path}: it is no backup of a study")
+        raise UnusableInput(f"{path}: it is no backup of a study")
     if version != FORMAT_VERSION:
-        raise StudyError(
+        raise UnusableInput(
             f"{path}: it is of version {version}, this program reads {FORMAT_VERSION}; install the newer one"
         )
     return manifest
@@ -210,7 +210,7 @@ def _compare(path: Path, expected: dict[str, str], found: dict[str, str]) -> Non
     absent = sorted(expected.keys() ^ found.keys())
     if altered or absent or DATABASE_FILE not in found:
         what = [f"{name} was altered" for name in altered] + [f"{name} is missing or unknown" for name in absent]
-        raise StudyError(
+        raise UnusableInput(
             f"{path}: {'; '.join(what[:3]) or 'it holds no database'}{' …' if len(what) > 3 else ''}. It is damaged; "
             "take another copy of it, or another backup"
         )
@@ -224,7 +224,8 @@ def restore(path: Path, studies: Path, open_store: OpenStore, *, name: str = "",
 
     Raises:
         UsageError: there is such a study; nothing is overwritten.
-        StudyError: the archive is damaged, or a database cannot be used.
+        UnusableInput: the archive is damaged.
+        StudyError: a database cannot be used.
     """
     studies.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=studies, prefix=".restoring-") as temporary:

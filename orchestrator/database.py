@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
-from orchestrator.errors import StudyError
+from orchestrator.errors import StudyError, UnusableInput
 from orchestrator.locks import locked_file
 from orchestrator.transactions import DURABLE
 
@@ -26,6 +26,7 @@ DATABASE_FILE = "study.db"
 BUSY_TIMEOUT_S = 60
 _LONGEST_PATH = 500  # 512 with what SQLite appends for its journals
 # Reading all of a larger file takes longer than a look at the study: it is checked when the study is run.
+_BEGIN_ANEW = "restore it from a copy, or move it away to begin the study anew."
 _CHECKED_AT_ONCE_BYTES = 32 * 1024 * 1024
 
 
@@ -139,8 +140,7 @@ class SqliteDatabase:
         try:
             yield
         except database_errors(sqlite3.DatabaseError) as error:
-            cause = cause_of(error)
-            raise StudyError(f"{self.path}: {cause}. {_advice(cause, self.path)}") from error
+            raise file_error(error, str(self.path), self.path, _BEGIN_ANEW) from error
 
     @contextmanager
     def locked(self, engine: Engine, name: str) -> Iterator[None]:
@@ -207,7 +207,16 @@ def _check_whole(connection: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError(verdict)
 
 
-def _advice(cause: str, database: Path) -> str:
+def file_error(error: Exception, what: str, database: Path, if_damaged: str) -> StudyError:
+    """What SQLite says of a file, with what to do about it; ``what`` it is, for people."""
+    cause = cause_of(error)
+    text = f"{what}: {cause}. {_advice(cause, database, if_damaged)}"
+    is_given = not os.access(database.parent, os.W_OK) or (database.is_file() and not os.access(database, os.W_OK))
+    is_given |= "readonly" in cause or "unable to open" in cause
+    return UnusableInput(text) if is_given else StudyError(text)
+
+
+def _advice(cause: str, database: Path, if_damaged: str) -> str:
     if "disk is full" in cause or "disk I/O" in cause:
         return "Free some space and run the same command again; nothing that was recorded is lost."
     if "locked" in cause:
@@ -215,9 +224,10 @@ def _advice(cause: str, database: Path) -> str:
     n_bytes = len(os.fsencode(database.absolute()))
     if n_bytes > _LONGEST_PATH and "unable to open" in cause:
         return f"Its path is {n_bytes} bytes long and SQLite takes about {_LONGEST_PATH}: choose a shorter --studies."
-    if database.is_file() and not (os.access(database.parent, os.W_OK) and os.access(database, os.W_OK)):
+    is_writable = os.access(database.parent, os.W_OK) and (not database.is_file() or os.access(database, os.W_OK))
+    if not is_writable or "readonly" in cause:
         return (
             f"The folder {database.parent} and what is in it must be writable, even to look at a study; make them so, "
             "or copy the folder to where you may write."
         )
-    return "It is damaged or no database: restore it from a copy, or move it away to begin the study anew."
+    return f"It is damaged or no database: {if_damaged}"

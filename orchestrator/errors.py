@@ -19,6 +19,12 @@ class StudyError(OrchestratorError):
     """A study on disk cannot be used (corrupt, missing, written by another version)."""
 
 
+class UnusableInput(StudyError):
+    """What the user gave cannot be used as it is: an archive, a folder, the address or password of a database."""
+
+    exit_code = 2
+
+
 class EvaluationDefect(OrchestratorError):
     """A defect of the tool itself showed up in an evaluation; the study stops rather than learn from it."""
 

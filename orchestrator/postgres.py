@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from orchestrator.database import Connecting, cause_of, database_errors
-from orchestrator.errors import StudyError, UsageError
+from orchestrator.errors import StudyError, UnusableInput, UsageError
 from orchestrator.extras import require
 from orchestrator.locks import leased, locked_file
 
@@ -72,13 +73,23 @@ def check_url(text: str, *, where: str = DATABASE_VARIABLE) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        raise UsageError(f"{where}: found no address of a database; {allowed}") from None
+        raise UsageError(f"{where}: found no address of a database: {_wrong_part(text)}; {allowed}") from None
     if url.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):
         raise UsageError(f"{where}: found an address of {url.drivername}; allowed is PostgreSQL: {allowed}")
     if not url.database:
         raise UsageError(f"{where}: found an address without the name of a database; {allowed}")
     require("postgresql")
     return url.set(drivername="postgresql+psycopg")
+
+
+def _wrong_part(text: str) -> str:
+    if "://" not in text:
+        return "it does not begin with postgresql://"
+    try:
+        urlsplit(text).port  # noqa: B018 - reading it is the test
+    except ValueError:
+        return "its port is no number from 0 to 65535"
+    return "it cannot be taken apart"
 
 
 def schema_of(name: str) -> str:
@@ -186,7 +197,7 @@ def _name_in(connection: sa.Connection, schema: str) -> str | None:
 @contextmanager
 def connected(url: URL, schema: str = "") -> Iterator[sa.Connection]:
     """One connection, closed afterwards."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=_connect_args(url, schema))
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=connect_args(url, schema))
     try:
         with engine.connect() as connection:
             yield connection
@@ -199,11 +210,16 @@ def _explained(url: URL, what: str, schema: str) -> Iterator[None]:
     try:
         yield
     except database_errors() as error:
-        cause = cause_of(error)
-        text = f"{what}: {cause.rstrip('.')}. {_advice(error, cause, url, schema)}"
-        if is_away(error):
-            raise DatabaseAway(text, was_connected=was_connected(error)) from error
-        raise StudyError(text) from error
+        raise server_error(error, url, what, schema) from error
+
+
+def server_error(error: Exception, url: URL, what: str, schema: str = "") -> StudyError:
+    """What the server says, with what to do about it; ``what`` was asked for, for people."""
+    cause = cause_of(error)
+    text = f"{what}: {cause.rstrip('.')}. {_advice(error, cause, url, schema)}"
+    if is_away(error):
+        return DatabaseAway(text, was_connected=was_connected(error))
+    return UnusableInput(text) if any(refusal in cause for refusal in _REFUSALS) else StudyError(text)
 
 
 def _advice(error: Exception, cause: str, url: URL, schema: str) -> str:
@@ -212,7 +228,7 @@ def _advice(error: Exception, cause: str, url: URL, schema: str) -> str:
         user = url.username or "USER"
         return (
             f"Let its user do it: GRANT CREATE ON DATABASE {url.database} TO {user}, or "
-            f"CREATE SCHEMA {schema} AUTHORIZATION {user}."
+            + (f"CREATE SCHEMA {schema} AUTHORIZATION {user}." if schema else f"CREATE ON SCHEMA public TO {user}.")
         )
     if any(refusal in cause for refusal in _REFUSALS):
         return f"Correct {DATABASE_VARIABLE} (or --database), or the server's users and pg_hba.conf."
@@ -251,10 +267,11 @@ def _state(error: BaseException | None) -> str:
 
 
 def _engine_kwargs(url: URL, schema: str) -> dict[str, Any]:
-    return {"pool_pre_ping": True, "pool_size": 4, "connect_args": _connect_args(url, schema)}
+    return {"pool_pre_ping": True, "pool_size": 4, "connect_args": connect_args(url, schema)}
 
 
-def _connect_args(url: URL, schema: str) -> dict[str, Any]:
+def connect_args(url: URL, schema: str = "") -> dict[str, Any]:
+    """How every connection is made: what the server is told, and when it counts as gone."""
     settings = {**_SETTINGS, **({"search_path": schema} if schema else {})}
     own = url.query.get("options", "")
     options = [

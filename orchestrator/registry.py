@@ -22,12 +22,13 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine, Row
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from orchestrator.database import file_error
 from orchestrator.errors import OrchestratorError, StudyError, UsageError
+from orchestrator.postgres import DATABASE_VARIABLE, check_url, connect_args, server_error, shown
 from orchestrator.records import Json
 
-DATABASE_VARIABLE = "EDGEFRONT_DATABASE"
 REGISTRY_FILE = "lab.db"
 REGISTRY_VERSION = 1
 
@@ -42,6 +43,7 @@ RUN, PAUSE, STOP = "run", "pause", "stop"
 
 _BUSY_TIMEOUT_S = 30
 _MAKING = 0x65646765  # names the lock of PostgreSQL under which the tables are made
+_SUBMIT_AGAIN = "restore it from a copy; or move it away and submit the studies again, which go on where they were."
 _tables = sa.MetaData()
 _version = sa.Table("edgefront_lab", _tables, sa.Column("version", sa.Integer, primary_key=True))
 _studies = sa.Table(
@@ -442,21 +444,20 @@ class Registry:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except IntegrityError:
+            raise
         except DBAPIError as error:
-            if isinstance(error, IntegrityError):
-                raise
-            shown = self._engine.url.render_as_string(hide_password=True)
-            cause = str(error.orig or error).splitlines()[0]
-            raise StudyError(
-                f"the list of studies at {shown}: {cause}. Is the folder writable, and the database of "
-                f"{DATABASE_VARIABLE} there? Nothing that was recorded is lost."
-            ) from error
+            url = self._engine.url
+            if url.get_backend_name() == "postgresql":
+                raise server_error(error, url, f"the list of studies in {shown(url)}") from error
+            path = Path(url.database or "")
+            raise file_error(error, f"the list of studies, {path}", path, _SUBMIT_AGAIN) from error
 
 
 def _engine(url: str) -> Engine:
     address = _address(url)
     if address.get_backend_name() == "postgresql":
-        return sa.create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        return sa.create_engine(address, pool_pre_ping=True, connect_args=connect_args(address))
     path = address.database
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -470,15 +471,7 @@ def _address(url: str) -> sa.URL:
     Raises:
         UsageError: no address of SQLite or PostgreSQL. The text does not repeat it: it may hold a password.
     """
-    try:
-        address = sa.make_url(url)
-    except (ArgumentError, ValueError):
-        address = None
-    if address is None or address.drivername not in ("sqlite", "postgresql", "postgresql+psycopg"):
-        raise UsageError(
-            f"{DATABASE_VARIABLE}: found no address of a database; write postgresql://USER:PASSWORD@HOST/DB"
-        )
-    return address
+    return sa.make_url(url) if url.startswith("sqlite:///") else check_url(url)
 
 
 def _on_connect(connection: Any, _: Any) -> None:

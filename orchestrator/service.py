@@ -36,6 +36,7 @@ from orchestrator.scheduling import Do, Sight, backoff_s, decide, demands, share
 LEASE_S = 30.0
 FENCE_S = 20.0
 TICK_S = 1.0
+_SAY_AGAIN_S = 60.0
 # Deaths in a row, without a trial told in between, after which a study has failed.
 MOST_DEATHS = 8
 # How the process of a study ends: `ended` with one of these as `how`.
@@ -123,6 +124,7 @@ class Service:
         self._failures: dict[str, int] = {}
         self._retry_at: dict[str, float] = {}
         self._beaten = lab.clock.monotonic()
+        self._away, self._away_said_s = "", 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop`` is set; then all studies are interrupted, to be gone on with, and given back."""
@@ -137,11 +139,17 @@ class Service:
             self._tick()
         except StudyError as error:  # the registry cannot be reached: without it nothing may begin
             silent_s = self._lab.clock.monotonic() - self._beaten
-            self._lab.say(f"{error} (for {silent_s:.0f} s)")
+            self._say_away(str(error), silent_s)
             if silent_s >= FENCE_S and self._runs:
                 self._lab.say("others may take the studies over by now: their processes are ended here")
                 for name in list(self._runs):
                     self._drop(name)
+
+    def _say_away(self, text: str, silent_s: float) -> None:
+        """The same trouble once a minute, and another at once."""
+        if text != self._away or silent_s - self._away_said_s >= _SAY_AGAIN_S:
+            self._away, self._away_said_s = text, silent_s
+            self._lab.say(f"{text} (for {silent_s:.0f} s)")
 
     def take_events(self, timeout_s: float) -> None:
         """Handle what studies tell, for ``timeout_s`` or until one ends."""
@@ -180,6 +188,9 @@ class Service:
         registry, clock = self._lab.registry, self._lab.clock
         registry.beat(self._me, clock.now_iso())
         self._beaten = clock.monotonic()
+        if self._away:
+            self._away = ""
+            self._lab.say("the list of studies is there again")
         self._reap()
         entries = registry.entries(is_ended=False)
         dead = self._dead(registry.orchestrators(), entries)
@@ -357,10 +368,8 @@ class Service:
         if is_retried:
             pause_s = backoff_s(self._failures.get(name, 1))
             self._retry_at[name] = clock.monotonic() + pause_s
-            reason = f"{reason}; tried again after {pause_s:g} s"
-        self._lab.say(
-            f"study {name}: {'tried again later' if is_retried else state}" + (f": {reason}" if reason else "")
-        )
+            reason = f"{reason.rstrip('.')}; tried again after {pause_s:g} s"
+        self._lab.say(f"study {name}: {reason}" if is_retried else f"study {name}: {state}{': ' * bool(reason)}{reason}")
         registry.release(name, token, state, reason, clock.now_iso())
 
     def _drop(self, name: str) -> None:

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from orchestrator.records import Json, ParamValue
@@ -28,8 +29,8 @@ OBJECTIVE_UNITS = {"error": "1", "rom": "byte", "ram": "byte", "flops": "1", "la
 SPACE_SECTIONS = ("network", "training", "compression")
 NOT_SEARCHED = ("training.checkpoint_every",)  # changes no result
 
-_QUANTITY = re.compile(r"^\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*$")
-# What each unit measures, in our base units; a bare number and one with k, M or G may be anything.
+_QUANTITY = re.compile(r"^\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*$")
+# What each unit measures, in our base units; a bare number and one with k, M or G may be anything but a time.
 _UNITS: dict[str, dict[str, float]] = {
     "": {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9},
     "1": {"%": 0.01},
@@ -49,16 +50,19 @@ def parse_quantity(value: Any, unit: str | None = None) -> Any:
     ``unit`` is what it must be in (``byte``, ``s``, ``J``, ``1``); without it all are allowed.
 
     Raises:
-        ValueError: the text is no number with a known unit, or one of another kind.
+        ValueError: the text is no number above 0 with a known unit, or one of another kind.
     """
     if not isinstance(value, str):
         return value
     kinds = _UNITS if unit is None else {kind: _UNITS[kind] for kind in ("", unit)}
     factors = {name: factor for units in kinds.values() for name, factor in units.items()}
+    if unit == "s":
+        factors = {"": 1.0, **_UNITS["s"]}
     match = _QUANTITY.match(value)
-    if match is None or match.group(2) not in factors:
-        raise ValueError(f"found {value!r}; allowed: a number, or one with a unit: {', '.join(filter(None, factors))}")
-    return float(match.group(1)) * factors[match.group(2)]
+    if match is None or match.group(2) not in factors or not (amount := float(match.group(1))) > 0:
+        units_there = ", ".join(filter(None, factors))
+        raise ValueError(f"found {value!r}; allowed: a number above 0, or one with a unit: {units_there}")
+    return amount * factors[match.group(2)]
 
 
 def _parse_seconds(value: Any) -> Any:
@@ -284,11 +288,24 @@ def _all_if_missing(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _check_web_address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:  # brackets that are no IPv6, a port that is none
+        raise ValueError(f"allowed: http://host:port/… with a port from 1 to 65535 ({error})") from error
+    if not has_host:
+        raise ValueError("allowed: http://host:port/… with the name of a host and a port from 1 to 65535")
+    return url
+
+
 class Notify(_Model):
     """Where to send word of the study: a POST of JSON to ``webhook`` on each event of ``on``: ``record`` (a larger
     hypervolume), ``end``, ``stall`` (no trial told for the time ``stall_after``). With ``secret`` each is signed."""
 
-    webhook: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$", max_length=2000)]
+    webhook: Annotated[
+        str, Field(pattern=r"^https?://[^\s/]+\S*$", max_length=2000), AfterValidator(_check_web_address)
+    ]
     on: Annotated[
         tuple[Literal["record", "end", "stall"], ...], BeforeValidator(_all_if_missing), Field(min_length=1)
     ] = (
@@ -298,14 +315,6 @@ class Notify(_Model):
     )
     secret: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     stall_after: Seconds = 3600.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _on_as_word(cls, given: Any) -> Any:
-        # YAML reads a bare on as true, as a key too
-        if isinstance(given, dict) and "True" in given and "on" not in given:
-            return {("on" if key == "True" else key): value for key, value in given.items()}
-        return given
 
 
 class StudyFile(_Model):

@@ -170,13 +170,15 @@ _IN_OUR_WORDS = {
 _PATTERNS = {
     "name": "letters, digits, '.', '_' and '-', the first a letter or digit",
     "device": "cpu, auto, cuda, cuda:1 …, mps, xpu",
+    "webhook": "an address of HTTP, http://host/… or https://host/…",
 }
 
 
 def allowed(item: Mapping[str, Any]) -> str:
     """What one of pydantic's errors says is allowed."""
     if item["type"] == "string_pattern_mismatch":
-        return f"allowed: {_PATTERNS[str(item['loc'][-1])]}"
+        text = next((_PATTERNS[part] for part in reversed(item["loc"]) if part in _PATTERNS), "")
+        return f"allowed: {text or 'text like ' + str(item['ctx']['pattern'])}"
     if item["type"] in _IN_OUR_WORDS:
         return _IN_OUR_WORDS[item["type"]]
     message = str(item["msg"])

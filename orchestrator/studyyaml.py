@@ -121,13 +121,20 @@ def _scalar(loader: _Loader, node: yaml.Node) -> Any:
         raise yaml.MarkedYAMLError(problem=f"{node.value!r}: {error}", problem_mark=node.start_mark) from error
 
 
+def _key(loader: _Loader, node: yaml.Node) -> str:
+    """A key as text; what YAML 1.1 takes for true or false (``on:``) is the word that was written."""
+    if not isinstance(node, yaml.ScalarNode):
+        return "?"
+    return str(node.value if node.tag == "tag:yaml.org,2002:bool" else _scalar(loader, node))
+
+
 def _mapping(loader: _Loader, node: yaml.MappingNode, path: str, lines: Lines) -> dict[str, Any]:
     own = {id(key) for key, _ in node.value}
     loader.flatten_mapping(node)  # puts what << brings in first, so that the node's own keys win
     data: dict[str, Any] = {}
     seen: dict[str, int] = {}
     for key_node, value_node in node.value:
-        key = str(_scalar(loader, key_node)) if isinstance(key_node, yaml.ScalarNode) else "?"
+        key = _key(loader, key_node)
         name = f"{path}.{key}" if path else key
         line = key_node.start_mark.line + 1
         if key in seen and id(key_node) in own:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,35 @@ def without_password(url: str) -> str:
 def client_url(url: str) -> str:
     """The same address as redis-py spells it."""
     return "unix" + url[len(SOCKET_SCHEME) :] if url.startswith(SOCKET_SCHEME + "://") else url
+
+
+def check_database(url: str) -> None:
+    """redis-py passes over a database that is no number, and Celery fails at it for ever.
+
+    Raises:
+        BrokerAddressError: the address names one.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # whoever connects says so with the whole address
+        return
+    if parts.scheme in ("redis", "rediss") and not re.fullmatch(r"/?[0-9]*", parts.path):
+        raise BrokerAddressError(
+            f"{BROKER_VARIABLE}: found the database {parts.path.lstrip('/')!r} in {without_password(url)}; allowed is a "
+            "number, for example redis://host:6379/0"
+        )
+
+
+def speaks_plainly(url: str, timeout_s: float = 2.0) -> bool:
+    """Whether the port of a ``rediss`` address answers without TLS: a Redis there takes a handshake for half a line and
+    waits for the rest."""
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 6379), timeout_s) as plain:
+            plain.sendall(b"PING\r\n")
+            return plain.recv(1) in (b"+", b"-")
+    except (OSError, ValueError):
+        return False
 
 
 def _check_file(name: str, value: str) -> str:
@@ -155,6 +185,8 @@ def tls_trouble(url: str, error: str) -> str:
         )
     if is_cut and url.startswith("redis://"):
         return f"it ended the connection ({error.rstrip('.')}), as a port does that speaks TLS: use rediss://"
+    if url.startswith("rediss://") and "timeout" in error.lower() and speaks_plainly(url):
+        return "it does not speak TLS on this port; use its TLS port, or redis://"
     if url.startswith("rediss://") and ("WRONG_VERSION_NUMBER" in error or "record layer failure" in error):
         return f"it does not speak TLS on this port ({error.rstrip('.')}); use its TLS port, or redis://"
     return ""

@@ -35,7 +35,7 @@ from tasks import messages
 from tasks.address import exposure, without_password
 from tasks.agent_metrics import AgentMetrics
 from tasks.agent_tests import SelfTests
-from tasks.broker import check_reachable, connect
+from tasks.broker import check_queues, check_reachable, connect
 from tasks.channel import AGENT_CHANNEL, Channel
 from tasks.guardian import Guardian
 from tasks.onboard import RACK_VARIABLE
@@ -72,8 +72,9 @@ def run_agent(options: AgentOptions, announce: Callable[[str], None] = lambda li
         UsageError: the metrics' port is taken.
     """
     rack = load_rack(options.rack)
-    url = worker_broker()
-    check_reachable(url)
+    url = worker_broker("an agent")
+    check_reachable(url, is_needed=True)
+    check_queues(url, [f"{messages.BOARD_QUEUE}.{kind}" for kind in rack.board_kinds()])
     if danger := exposure(url):
         announce(danger)
     name = options.name or rack.agent.name or socket.gethostname()

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 import redis
-from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from billiard.process import current_process
 from celery import Celery, Task, bootsteps, signals
 from celery.worker import state
@@ -57,6 +57,17 @@ def soft_limit_s(stage: str, profile_timeout_s: float) -> float:
     return _SOFT_LIMITS_S.get(stage, 5.0 * profile_timeout_s + 180.0)
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """A child that was ended is one line of the log: where in Celery it was noticed tells nobody anything."""
+    if record.exc_info and issubclass(record.exc_info[0] or object, WorkerLostError | TimeLimitExceeded):
+        record.exc_info = None
+    return True
+
+
+# Celery's, which logs a task that failed in the parent process.
+logging.getLogger("celery.worker.request").addFilter(_without_traceback)
+
+
 class _Upkeep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
     """What the worker's parent does from time to time: say that it is there and which queues it serves, replace dead
     children (every second instead of every fifth), and reconnect when it is stuck.
@@ -72,6 +83,8 @@ class _Upkeep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no
         queues = messages.announcement(names, parent.pool.num_processes)
         announce = functools.partial(_announce, connect(worker_url(), retries=0), str(parent.hostname), queues)
         announce()
+        if hasattr(self, "_timers"):  # started again, after the last line of the log was that it is not connected
+            _log.warning("connected to the broker again, serving %s", ", ".join(names))
         self._timers = [
             parent.timer.call_repeatedly(5.0, announce),
             parent.timer.call_repeatedly(1.0, parent.pool.maintain_pool),

@@ -12,8 +12,10 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from time import monotonic, sleep
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -24,6 +26,7 @@ from tasks.address import (
     SOCKET_SCHEME,
     BrokerAddressError,
     BrokerError,
+    check_database,
     client_url,
     split_tls,
     tls_trouble,
@@ -35,6 +38,7 @@ __all__ = [
     "BrokerAddressError",
     "BrokerError",
     "EmbeddedBroker",
+    "check_queues",
     "check_reachable",
     "connect",
     "server_executable",
@@ -54,6 +58,7 @@ def connect(url: str, *, retries: int = 5, timeout_s: float = 5.0) -> redis.Redi
     Raises:
         BrokerAddressError: the address is none of Redis, or its options of TLS are wrong.
     """
+    check_database(url)
     bare_url, tls = split_tls(url)
     try:
         return redis.Redis.from_url(
@@ -70,27 +75,63 @@ def connect(url: str, *, retries: int = 5, timeout_s: float = 5.0) -> redis.Redi
         ) from error
 
 
-def check_reachable(url: str) -> None:
-    """Make sure that a Redis answers at ``url``.
+def check_reachable(url: str, *, is_needed: bool = False) -> None:
+    """Make sure that a Redis answers at ``url``. ``is_needed``: whoever asks starts none where no address is given.
 
     Raises:
-        BrokerError: it does not; the text says why and what to do.
+        BrokerAddressError: one answers and does not want this address: its password, database or encryption.
+        BrokerError: none answers. The text says why and what to do.
     """
-    client = connect(url, retries=1)
+    client = connect(url, retries=0)
     try:
         client.ping()
     except redis.AuthenticationError as error:
-        raise BrokerError(
+        raise BrokerAddressError(
             f"the Redis at {without_password(url)} refuses its password or wants one; write it into "
             f"{BROKER_VARIABLE}: redis://:PASSWORD@host:6379/0"
         ) from error
+    except redis.ResponseError as error:
+        raise BrokerAddressError(
+            f"the Redis at {without_password(url)} answers, and refuses: {str(error).rstrip('.')}. Correct "
+            f"{BROKER_VARIABLE}{_about_refusal(str(error))}"
+        ) from error
     except (redis.RedisError, OSError) as error:
         if trouble := tls_trouble(url, str(error)):
-            raise BrokerError(f"no safe connection to the Redis at {without_password(url)}: {trouble}") from error
+            raise BrokerAddressError(f"no safe connection to the Redis at {without_password(url)}: {trouble}") from error
         raise BrokerError(
             f"no Redis answers at {without_password(url)}: {str(error).rstrip('.')}. Start it or correct "
-            f"{BROKER_VARIABLE}; without that variable a broker is started by itself."
+            f"{BROKER_VARIABLE}" + ("." if is_needed else "; without that variable a broker is started by itself.")
         ) from error
+    finally:
+        client.close()
+
+
+def _about_refusal(text: str) -> str:
+    if "DB index" in text:
+        return ": it ends with the number of a database, and a Redis has 0 to 15 where its settings say nothing else."
+    return ", or its user's rights (docs/security.md)."
+
+
+def check_queues(url: str, queues: Iterable[str]) -> None:
+    """Make sure that the address's user may serve ``queues``: Celery would try for ever.
+
+    Raises:
+        BrokerAddressError: it may not; the text names user, queue and what its access list lacks.
+    """
+    client = connect(url, retries=0)
+    user = urlsplit(url).username or "default"
+    try:
+        for queue in queues:
+            try:
+                client.llen(queue)
+            except redis.exceptions.NoPermissionError as error:
+                raise BrokerAddressError(
+                    f"the Redis at {without_password(url)} refuses user {user!r} the queue {queue!r} "
+                    f"({str(error).rstrip('.')}). Give {BROKER_VARIABLE} a user whose access list has "
+                    f"~{queue.partition('.')[0]}* (docs/security.md), or serve other --queues"
+                ) from error
+    except (redis.RedisError, OSError) as error:
+        raise BrokerError(f"the Redis at {without_password(url)} does not answer any more: {error}") from error
     finally:
         client.close()
 

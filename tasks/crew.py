@@ -23,12 +23,14 @@ from prometheus_client import CollectorRegistry
 from orchestrator.errors import UsageError
 from orchestrator.exposition import MetricsServer
 from orchestrator.extras import require
+from orchestrator.quantities import rounded, show
 from orchestrator.records import Ending, Event, Fault
 from orchestrator.signals import set_soon
 from tasks.address import exposure, without_password
 from tasks.answers import fault_result, publish
-from tasks.broker import check_reachable, connect
+from tasks.broker import check_queues, check_reachable, connect
 from tasks.channel import WORKER_CHANNEL, Channel
+from tasks.floor import check_memory_limit
 from tasks.gpus import Gpu, chosen_gpus, installed_gpus, pinned_to
 from tasks.guardian import Guardian
 from tasks.hosts import host_name
@@ -88,7 +90,7 @@ def run_crew(options: CrewOptions, announce: Callable[[str], None] = lambda line
     Raises:
         BrokerAddressError, BrokerError: there is no broker to serve.
         MissingExtra: the stages need what is not installed.
-        UsageError: a GPU that does not exist, a limit that no task may have, or the metrics' port is taken.
+        UsageError: a GPU that does not exist, a limit that no task may or can have, or the metrics' port is taken.
     """
     if options.time_limit_s > LONGEST_LIMIT_S:
         raise UsageError(f"--time-limit: found {options.time_limit_s:g} s; allowed are up to {LONGEST_LIMIT_S:g}")
@@ -98,7 +100,9 @@ def run_crew(options: CrewOptions, announce: Callable[[str], None] = lambda line
     gpus = _gpus_of(options, announce)
     if not trust_of_queues(options.queues).is_agent:
         require("search")
-    check_reachable(url)
+    check_reachable(url, is_needed=True)
+    check_queues(url, options.queues)
+    check_memory_limit(options.queues, options.memory_limit_bytes)
     with ExitStack() as stack:
         crew = Crew(options, url, gpus)
         stack.callback(crew.close)
@@ -227,6 +231,12 @@ class Crew:
         task = self._tasks.drop(pid)
         if task is not None:
             self._answer(task, memory_fault(task, used_bytes, self.options.memory_limit_bytes))
+        else:
+            _log.warning(
+                "a process that waited for tasks kept %s of memory and was replaced: the worker allows %s",
+                show(used_bytes, "byte"),
+                rounded(self.options.memory_limit_bytes, "byte"),
+            )
         self._ended.add(pid)
         kill_family(pid)
         self._metrics.count_exit("memory_limit")

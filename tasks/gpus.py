@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,9 @@ class Gpu:
     utilisation: float | None
     used_bytes: float | None
     total_bytes: float | None
+
+
+_GPU_NAME = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+")
 
 
 def installed_gpus() -> tuple[Gpu, ...]:
@@ -79,8 +83,12 @@ def chosen_gpus(text: str, installed: Sequence[Gpu], environment: Mapping[str, s
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise UsageError("--gpus: none given; allowed are indices or uuids of nvidia-smi with commas, or all")
-    if not visible or names == ["all"]:
+    if names == ["all"]:
         return tuple(visible)
+    if unknown := next((name for name in names if not _GPU_NAME.fullmatch(name)), ""):
+        raise UsageError(f"--gpus: found {unknown!r}; allowed are indices or uuids of nvidia-smi with commas, or all")
+    if not visible:
+        return ()
     found = [_named(name, visible) for name in names]
     doubled = [name for name, gpu in zip(names, found, strict=True) if found.count(gpu) > 1]
     if doubled:

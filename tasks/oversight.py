@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.quantities import exact, rounded, show
 from orchestrator.records import Event, Fault, StageRequest
 from tasks.answers import transient
 
@@ -106,9 +107,12 @@ def over_limit(used: Mapping[int, float], limit_bytes: float) -> list[int]:
 
 def memory_fault(task: RunningTask, used_bytes: float, limit_bytes: float) -> Fault:
     """The worker ended it, before the system would have ended something else."""
+    used, limit = show(used_bytes, "byte"), rounded(limit_bytes, "byte")
+    if rounded(used_bytes, "byte") == limit:  # where only bytes show the difference
+        used, limit = exact(round(used_bytes), "byte"), exact(round(limit_bytes), "byte")
     detail = (
-        f"stage {task.stage} took {used_bytes / _GIB:.2f} GiB of memory; this worker allows {limit_bytes / _GIB:.2f} "
-        "GiB (--memory-limit). Give it more, or let the space reach smaller batches and networks"
+        f"stage {task.stage} took {used} of memory; this worker allows {limit} (--memory-limit). Give it more, or let "
+        "the space reach smaller batches and networks"
     )
     return transient("memory_limit", detail)
 

@@ -34,6 +34,7 @@ from tasks.broker import (
     BROKER_VARIABLE,
     BrokerAddressError,
     EmbeddedBroker,
+    check_queues,
     check_reachable,
     connect,
     tail,
@@ -56,8 +57,8 @@ class WorkersError(OrchestratorError):
     """Workers keep dying right after their start; the text ends with their log."""
 
 
-def worker_broker() -> str:
-    """The address of the broker that this process is to serve.
+def worker_broker(who: str = "a worker") -> str:
+    """The address of the broker that this process is to serve; ``who`` it is, for people.
 
     Raises:
         BrokerAddressError: ``EDGEFRONT_BROKER_URL`` is not set.
@@ -65,7 +66,7 @@ def worker_broker() -> str:
     url = os.environ.get(BROKER_VARIABLE)
     if not url:
         raise BrokerAddressError(
-            f"{BROKER_VARIABLE} is not set; a worker needs the address of the Redis that the orchestrator uses too: "
+            f"{BROKER_VARIABLE} is not set; {who} needs the address of the Redis that the orchestrator uses too: "
             f"{BROKER_VARIABLE}=redis://host:6379/0"
         )
     return url
@@ -101,7 +102,8 @@ def run_worker(
 
     if danger := exposure(worker_url()):
         announce(danger)
-    check_reachable(worker_url())
+    check_reachable(worker_url(), is_needed=True)
+    check_queues(worker_url(), queues)
     announce(
         f"serving {', '.join(queues)} of {without_password(worker_url())}, {concurrency} at once; "
         "Ctrl-C finishes what is under way and stops"

@@ -14,7 +14,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from localstack.composefile import chosen, read_services
-from localstack.errors import StackError
+from localstack.errors import StackError, WrongCommand
 from localstack.images import Builder, Image
 from localstack.processes import Stack, running, stop
 
@@ -46,7 +46,11 @@ def main(words: list[str]) -> int:
             _up(root, options)
     except StackError as error:
         print(f"local-stack: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
+    except OSError as error:
+        print(f"local-stack: {error.filename or root}: {error.strerror or error}; --root DIR is another place for all "
+              "of it", file=sys.stderr)
+        return WrongCommand.exit_code
     return 0
 
 
@@ -93,7 +97,7 @@ def _with_images(stack: Stack) -> Stack:
     """The stack with the images that ``up`` has built."""
     file = stack.root / "images.json"
     if not file.exists():
-        raise StackError(f"nothing was built in {stack.root}; deploy/local-stack up")
+        raise WrongCommand(f"nothing was built in {stack.root}; deploy/local-stack up")
     for name, about in json.loads(file.read_text(encoding="utf-8")).items():
         stack.images[name] = Image(**{**about, "root": Path(about["root"])})
     return stack
@@ -101,9 +105,10 @@ def _with_images(stack: Stack) -> Stack:
 
 def _up(root: Path, options: argparse.Namespace) -> None:
     if running(root):
-        raise StackError(f"something runs in {root} already; deploy/local-stack down")
-    root.mkdir(parents=True, exist_ok=True)
+        raise WrongCommand(f"something runs in {root} already; deploy/local-stack down")
     stack = _stack(root, options)
+    stack.check_addresses()
+    root.mkdir(parents=True, exist_ok=True)
     stack.build()
     kept = {name: {**vars(image), "root": str(image.root)} for name, image in stack.images.items()}
     (root / "images.json").write_text(json.dumps(kept), encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from localstack.errors import StackError
+from localstack.errors import WrongCommand
 
 _VARIABLE = re.compile(r"\$\$|\$\{(\w+)(?::-([^}]*))?\}")
 
@@ -43,15 +43,31 @@ def read_services(file: Path, variables: Mapping[str, str]) -> dict[str, Service
     """All services, by name.
 
     Raises:
-        StackError: a variable is neither set nor has a default.
+        WrongCommand: it is no compose file, or a variable is neither set nor has a default.
     """
-    data = _filled(yaml.safe_load(file.read_text(encoding="utf-8")), variables)
-    return {name: _service(name, entry) for name, entry in data["services"].items()}
+    try:
+        read = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise WrongCommand(f"--compose {file}: it cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    data = _filled(read, variables)
+    if not isinstance(data, dict) or not isinstance(data.get("services"), dict):
+        raise WrongCommand(f"--compose {file}: it has no services; allowed is a file such as compose.yaml")
+    try:
+        return {name: _service(name, entry) for name, entry in data["services"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WrongCommand(f"--compose {file}: its services cannot be read here: {error!r}") from error
 
 
 def chosen(services: Mapping[str, Service], profiles: Iterable[str]) -> list[Service]:
-    """The services of no profile or of one of these, each behind those that it waits for."""
-    wanted = set(profiles)
+    """The services of no profile or of one of these, each behind those that it waits for.
+
+    Raises:
+        WrongCommand: no service has such a profile.
+    """
+    wanted = set(filter(None, profiles))
+    known = sorted({profile for one in services.values() for profile in one.profiles})
+    if unknown := sorted(wanted.difference(known)):
+        raise WrongCommand(f"--profiles: found {', '.join(unknown)}; allowed are {', '.join(known) or 'none'}")
     open_names = [name for name, one in services.items() if not one.profiles or wanted & set(one.profiles)]
     ordered: list[Service] = []
 
@@ -79,7 +95,7 @@ def _variable(found: re.Match[str], variables: Mapping[str, str]) -> str:
         return "$"
     value = variables.get(found[1]) or found[2]
     if value is None:
-        raise StackError(f"compose.yaml needs the variable {found[1]}; set it")
+        raise WrongCommand(f"compose.yaml needs the variable {found[1]}; set it")
     return value
 
 

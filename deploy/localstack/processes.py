@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +19,13 @@ import psutil
 import yaml
 
 from localstack.composefile import Service
-from localstack.errors import StackError
+from localstack.errors import StackError, WrongCommand
 from localstack.images import Builder, Image
 
 _START_S = 120.0
 _LOG_LINES = 25
 STATE_FILE = "processes.json"
+_PORTS = {"redis": 6379, "postgres": 5432, "prometheus": 9090, "dashboard": 8450}  # those that others use as well
 NETWORK = "127.77.0."  # every service has an address of its own here, so that their ports do not meet
 
 
@@ -41,6 +44,20 @@ class Stack:
     @property
     def addresses(self) -> dict[str, str]:
         return {one.name: f"{NETWORK}{number}" for number, one in enumerate(self.services, start=1)}
+
+    def check_addresses(self) -> None:
+        """
+        Raises:
+            WrongCommand: somebody listens where a service would.
+        """
+        for name, port in _PORTS.items():
+            address = self.addresses.get(name)
+            if address is not None and _is_taken(address, port):
+                raise WrongCommand(
+                    f"{address}:{port} is taken, where {name} would listen. Another local-stack of this host has the "
+                    "same addresses: end it by deploy/local-stack --root ITS-FOLDER down. Or it is a server that "
+                    f"listens on all addresses: ss -ltnp 'sport = :{port}' names it"
+                )
 
     def build(self) -> None:
         """Make the images of the services, each once."""
@@ -121,7 +138,12 @@ class Stack:
 
     def run(self, name: str, words: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:
         """A command in a service's environment, as ``docker compose exec`` runs it."""
-        service = next(one for one in self.services if one.name == name)
+        service = next((one for one in self.services if one.name == name), None)
+        if service is None:
+            names = ", ".join(one.name for one in self.services)
+            raise WrongCommand(f"exec: found service {name!r}; allowed are {names}")
+        if not words:
+            raise WrongCommand(f"exec: no command for {name}; allowed: exec {name} COMMAND…")
         environment = self._environment(service)
         program = shutil.which(words[0], path=environment["PATH"]) or words[0]
         return subprocess.run(  # type: ignore[call-overload, no-any-return]
@@ -332,6 +354,16 @@ def _url_parts(url: str) -> list[str]:
     found = re.fullmatch(r"http://[^:]+:(\d+)(/.*)", url)
     assert found is not None
     return [found[1], found[2]]
+
+
+def _is_taken(address: str, port: int) -> bool:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((address, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def _tail(log: Path) -> str:

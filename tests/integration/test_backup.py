@@ -246,6 +246,8 @@ def test_a_manifest_of_another_version_or_program_is_refused(archive: Path, tmp_
     other.write_bytes(gzip.compress(b"no archive at all" * 100))
     with pytest.raises(StudyError, match="no backup"):
         verify(other)
+    wrong = CliRunner().invoke(cli.main, ["study", "restore", str(other), "--studies", str(tmp_path / "there")])
+    assert wrong.exit_code == 2
     with pytest.raises(UsageError, match="does not exist"):
         verify(tmp_path / "nothing.tar.gz")
 

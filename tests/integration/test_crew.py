@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_a_worker_ends_what_takes_too_much_hands_over_when_it_leaves_and_counts_
         fault = collected(evaluator, hog).fault
         assert fault is not None
         assert (fault.kind, fault.reason) == (FaultKind.TRANSIENT, "memory_limit")
-        assert "this worker allows 0.34 GiB (--memory-limit)" in fault.detail
+        assert "this worker allows 350 MiB (--memory-limit)" in fault.detail
         evaluator.submit(long)
         wait_for(lambda: has_started(broker.url, long))
         wait_for(lambda: scraped(log)['edgefront_worker_tasks_running{stage="train"}'] == 1)
@@ -123,11 +124,37 @@ def test_a_worker_ends_what_takes_too_much_hands_over_when_it_leaves_and_counts_
         assert process.wait(20) == 0
     assert list(evaluator.collect(0.1)) == []  # the messages were acknowledged or are dropped
     assert "no GPU found here" in log.read_text()
+    assert "Traceback" not in log.read_text()
     assert samples['edgefront_worker_tasks_total{outcome="fault",stage="train"}'] == 1
     assert samples['edgefront_worker_faults_total{reason="memory_limit"}'] == 1
     assert samples['edgefront_worker_child_exits_total{reason="memory_limit"}'] == 1
     assert samples['edgefront_worker_task_memory_peak_bytes{stage="train"}'] > 350 * 1024**2
     assert samples["edgefront_worker_memory_limit_bytes"] == 350 * 1024**2
+
+
+def test_a_limit_below_what_a_waiting_process_takes_is_refused_at_the_start(
+    tmp_path: Path, broker: EmbeddedBroker
+) -> None:
+    log = tmp_path / "worker.log"
+    arguments = ["worker", "--queues", "build", "--memory-limit", "10 MiB"]
+    with running("cli", arguments, broker.url, log) as process:
+        assert process.wait(30) == 2
+    client = connect(broker.url)
+    assert list(client.scan_iter(messages.WORKER_KEYS)) == [], "studies would wait for it"
+    client.close()
+    assert re.search(r"found 10 MiB; a process that waits for tasks of build takes [0-9.]+ MiB already", log.read_text())
+
+
+def test_a_worker_says_when_its_broker_is_back(tmp_path: Path, broker: EmbeddedBroker) -> None:
+    log = tmp_path / "worker.log"
+    with running("cli", ["worker", "--queues", "build"], broker.url, log):
+        client = connect(broker.url)
+        wait_for(lambda: list(client.scan_iter(messages.WORKER_KEYS)))
+        broker.stop_process()
+        wait_for(lambda: "Trying again" in log.read_text())
+        broker.restart()
+        wait_for(lambda: "connected to the broker again, serving build" in log.read_text())
+        client.close()
 
 
 def test_a_worker_lets_what_is_under_way_finish_before_it_leaves(

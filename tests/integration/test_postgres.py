@@ -248,7 +248,7 @@ def test_the_command_line_finds_it_and_never_shows_the_password(
     wrong = place.url.replace("%3A", "x")
     for address, part in ((wrong, "password authentication failed"), (server.url("nowhere"), "does not exist")):
         failed = runner.invoke(cli.main, ["status", "small", *words, "--database", address])
-        assert failed.exit_code == 1
+        assert failed.exit_code == 2
         assert part in failed.stderr
         assert "Correct EDGEFRONT_DATABASE" in failed.stderr
         assert not {part for part in ("pass:", "pass%", "passx", "w@rd", "w%40rd") if part in failed.stderr}

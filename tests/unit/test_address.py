@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socketserver
+import threading
+
 import pytest
 
-from tasks.address import exposure, without_password
+from tasks.address import BrokerAddressError, exposure, tls_trouble, without_password
+from tasks.broker import connect
 
 
 @pytest.mark.parametrize(
@@ -46,3 +50,26 @@ def test_a_broker_that_anybody_can_reach_is_warned_of(url: str) -> None:
 )
 def test_a_broker_with_a_password_or_on_this_host_is_not(url: str) -> None:
     assert exposure(url) == ""
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@lab:6411/x", "rediss://:secret@lab/0/1", "redis://:secret@lab/-1"])
+def test_a_database_that_is_no_number_is_refused(url: str) -> None:
+    with pytest.raises(BrokerAddressError, match=r"found the database '.+' in redis.+allowed is a number") as caught:
+        connect(url)
+    assert "secret" not in str(caught.value)
+
+
+class _Plain(socketserver.BaseRequestHandler):
+    """Answers as a Redis without TLS does: to whole lines only."""
+
+    def handle(self) -> None:
+        if b"\n" in self.request.recv(100):
+            self.request.sendall(b"-NOAUTH Authentication required.\r\n")
+
+
+def test_a_port_that_speaks_no_tls_is_told_from_one_that_is_away() -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), _Plain) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        url = f"rediss://127.0.0.1:{server.server_address[1]}/0"
+        assert "does not speak TLS on this port" in tls_trouble(url, "Timeout connecting to server")
+    assert tls_trouble(url, "Timeout connecting to server") == ""

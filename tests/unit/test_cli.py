@@ -20,6 +20,7 @@ from mcu_agent.errors import InventoryError
 from orchestrator.errors import OrchestratorError, UsageError
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("mcu_agent", "orchestrator", "tasks")
 GENERATED_DOCS = ROOT / "docs"
 
 
@@ -155,7 +156,8 @@ def test_a_worker_says_what_it_serves_and_where_without_the_password(monkeypatch
     from tasks import crew
 
     monkeypatch.setenv("EDGEFRONT_BROKER_URL", "redis://:sesame@lab:6379/0")
-    monkeypatch.setattr(crew, "check_reachable", lambda url: None)
+    monkeypatch.setattr(crew, "check_reachable", lambda url, is_needed: None)
+    monkeypatch.setattr(crew, "check_queues", lambda url, queues: None)
     monkeypatch.setattr(crew.Crew, "serve", lambda self: 0)
     result = call("worker", "--queues", "train,build", "--concurrency", "2")
     assert result.exit_code == 0
@@ -165,8 +167,9 @@ def test_a_worker_says_what_it_serves_and_where_without_the_password(monkeypatch
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--memory-limit", "8 parsecs"), "--memory-limit: found '8 parsecs'; allowed: a number, or one with a unit"),
-        (("--memory-limit", "0"), "--memory-limit: found '0'; it must be above 0"),
+        (("--memory-limit", "8 parsecs"), "--memory-limit: found '8 parsecs'; allowed: a number above 0, or"),
+        (("--time-limit", "-3s"), "--time-limit: found '-3s'; allowed: a number above 0, or one with a unit: s, ms, us"),
+        (("--memory-limit", "0"), "--memory-limit: found '0'; allowed: a number above 0"),
         (("--time-limit", "9h"), "--time-limit: found 32400 s; allowed are up to 21600"),
         (("--gpus", "0", "--concurrency", "2"), "--gpus goes with --concurrency 1"),
         (("--gpus", ","), "--gpus: none given"),
@@ -179,6 +182,13 @@ def test_limits_and_gpus_that_no_worker_can_have_are_refused(
     result = call("worker", "--queues", "train", *options)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_a_worker_without_a_broker_is_not_told_that_one_is_started_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFRONT_BROKER_URL", "redis://localhost:1/0")
+    result = call("worker", "--queues", "train")
+    assert "no Redis answers at redis://localhost:1/0" in result.stderr
+    assert "by itself" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -275,7 +285,27 @@ def test_a_full_disk_is_said_with_the_file_and_what_to_do() -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "studies/mine/report.html")
     text = cli._os_error_text(error)
     assert text.startswith("studies/mine/report.html: No space left on device; free some space")
-    assert cli._os_error_text(OSError(errno.EACCES, "Permission denied", "x")) == "x: Permission denied"
+    assert cli._os_error_text(OSError(errno.EIO, "Input/output error", "x")) == "x: Input/output error"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/ro/.restoring-4b_gxvb1/study", "/ro"),
+        ("/ro/x.tar.gz.half", "/ro"),
+        ("/proc/x/.backup-qwq9tfbb", "/proc/x"),
+        ("/ro/study", "/ro/study"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_as_its_user_knows_it(path: str, shown: str) -> None:
+    text = cli._os_error_text(OSError(errno.EROFS, "Read-only file system", path))
+    assert text == f"{shown}: Read-only file system; name another place (--studies, --to), or make this one writable for you"
+
+
+def test_a_place_that_cannot_be_used_is_the_users_mistake() -> None:
+    done = call("submit", "examples/digits.yaml", "--studies", "/proc/nowhere")
+    assert done.exit_code == 2
+    assert "/proc/nowhere: No such file or directory; name a place that exists" in done.stderr
 
 
 def test_a_terminal_that_knows_few_characters_gets_question_marks_for_the_rest() -> None:
@@ -330,3 +360,36 @@ def test_a_reader_that_has_seen_enough_is_no_error_worth_a_message() -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=30)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+# What Edgefront sets for processes of its own.
+_OWN_VARIABLES = {
+    "EDGEFRONT_AGENT_CHANNEL",
+    "EDGEFRONT_LAB_REGISTRY",
+    "EDGEFRONT_TIME_LIMIT_S",
+    "EDGEFRONT_TRUST",
+    "EDGEFRONT_WARM_STAGES",
+    "EDGEFRONT_WORKER",
+    "EDGEFRONT_WORKER_CHANNEL",
+}
+
+
+def test_the_manual_lists_every_environment_variable_that_is_read() -> None:
+    files = [*ROOT.glob("cli*.py"), *(file for name in PACKAGES for file in (ROOT / name).rglob("*.py"))]
+    read = {name for file in files for name in re.findall(r'"(EDGEFRONT_[A-Z_]+)"', file.read_text(encoding="utf-8"))}
+    table = "\n".join(re.findall(r"^\| `EDGEFRONT_.*$", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"`(EDGEFRONT_[A-Z_]+)`", table)) == read - _OWN_VARIABLES
+    assert read >= _OWN_VARIABLES
+
+
+def test_the_rack_of_the_environment_is_that_of_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFRONT_RACK", str(tmp_path / "nowhere.toml"))
+    for words in (("agent",), ("boards", "--watch"), ("rack", "check")):
+        assert "nowhere.toml" in call(*words).stderr
+
+
+def test_submitting_tries_the_place_of_the_artifacts(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFRONT_ARTIFACTS", "foo://x")
+    done = call("submit", str(study_file), "--studies", str(study_file.parent / "studies"))
+    assert (done.exit_code, "artifacts at foo://x" in done.stderr) == (2, True)
+    assert not (study_file.parent / "studies").exists()

@@ -199,3 +199,15 @@ def test_the_command_refuses_an_open_address_and_an_unknown_study(tmp_path: Path
     assert (done.exit_code, "set a token" in done.output) == (2, True)
     done = CliRunner().invoke(main, ["dashboard", "nothing", "--studies", str(tmp_path), "--port", "0"])
     assert (done.exit_code, "no study 'nothing'" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--studies", "/nonexist"), "--studies: there is no folder /nonexist"),
+        (("--optuna-dashboard", "foo"), "--optuna-dashboard: found 'foo'; allowed is http://host:port/"),
+    ],
+)
+def test_the_command_refuses_what_would_show_nothing(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    done = CliRunner().invoke(main, ["dashboard", "--studies", str(tmp_path), "--port", "0", *words])
+    assert (done.exit_code, said in done.output) == (2, True)

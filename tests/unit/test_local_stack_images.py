@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "deploy"))
 
+from localstack import processes  # noqa: E402
+from localstack.__main__ import main  # noqa: E402
 from localstack.composefile import chosen, read_services  # noqa: E402
-from localstack.errors import StackError  # noqa: E402
+from localstack.errors import StackError, WrongCommand  # noqa: E402
 from localstack.images import Builder  # noqa: E402
 from localstack.processes import Stack  # noqa: E402
 
@@ -98,3 +101,38 @@ def test_the_images_command_is_the_installed_one_with_the_passwords_in_its_addre
     assert broker == f"redis://:{first['redis']}@redis:6379/0"
     assert database == f"postgresql://edgefront:{first['postgres']}@postgres:5432/edgefront"
     assert (token, word) == (first["dashboard"], "status")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--profiles", "nope", "up"], "--profiles: found nope; allowed are cli, cpu, gpu, rack, virtual"),
+        (["--compose", "/nowhere/nope.yaml", "up"], "--compose /nowhere/nope.yaml: it cannot be read: No such file"),
+        (["--root", "/proc/nowhere", "up"], "/proc/nowhere: No such file or directory; --root"),
+        (["exec", "orchestrator", "ls"], "nothing was built in "),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.setattr(processes, "NETWORK", "127.99.9.")
+    assert main(["--root", str(tmp_path / "lab"), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_service_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(WrongCommand, match="exec: found service 'nope'; allowed are secrets, redis"):
+        stack(tmp_path).run("nope", ["ls"])
+    with pytest.raises(WrongCommand, match="exec: no command for redis"):
+        stack(tmp_path).run("redis", [])
+
+
+def test_an_address_that_is_taken_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "NETWORK", "127.99.9.")
+    one = stack(tmp_path)
+    one.check_addresses()
+    with socket.create_server((one.addresses["redis"], 6379)):
+        with pytest.raises(WrongCommand, match=f"{one.addresses['redis']}:6379 is taken.*--root ITS-FOLDER down"):
+            one.check_addresses()

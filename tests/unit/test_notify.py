@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from orchestrator.notify import Notifier, Poster, Webhook, webhooks_of
 from orchestrator.records import Event
 from orchestrator.report.write import _without_secrets
 from orchestrator.studyfile import StudyFile
+from orchestrator.studyyaml import read_yaml
 from tests.support.lab import ManualClock
 from tests.support.studies import study_file
 from tests.support.webhooks import webhooks
@@ -227,9 +229,10 @@ def test_neither_workers_nor_reports_learn_whom_to_notify() -> None:
     assert shown == "notify: {webhook: ***, secret: ***}"
 
 
-def test_yaml_that_takes_on_for_a_truth_value_is_understood() -> None:
-    data = {"webhook": "https://hooks.example/", "True": ["record"]}  # as orchestrator.studyyaml reads `on: [record]`
-    assert (
-        study_file(notify=data).notify
-        == study_file(notify={"webhook": "https://hooks.example/", "on": "record"}).notify
-    )
+def test_yaml_that_takes_on_for_a_truth_value_is_understood(tmp_path: Path) -> None:
+    path = tmp_path / "notify.yaml"
+    path.write_text("webhook: https://hooks.example/\non: [record]\n", encoding="utf-8")
+    data, lines = read_yaml(path)
+    assert data == {"webhook": "https://hooks.example/", "on": ["record"]}
+    assert lines.of("on.0") == 2
+    assert study_file(notify=data).notify == study_file(notify={**data, "on": "record"}).notify

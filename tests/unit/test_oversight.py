@@ -64,7 +64,7 @@ def test_gpus_are_chosen_by_index_by_uuid_or_all_together() -> None:
     ("text", "said"),
     [
         ("2", "found '2'; this machine offers 0 (NVIDIA H100 80GB HBM3), 1 (NVIDIA H100 80GB HBM3), or all"),
-        ("0,x", "found 'x'"),
+        ("0,x", "found 'x'; allowed are indices or uuids of nvidia-smi with commas, or all"),
         ("0,GPU-aaaa", "'0' is named twice"),
         (" , ", "none given"),
     ],
@@ -73,6 +73,11 @@ def test_gpus_that_are_not_there_are_refused_with_those_that_are(text: str, said
     with pytest.raises(UsageError) as caught:
         chosen_gpus(text, TWO, {})
     assert said in str(caught.value)
+
+
+def test_what_names_no_gpu_is_refused_where_there_is_none_too() -> None:
+    with pytest.raises(UsageError, match="found 'x'; allowed are indices"):
+        chosen_gpus("x", (), {})
 
 
 def test_each_gpu_has_a_worker_process_that_sees_no_other() -> None:
@@ -153,7 +158,9 @@ def test_memory_is_that_of_a_child_and_of_all_below_it() -> None:
 def test_faults_of_memory_are_transient_and_hold_their_figures() -> None:
     fault = memory_fault(TASK, 9.1 * 1024**3, 8 * 1024**3)
     assert (fault.kind, fault.reason) == (FaultKind.TRANSIENT, "memory_limit")
-    assert "stage train took 9.10 GiB of memory; this worker allows 8.00 GiB (--memory-limit)" in fault.detail
+    assert "stage train took 9318.40 MiB of memory; this worker allows 8192 MiB (--memory-limit)" in fault.detail
+    close = memory_fault(TASK, 420 * 1024**2 + 4096, 420 * 1024**2)
+    assert "took 440,406,016 bytes of memory; this worker allows 440,401,920 bytes" in close.detail
     killed = out_of_memory_fault(TASK, 2.5 * 1024**3)
     assert (killed.kind, killed.reason) == (FaultKind.TRANSIENT, "out_of_memory")
     assert "last seen with 2.50 GiB" in killed.detail

@@ -225,9 +225,10 @@ def test_what_the_lab_is_at_fault_for_is_waited_for_without_end(lab: FakeLab) ->
     lab.registry.submit(submission("one"))
     lab.tick()
     for _ in range(3 * MOST_DEATHS):
-        lab.children["one"].end("again", "the broker is away", is_patient=True)
+        lab.children["one"].end("again", "the broker is away.", is_patient=True)
         lab.tick()
         assert "the broker is away; tried again after" in lab.registry.entry("one").reason
+        assert lab.said[-1].count("again") == 1
         lab.tick(61)
     assert lab.state("one") == "running"
 
@@ -362,6 +363,42 @@ def test_an_orchestrator_cut_off_from_the_registry_ends_its_processes_before_oth
     lab.tick()
     assert (lab.state("one"), lab.n_started) == ("running", 2)
     registry.close()
+
+
+def test_the_same_trouble_with_the_list_is_said_once_a_minute_and_its_end_once(tmp_path: Path) -> None:
+    registry = Unreachable(f"sqlite:///{tmp_path / 'lab.db'}")
+    lab = FakeLab(registry, ManualClock())
+    lab.tick()
+    registry.is_cut = True
+    for _ in range(90):
+        lab.tick()
+    registry.is_cut = False
+    lab.tick()
+    lab.tick()
+    assert lab.said == [
+        "the list of studies cannot be reached (for 1 s)",
+        "the list of studies cannot be reached (for 61 s)",
+        "the list of studies is there again",
+    ]
+    registry.close()
+
+
+def test_what_is_wrong_with_the_list_is_told_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "lab.db").write_bytes(b"garbage " * 1000)
+    with pytest.raises(StudyError, match=r"the list of studies, .*lab\.db: file is not a database.*submit the studies again"):
+        Registry(f"sqlite:///{tmp_path / 'lab.db'}")
+    with pytest.raises(StudyError, match="Start it, or correct the address") as away:
+        Registry("postgresql://lab:secret@127.0.0.1:1/lab")
+    assert "secret" not in str(away.value)
+    for text, part in (
+        ("mysql://a:secret@c/d", "found an address of mysql; allowed is PostgreSQL"),
+        ("postgresql://a:secret@c:abc/d", "its port is no number"),
+        ("lab", "does not begin with postgresql://"),
+    ):
+        with pytest.raises(UsageError, match=part) as wrong:
+            Registry(text)
+        assert "secret" not in str(wrong.value)
+        assert "postgresql://USER:PASSWORD@HOST/DATABASE" in str(wrong.value)
 
 
 def test_draining_interrupts_the_studies_and_gives_them_back_to_be_gone_on_with(lab: FakeLab) -> None:
