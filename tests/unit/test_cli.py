@@ -101,7 +101,7 @@ def test_a_missing_study_names_those_there_are(tmp_path: Path) -> None:
     (tmp_path / "digits" / "study.db").write_bytes(b"")
     result = call("status", "digit", "--studies", str(tmp_path))
     assert result.exit_code == 2
-    assert f"no study 'digit' in the folder {tmp_path}; found there: digits" in result.stderr
+    assert f"no study 'digit' (did you mean 'digits'?); in the folder {tmp_path}: digits" in result.stderr
 
 
 def test_a_corrupt_study_is_an_error_without_a_traceback(tmp_path: Path) -> None:
