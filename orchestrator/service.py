@@ -369,7 +369,9 @@ class Service:
             pause_s = backoff_s(self._failures.get(name, 1))
             self._retry_at[name] = clock.monotonic() + pause_s
             reason = f"{reason.rstrip('.')}; tried again after {pause_s:g} s"
-        self._lab.say(f"study {name}: {reason}" if is_retried else f"study {name}: {state}{': ' * bool(reason)}{reason}")
+        self._lab.say(
+            f"study {name}: {reason}" if is_retried else f"study {name}: {state}{': ' * bool(reason)}{reason}"
+        )
         registry.release(name, token, state, reason, clock.now_iso())
 
     def _drop(self, name: str) -> None:

@@ -149,7 +149,7 @@ function drawFront() {
 function drawHistory() {
   if (!study.history.length) { showEmpty("history-plot", "No trial is on a front yet."); return; }
   const last = study.history[study.history.length - 1];
-  const until = study.state.word === "running" ? now() : study.state.since ?? last[0];
+  const until = ["running", "pausing", "stopping"].includes(study.state.word) ? now() : study.state.since ?? last[0];
   const points = [...study.history, [Math.max(until, last[0]), last[1]]];
   Plotly.react("history-plot", [{
     type: "scatter", mode: "lines", x: points.map(([time]) => new Date(1000 * time)), y: points.map(([, value]) => value),

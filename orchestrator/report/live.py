@@ -26,7 +26,17 @@ LISTED = 40
 DRAWN_CHANGES = 1000
 QUIET_AFTER_S = 900.0
 _RATE_OVER = 20  # the last so many trials say how fast the study goes
+_CLOSED = "study_stopped"
 _TOLD = (Ending.COMPLETE.value, Ending.INFEASIBLE.value, Ending.STOPPED.value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """What the lab's list says of a submitted study: its state, what is wanted of it, why it does not run."""
+
+    state: str
+    wanted: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +52,7 @@ class Seen:
     stages: Sequence[str]
     now: float
     progress: Mapping[int, Json] = field(default_factory=dict)
+    submitted: Standing | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +63,13 @@ class _Trial:
 
 
 def read_study(
-    study: StudyReader, stages: Sequence[str], now: float, progress: Mapping[int, Json] | None = None
+    study: StudyReader,
+    stages: Sequence[str],
+    now: float,
+    progress: Mapping[int, Json] | None = None,
+    submitted: Standing | None = None,
 ) -> Seen:
-    """Read what :func:`snapshot` needs.
+    """Read what :func:`snapshot` needs; ``submitted`` is None of a study that is not on the lab's list.
 
     Raises:
         StudyError: the database cannot be read.
@@ -70,6 +85,7 @@ def read_study(
             stages=stages,
             now=now,
             progress=progress or {},
+            submitted=submitted,
         )
 
 
@@ -108,12 +124,17 @@ def _objectives(objectives: Objectives) -> list[Json]:
 
 
 def _state(seen: Seen) -> Json:
-    """``word`` is one of new, running, quiet, stopped, ended; ``text`` says it to a person."""
+    """``word`` is one of new, running, pausing, stopping, quiet, waiting, paused, failed, stopped, ended; ``text`` says
+    it to a person."""
     last = _last_sign(seen)
     finished = _finished(seen)
+    is_closed = finished is not None and finished.name == _CLOSED
+    if seen.submitted is not None and not is_closed and (found := _submitted(seen.submitted)):
+        word, text = found
+        return {"word": word, "text": text, "since": last}
     if finished is not None:
-        reason = str(finished.fields.get("reason", ""))
-        word = "stopped" if reason == "interrupted" else "ended"
+        reason = _CLOSED if is_closed else str(finished.fields.get("reason", ""))
+        word = {"interrupted": "stopped", _CLOSED: "stopped", "paused": "paused"}.get(reason, "ended")
         return {"word": word, "text": str(finished.fields.get("text") or reason), "since": last}
     if last is None:
         return {"word": "new", "text": "nothing has begun yet", "since": None}
@@ -122,10 +143,28 @@ def _state(seen: Seen) -> Json:
     return {"word": "running", "text": "running", "since": last}
 
 
+def _submitted(standing: Standing) -> tuple[str, str] | None:
+    """Word and text for what the record of the study itself does not tell."""
+    if standing.state in ("submitted", "running") and standing.wanted != "run":
+        return {
+            "pause": ("pausing", "pausing: trials under way end, and none begins"),
+            "stop": ("stopping", "being stopped for good"),
+        }[standing.wanted]
+    if standing.state == "failed":
+        return "failed", f"failed: {standing.reason}"
+    if standing.state == "paused":
+        return "paused", "paused; edgefront resume lets it go on"
+    if standing.state == "submitted":
+        return "waiting", f"waits to be run: {standing.reason}" if standing.reason else "waits to be run"
+    return None
+
+
 def _finished(seen: Seen) -> Event | None:
-    """The event with which the last run ended; None while none has, or another has begun since."""
-    runs = [event for _, event in seen.events if event.name in ("study_started", "study_resumed", "study_finished")]
-    return runs[-1] if runs and runs[-1].name == "study_finished" else None
+    """The event with which the last run ended, or the study for good; None while none has, or another has begun
+    since."""
+    ends = ("study_finished", _CLOSED)
+    runs = [event for _, event in seen.events if event.name in ("study_started", "study_resumed", *ends)]
+    return runs[-1] if runs and runs[-1].name in ends else None
 
 
 def _last_sign(seen: Seen) -> float | None:

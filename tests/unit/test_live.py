@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.closing import close_open_trials
 from orchestrator.ledger import CandidateRow, StageAttempt
 from orchestrator.loop import run_study
 from orchestrator.records import Event, FaultKind, Json, Outcome
-from orchestrator.report.live import LISTED, Seen, read_study, snapshot
+from orchestrator.report.live import LISTED, Seen, Standing, read_study, snapshot
 from orchestrator.study import Study
 from tests.support.scripted import ScriptedEvaluator, complete, fault, infeasible
 from tests.support.studies import Recorder, make_sampler, make_study
@@ -24,8 +25,10 @@ def run(study: Study, evaluator: ScriptedEvaluator, stop: threading.Event | None
     run_study(study, evaluator, make_sampler(), sink=Recorder(), stop=stop, retry_delays_s=())
 
 
-def look(study: Study, now: float = NOW, progress: dict[int, Json] | None = None) -> Json:
-    data = snapshot(read_study(study, STAGES, now, progress))
+def look(
+    study: Study, now: float = NOW, progress: dict[int, Json] | None = None, submitted: Standing | None = None
+) -> Json:
+    data = snapshot(read_study(study, STAGES, now, progress, submitted))
     assert json.loads(json.dumps(data, allow_nan=False))["name"] == "small"
     return data
 
@@ -76,6 +79,41 @@ def test_a_stopped_study_shows_what_was_under_way_and_at_which_stage(tmp_path: P
     data = look(study)
     assert data["state"]["word"] == "stopped"
     assert [(row["number"], row["stage"], row["state"]) for row in data["under_way"]] == [(0, "train", "queued")]
+
+
+def test_a_study_that_was_stopped_for_good_says_so_and_not_that_it_can_go_on(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def stop_in_training(request: object) -> None:
+        stop.set()
+
+    study = make_study(tmp_path)
+    run(study, ScriptedEvaluator(lambda one: stop_in_training(one) if one.stage == "train" else complete(one)), stop)
+    assert look(study)["state"]["word"] == "stopped"
+    close_open_trials(study, "2030-01-01T00:00:00+00:00")
+    data = look(study, submitted=Standing(state="stopped", wanted="stop", reason=""))
+    assert data["state"]["word"] == "stopped"
+    assert "stopped for good, 1 trial under way was given up" in data["state"]["text"]
+    assert data["under_way"] == []
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted", "word", "text"),
+    [
+        ("running", "pause", "pausing", "trials under way end, and none begins"),
+        ("submitted", "stop", "stopping", "stopped for good"),
+        ("failed", "run", "failed", "failed: no such dataset"),
+        ("submitted", "run", "waiting", "waits to be run: no such dataset"),
+        ("paused", "pause", "paused", "edgefront resume"),
+        ("running", "run", "new", "nothing has begun yet"),
+    ],
+)
+def test_what_only_the_labs_list_knows_of_a_study_is_shown(
+    tmp_path: Path, state: str, wanted: str, word: str, text: str
+) -> None:
+    data = look(make_study(tmp_path), submitted=Standing(state=state, wanted=wanted, reason="no such dataset"))
+    assert data["state"]["word"] == word
+    assert text in data["state"]["text"]
 
 
 def seen(
