@@ -56,6 +56,15 @@ function drawEmpty(id, text) {
   $(id).replaceChildren(element("p", { class: "empty" }, text));
 }
 
+/** Plots follow the size of their boxes, which a scroll bar or a part filled later changes without the window's doing. */
+function followSizes(then = () => {}) {
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries) if (target.data && target.offsetParent) Plotly.Plots.resize(target);
+    then();
+  });
+  for (const plot of document.querySelectorAll(".plot")) observer.observe(plot);
+}
+
 function setUpTheme(drawAll) {
   const themes = ["auto", "light", "dark"];
   const button = $("theme");

@@ -1,5 +1,5 @@
-"""How a study's hypervolume rose, as its pages draw it: judged throughout by the limits that hold now, with a mark where
-they were tightened. One course for the report and the live page alike."""
+"""How a study's hypervolume rose, as its pages draw it: judged throughout by the limits that hold now, with a mark
+where they were tightened. One course for the report and the live page alike."""
 
 from __future__ import annotations
 

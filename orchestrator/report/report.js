@@ -620,6 +620,7 @@ setUpExport();
 setUpTheme(drawAll);
 $("only-front").addEventListener("change", drawParallel);
 drawAll();
+followSizes();
 $("front-plot").on?.("plotly_click", (event) => {
   const number = event.points[0].customdata;
   if (number !== undefined) choose(number);

@@ -9,7 +9,7 @@ from orchestrator.boards import base, kind_of
 from orchestrator.fronts import front, front_hypervolume
 from orchestrator.reading import STUDY_COPY, StudyReader, history_of
 from orchestrator.report.contents import BoardFront, ReportInput, Trial, contents
-from orchestrator.report.course import told_before, tightenings
+from orchestrator.report.course import tightenings, told_before
 from orchestrator.report.page import render
 from orchestrator.studyfile import StudyFile
 
