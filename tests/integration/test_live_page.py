@@ -13,10 +13,13 @@ from time import time
 
 import pytest
 
+from bench.pipelining.large import write_large_study
 from cli_dashboard import ShownStudies
 from orchestrator.loop import run_study
+from orchestrator.objectives import Objectives
 from orchestrator.records import Event, StageRequest, StageResult
 from orchestrator.report.serve import Access, DashboardServer
+from orchestrator.studyedit import StudyEdit, apply_edit
 from tasks import messages
 from tasks.broker import EmbeddedBroker, connect
 from tasks.watching import LabWatch
@@ -124,6 +127,89 @@ def test_the_page_shows_stage_and_epoch_of_what_is_under_way_the_boards_and_the_
     shown.close()
     client.close()
     study.close()
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Path:
+    """A folder with a study of sixty trials of four objectives, two of which are under way; half-way a limit was
+    tightened."""
+    study = write_large_study(tmp_path / "busy", 60)
+    edit = StudyEdit(limits={"rom": 30 * 1024.0})
+    apply_edit(study, edit, lambda file: Objectives.from_study(file, 2.0**20, 2.0**18), "2026-01-05T08:30:30+00:00")
+    study.close()
+    return tmp_path
+
+
+def test_on_every_screen_all_parts_keep_to_their_cards(busy: Path, page: Page) -> None:
+    filled = """[...document.querySelectorAll('.plot')].every((plot) => {
+      const drawn = plot.querySelector('svg');
+      return drawn && drawn.clientHeight === plot.clientHeight && drawn.clientWidth === plot.clientWidth;
+    })"""
+    figures = """[...document.querySelectorAll('.figure-value')].every((node) => {
+      const text = document.createRange();
+      text.selectNodeContents(node);
+      return text.getBoundingClientRect().right <= node.getBoundingClientRect().right;
+    })"""
+    sideways = "document.documentElement.scrollWidth <= innerWidth"
+    scrolled = "[...document.querySelectorAll('.scroll')].some((box) => box.scrollHeight > box.clientHeight + 1)"
+    rows = "[...document.querySelectorAll('#ended tbody tr')].filter((row) => row.offsetHeight).length"
+    with DashboardServer(ShownStudies(busy), Access(address="127.0.0.1", port=0), first="busy") as server:
+        page.resize(1400, 900)
+        page.open(server.url)
+        page.wait("document.querySelectorAll('#ended tbody tr').length === 40")
+        for width, height in ((1400, 900), (1920, 1080), (420, 900)):
+            page.resize(width, height)
+            for condition in (filled, figures, sideways):
+                assert page.wait(condition), (width, condition)
+            assert page.ask("document.getElementById('ended-hint').textContent.includes('e emulated')")
+            if width == 1920:
+                assert page.wait(f"!({scrolled}) && {rows} < 12")
+                shown = page.ask(rows)
+                assert shown >= 5
+                assert f"the last {shown} " in page.ask("document.getElementById('ended-hint').textContent")
+            else:
+                assert page.wait(f"{rows} === 40")
+        reasons = page.ask("""[...document.querySelectorAll('td.reason')].filter((cell) => cell.textContent)
+          .map((cell) => [cell.getBoundingClientRect(), cell.closest('tr').offsetHeight])
+          .map(([box, high]) => [box.left, box.right, high])""")
+        assert reasons and all(left >= 0 and right <= 420 and high < 130 for left, right, high in reasons)
+        mark = page.ask("document.querySelector('#history-plot .annotation').textContent")
+        assert (mark, page.ask("document.getElementById('history-hint').textContent")) == (
+            "ROM ≤ 30 KiB",
+            "judged by the limits that hold now",
+        )
+        assert page.complaints == []
+
+
+def test_where_nothing_is_under_way_its_room_is_given_to_what_has_ended(tmp_path: Path, page: Page) -> None:
+    main(tmp_path / "small", 2)
+    with DashboardServer(ShownStudies(tmp_path), Access(address="127.0.0.1", port=0), first="small") as server:
+        page.resize(1920, 1080)
+        page.open(server.url)
+        page.wait("document.querySelectorAll('#ended tbody tr').length === 2")
+        assert page.ask("document.getElementById('way-card').offsetHeight") == 0
+        assert page.ask("document.getElementById('ended-card').offsetWidth") > 1800
+        assert page.ask("document.getElementById('ended-hint').textContent").startswith(
+            "nothing under way · the last 2"
+        )
+
+
+def test_the_address_of_no_study_leads_to_those_there_are_until_it_begins(tmp_path: Path, page: Page) -> None:
+    write_large_study(tmp_path / "other", 4).close()
+    with DashboardServer(ShownStudies(tmp_path), Access(address="127.0.0.1", port=0)) as server:
+        page.open(f"{server.url}study/small")
+        page.wait("document.querySelector('#tiles a')?.getAttribute('href') === '/study/other'")
+        page.wait("document.getElementById('error').textContent.includes(\"there is no study 'small'\")")
+        assert page.ask("[document.title, document.getElementById('name').textContent]") == [
+            "no study small · Edgefront",
+            "small",
+        ]
+        main(tmp_path / "small", 2)
+        page.wait("document.getElementById('told').textContent === '2'")
+        assert page.ask("[document.getElementById('studies').hidden, document.getElementById('error').hidden]") == [
+            True,
+            True,
+        ]
 
 
 def test_a_browser_without_the_token_is_asked_for_it_and_then_shows_the_list(tmp_path: Path, page: Page) -> None:

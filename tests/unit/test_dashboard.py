@@ -90,6 +90,12 @@ def test_on_this_machine_everybody_may_look(open_server: DashboardServer) -> Non
     assert b"/live.js" in ask(open_server, "/study/digits")[1]
 
 
+def test_the_address_of_no_study_says_so_with_a_page_that_lists_those_there_are(open_server: DashboardServer) -> None:
+    status, body, _ = ask(open_server, "/study/nope")
+    assert (status, b"/live.js" in body) == (404, True)
+    assert [ask(open_server, path)[0] for path in ("/study/digits", "/study/broken")] == [200, 200]
+
+
 @pytest.mark.parametrize(
     "path", ["/", "/study/digits", "/api/study/digits", "/api/studies", "/api/boards", "/live.js", "/x"]
 )

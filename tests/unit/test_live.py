@@ -11,11 +11,13 @@ import pytest
 from orchestrator.closing import close_open_trials
 from orchestrator.ledger import CandidateRow, StageAttempt
 from orchestrator.loop import run_study
+from orchestrator.objectives import Objectives
 from orchestrator.records import Event, FaultKind, Json, Outcome
 from orchestrator.report.live import LISTED, Seen, Standing, read_study, snapshot
 from orchestrator.study import Study
+from orchestrator.studyedit import StudyEdit, apply_edit
 from tests.support.scripted import ScriptedEvaluator, complete, fault, infeasible
-from tests.support.studies import Recorder, make_sampler, make_study
+from tests.support.studies import FLASH_BYTES, RAM_BYTES, Recorder, make_sampler, make_study
 
 STAGES = ("gate", "train", "build")
 NOW = 1_800_000_000.0
@@ -175,6 +177,22 @@ def test_a_raised_budget_is_seen_by_who_opened_the_study_before(tmp_path: Path) 
     study = make_study(tmp_path)
     make_study(tmp_path, budget={"trials": 9})
     assert look(study)["budget"] == 9
+
+
+def test_after_a_tightened_limit_the_whole_course_is_judged_by_it_and_the_edit_is_marked(tmp_path: Path) -> None:
+    study = make_study(tmp_path, objectives={"error": {}, "rom": {"limit": 40_000}})
+    run(study, ScriptedEvaluator())
+    before = look(study)
+    for edit in (StudyEdit(limits={"rom": 25_600.0}), StudyEdit(trials=9, limits={"rom": 25_600.0})):
+        apply_edit(study, edit, lambda file: Objectives.from_study(file, FLASH_BYTES, RAM_BYTES), "2027-01-15T07:00Z")
+    data = look(study)
+    values = [value for _, value in data["history"]]
+    assert (before["edits"], data["edits"]) == ([], [[NOW - 3600, "ROM ≤ 25 KiB"]]), "a raised budget is no mark"
+    assert values == sorted({value for _, value in study.hypervolume_history() if value})
+    assert values[-1] != before["history"][-1][1]
+    assert figure(data, "hypervolume") == f"{values[-1]:.3f}"
+    ends = {row["ended"] for row in data["ended"]}
+    assert {time for time, _ in data["history"]} <= ends, "a gain comes with the end of a trial"
 
 
 def test_of_very_many_trials_the_last_are_listed_and_all_are_plotted(tmp_path: Path) -> None:
