@@ -30,7 +30,8 @@ from cli_compile import COMMANDS as COMPILE_COMMANDS
 from cli_dashboard import dashboard
 from cli_rack import agent, boards, check_rack_for, json_option, measure, rack
 from cli_service import COMMANDS as SERVICE_COMMANDS
-from cli_service import say_all
+from cli_status import COMMANDS as STATUS_COMMANDS
+from cli_steer import COMMANDS as STEER_COMMANDS
 from cli_study import COMMANDS as STUDY_COMMANDS
 from cli_study import STUDIES, artifact_reader, database_option, open_study, read_study, studies_option
 from cli_watch import COMMANDS as WATCH_COMMANDS
@@ -387,14 +388,18 @@ def _open_view(study: Study, options: RunOptions, console: Console, stack: ExitS
 @contextmanager
 def _stopping(console: Console) -> Iterator[threading.Event]:
     """An event that the first Ctrl-C (or SIGTERM) sets; the second Ctrl-C interrupts at once."""
-    stop = threading.Event()
+    from orchestrator.signals import set_soon
 
+    stop = threading.Event()
     over = threading.Event()
 
+    came: list[int] = []
+
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+        if came and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.set()
+        came.append(number)
+        set_soon(stop)
 
     def say() -> None:
         # Not in the handler: it may have interrupted the console in the middle of a picture.
@@ -434,35 +439,6 @@ def _say_end(study: Study, end: StudyEnd, report_path: Path, console: Console) -
 
 
 # ------------------------------------------------------------------------------------------- looking at a study
-
-
-@main.command(short_help="Say how a study stands, or all of them.")
-@click.argument("study", required=False)
-@studies_option
-@database_option
-@json_option
-def status(study: str | None, studies: Path, database: str | None, as_json: bool) -> None:
-    """Say how STUDY stands: trials, hypervolume, the front. Works while it runs. Without STUDY: all of the lab's.
-
-    \b
-    Example:
-      edgefront status
-      edgefront status digits
-    """
-    from rich.console import Console
-
-    from orchestrator.summary import summary_of, summary_view
-
-    if study is None:
-        say_all(studies, as_json=as_json)
-        return
-    opened = read_study(study, studies, database)
-    summary = summary_of(opened)
-    opened.close()
-    if as_json:
-        click.echo(json.dumps(summary))
-    else:
-        Console(highlight=False).print(summary_view(summary))
 
 
 @main.command(short_help="Write the HTML report as it stands.")
@@ -758,7 +734,8 @@ def doctor(as_json: bool, studies: Path) -> None:
 
 for study_command in STUDY_COMMANDS:
     study.add_command(study_command)
-for lab_command in (*COMPILE_COMMANDS, boards, rack, measure, agent, dashboard, *SERVICE_COMMANDS, *WATCH_COMMANDS):
+LAB_COMMANDS = (*STATUS_COMMANDS, *SERVICE_COMMANDS, *STEER_COMMANDS, *WATCH_COMMANDS)
+for lab_command in (*COMPILE_COMMANDS, boards, rack, measure, agent, dashboard, *LAB_COMMANDS):
     main.add_command(lab_command)
 
 

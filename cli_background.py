@@ -27,12 +27,12 @@ from orchestrator.extras import MissingExtra
 from orchestrator.leash import Leash
 from orchestrator.locks import StudyTaken
 from orchestrator.records import Event
-from orchestrator.registry import ENDED_STATES, FAILED, STOPPED, Entry, LeaseLost, Registry
+from orchestrator.registry import ENDED_STATES, FAILED, STOPPED, Entry, LeaseLost, Reached, Registry
 from orchestrator.service import AGAIN_SO, FAILED_SO, FENCE_S, FINISHED_SO, INTERRUPTED_SO, PAUSED_SO, STOPPED_SO
+from orchestrator.signals import set_soon
 from tasks.guardian import Guardian, kill_group
 
 if TYPE_CHECKING:
-    from orchestrator.location import Location
     from orchestrator.metrics import PrometheusSink, SearchMetrics
     from orchestrator.notify import Notifier
     from orchestrator.objectives import Objectives
@@ -158,11 +158,14 @@ class Series:
 
     def ended(self, name: str, how: str) -> None:
         self._sinks[name].end()
-        self._service.forget(name)
+        self._service.idle(name)
         if how in (*ENDED_STATES, FAILED):
             self._ended.append(name)
         while len(self._ended) > _KEPT_SERIES:
-            self._metrics.forget(self._ended.popleft())
+            oldest = self._ended.popleft()
+            self._metrics.forget(oldest)
+            self._service.forget(oldest)
+            del self._sinks[oldest]
 
 
 # ------------------------------------------------------------------------------------------------ the study's process
@@ -275,13 +278,6 @@ def objectives_of(file: StudyFile) -> Objectives:
     return Objectives.on_boards(file, {kind: load_kind(kind) for kind in file.kinds})
 
 
-def place_of(folder: Path) -> Location:
-    """Where a submitted study is, or is to be begun: its folder, and the lab's database where there is one."""
-    from orchestrator.location import database_url, location_of
-
-    return location_of(folder.parent, folder.name, database_url())
-
-
 def open_submitted(entry: Entry, registry: Registry) -> Study:
     """The study of an entry, begun if need be.
 
@@ -293,7 +289,7 @@ def open_submitted(entry: Entry, registry: Registry) -> Study:
 
     add_search_folder(Path(entry.submission.source_folder))
     folder, file = Path(entry.submission.folder), StudyFile.from_json(entry.submission.file)
-    place = place_of(folder)
+    place = registry.place(entry)
     is_edited = any(not row.is_pending for row in registry.edits(entry.name))
     if is_edited and Study.exists(place):
         return Study.open(place)
@@ -315,6 +311,7 @@ def run_submitted(entry: Entry, registry: Registry, orders: Orders, leash: Leash
         steering = Steering(study, entry, registry, orders, leash)
         steering.check()
         if orders.for_good.is_set():
+            _announce(study, leash)
             return STOPPED_SO, close_for_good(study)
         found = sources_of(study.file)
         check_data(study.file, entry.submission.sources, found)
@@ -329,6 +326,26 @@ def run_submitted(entry: Entry, registry: Registry, orders: Orders, leash: Leash
         if how == FINISHED_SO:
             _report(study)
         return how, text
+
+
+def reached_by(study: Study) -> Reached:
+    """How far the study is, by its record."""
+    history = study.hypervolume_history()
+    return Reached(
+        told=len(history),
+        budget=study.file.budget.trials,
+        hypervolume=history[-1][1] if history else 0.0,
+        front_size=len(study.front()),
+    )
+
+
+def _announce(study: Study, leash: Leash) -> None:
+    """Tell the service where a study stands that is not searched any more: it may never have heard of it."""
+    reached = reached_by(study)
+    front = {"hypervolume": reached.hypervolume, "front_size": reached.front_size}
+    leash.send(Event(name="study_started", fields={"name": study.file.name, "budget": reached.budget}))
+    leash.send(Event(name="study_resumed", fields={"told": reached.told}))
+    leash.send(Event(name="front_changed", fields=front))
 
 
 def _search(study: Study, steering: Steering, orders: Orders, leash: Leash) -> tuple[str, str]:
@@ -381,14 +398,14 @@ def _recall_tasks(study: Study, url: str) -> None:
 def close_for_good(study: Study) -> str:
     """End a study, whose sole runner this is: its trials under way are closed without a result, and its report is
     written. Says so in words."""
-    from orchestrator.closing import close_open_trials
+    from orchestrator.closing import close_open_trials, given_up
+    from orchestrator.quantities import counted
 
     with study.guarded():
         n_open = close_open_trials(study, _now())
     _report(study)
     told = sum(trial.told is not None for trial in study.trials())
-    under_way = f", {n_open} under way were given up" if n_open else ""
-    return f"stopped for good after {told} trials{under_way}"
+    return f"stopped for good after {counted(told, 'trial')}{given_up(n_open)}"
 
 
 def _report(study: Study) -> None:
@@ -460,8 +477,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _interrupt(orders: Orders, number: int, frame: FrameType | None) -> None:
-    orders.stop.set()
-    orders.first.set()
+    set_soon(orders.stop)
+    set_soon(orders.first)
 
 
 if __name__ == "__main__":

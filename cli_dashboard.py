@@ -22,6 +22,8 @@ from orchestrator.errors import UsageError
 if TYPE_CHECKING:
     from orchestrator.location import Location
     from orchestrator.reading import StudyReader
+    from orchestrator.registry import Registry
+    from orchestrator.report.live import Standing
     from tasks.watching import LabWatch
 
 DEFAULT_PORT = 8450
@@ -113,6 +115,7 @@ class ShownStudies:
         self._watch = watch
         self._lock = threading.Lock()
         self._opened: dict[str, tuple[int | str, StudyReader]] = {}
+        self._registry: Registry | None = None
 
     def names(self) -> list[str]:
         """Those that changed last come first.
@@ -137,8 +140,28 @@ class ShownStudies:
 
         study = self.open(name)
         progress = self._watch.progress(study.study_id) if self._watch is not None else {}
-        data = snapshot(read_study(study, stages_for(study.file.kinds), time(), progress))
+        stages = stages_for(study.file.kinds)
+        data = snapshot(read_study(study, stages, time(), progress, self._submitted(study)))
         return {**data, "links": self._links(study)}
+
+    def _submitted(self, study: StudyReader) -> Standing | None:
+        """What the lab's list says; None, too, where it cannot be read: the study's own record is shown all the
+        same."""
+        from cli_service import open_registry
+        from cli_status import entry_of
+        from orchestrator.errors import OrchestratorError
+        from orchestrator.registry import has_registry
+        from orchestrator.report.live import Standing
+
+        database = self._database or None
+        try:
+            with self._lock:
+                if self._registry is None and has_registry(self._folder, database):
+                    self._registry = open_registry(self._folder, database)
+            entry = entry_of(study, self._registry) if self._registry is not None else None
+        except OrchestratorError:
+            return None
+        return Standing(state=entry.state, wanted=entry.wanted, reason=entry.reason) if entry is not None else None
 
     def boards(self) -> dict[str, Any]:
         if self._watch is None:
@@ -169,6 +192,8 @@ class ShownStudies:
             for _, study in self._opened.values():
                 study.close()
             self._opened.clear()
+            if self._registry is not None:
+                self._registry.close()
 
     def _links(self, study: StudyReader) -> dict[str, str]:
         where = "" if self._folder == Path(STUDIES) else f" --studies {shlex.quote(str(self._folder))}"

@@ -6,8 +6,9 @@ As in :mod:`cli`, imports stand inside the functions, so that a command does not
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,9 @@ from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.backup import Backup, ReadArtifact
+    from orchestrator.location import Location
     from orchestrator.reading import StudyReader
+    from orchestrator.registry import Entry
     from orchestrator.study import Study
     from tasks.garbage import Plan
 
@@ -43,9 +46,14 @@ def database_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--database",
         metavar="URL",
-        help="PostgreSQL that holds studies: postgresql://user:password@host/database; default: $EDGEFRONT_DATABASE, "
-        "else a file in each study's folder.",
+        help="PostgreSQL that holds the studies and their list: postgresql://user:password@host/database; default: "
+        "$EDGEFRONT_DATABASE, else files in the studies' folder.",
     )(function)
+
+
+def where(studies: Path) -> str:
+    """The option that a command shown to people needs to find these studies, with a space before it."""
+    return "" if studies == Path(STUDIES) else f" --studies {shlex.quote(str(studies))}"
 
 
 def open_study(name: str, studies: Path, database: str | None = None) -> Study:
@@ -55,10 +63,9 @@ def open_study(name: str, studies: Path, database: str | None = None) -> Study:
         UsageError: there is none; the text lists those there are.
         StudyError: its database cannot be used.
     """
-    from orchestrator.location import database_url, find_study
     from orchestrator.study import Study
 
-    return Study.open(find_study(name, studies, database_url(database)))
+    return Study.open(locate_study(name, studies, database))
 
 
 def read_study(name: str, studies: Path, database: str | None = None) -> StudyReader:
@@ -69,15 +76,58 @@ def read_study(name: str, studies: Path, database: str | None = None) -> StudyRe
         StudyError: its database cannot be used.
     """
     from orchestrator.ledger import OutdatedStudy
-    from orchestrator.location import database_url, find_study
     from orchestrator.reading import StudyReader
 
-    location = find_study(name, studies, database_url(database))
+    location = locate_study(name, studies, database)
     try:
         return StudyReader.open(location)
     except OutdatedStudy:
         open_study(name, studies, database).close()  # upgrades it
         return StudyReader.open(location)
+
+
+def locate_study(name: str, studies: Path, database: str | None = None) -> Location:
+    """Where a study is that has begun.
+
+    Raises:
+        NotBegun: it is on the lab's list, and has not begun.
+        UsageError: there is none; the text lists those there are, and those that are submitted.
+        StudyError: a database cannot be read.
+    """
+    from orchestrator.location import UnknownStudy, database_url, find_study, unknown_text
+
+    try:
+        return find_study(name, studies, database_url(database))
+    except UnknownStudy as error:
+        begun = {known for names in error.places.values() for known in names}
+        waiting = {entry.name: entry for entry in _listed(studies, database) if entry.name not in begun}
+        if name in waiting:
+            raise NotBegun(waiting[name]) from error
+        if waiting:
+            places = {**error.places, "submitted and not begun": list(waiting)}
+            raise UsageError(f"{unknown_text(name, places)}. Choose another folder with --studies.") from error
+        raise
+
+
+def _listed(studies: Path, database: str | None) -> list[Entry]:
+    from orchestrator.registry import Registry, has_registry, registry_url
+
+    if not has_registry(studies, database):
+        return []
+    with closing(Registry(registry_url(studies, database))) as registry:
+        return registry.entries()
+
+
+class NotBegun(UsageError):
+    """The study is on the lab's list, as ``entry`` says, and there is nothing else of it."""
+
+    def __init__(self, entry: Entry) -> None:
+        reason = f" ({entry.reason})" if entry.reason else ""
+        super().__init__(
+            f"study {entry.name} was submitted, is {entry.state}{reason} and has not begun: there is nothing of it to "
+            f"show. edgefront status {entry.name} says how it stands, edgefront watch {entry.name} waits for it"
+        )
+        self.entry = entry
 
 
 def artifact_reader(study: Study | StudyReader) -> ReadArtifact:
@@ -152,13 +202,17 @@ def _backup_json(made: Backup) -> dict[str, object]:
 def restore(file: Path, name: str, only_check: bool, studies: Path, database: str | None, as_json: bool) -> None:
     """Check FILE, which edgefront study backup wrote, and bring its study back. Nothing is overwritten.
 
+    The study is not on the lab's list then; `edgefront submit` with the study.yaml of its folder puts it there.
+
     \b
     Example:
       edgefront study restore digits.tar.gz --name digits-again
+      edgefront submit studies/digits-again/study.yaml
     """
     from orchestrator.backup import restore as bring_back
     from orchestrator.backup import verify
     from orchestrator.location import database_url
+    from orchestrator.study import STUDY_COPY
     from tasks.artifacts import ArtifactStore
 
     if only_check:
@@ -169,7 +223,12 @@ def restore(file: Path, name: str, only_check: bool, studies: Path, database: st
         return
     location = bring_back(file, studies, ArtifactStore, name=name, url=database_url(database))
     shown = location.database().shown
-    click.echo(json.dumps({"study": location.name, "database": shown}) if as_json else f"{location.name}  in {shown}")
+    if as_json:
+        click.echo(json.dumps({"study": location.name, "database": shown}))
+        return
+    again = f"{shlex.quote(str(location.folder / STUDY_COPY))}{where(studies)}"
+    click.echo(f"{location.name}  in {shown}")
+    click.echo(f"it is not on the lab's list; to go on with it: edgefront submit {again}, or edgefront run {again}")
 
 
 @click.command(short_help="Remove artifacts that nobody needs.")

@@ -5,9 +5,8 @@ As in :mod:`cli`, imports stand inside the functions, so that a command does not
 
 from __future__ import annotations
 
-import json
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,13 @@ import click
 
 from cli_rack import json_option
 from cli_service import open_registry
-from cli_study import studies_option
+from cli_study import database_option, studies_option
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from orchestrator.location import Location
     from orchestrator.registry import Registry
     from orchestrator.study import Study
 
@@ -29,8 +30,9 @@ _EVERY_S = 1.0
 @click.command(short_help="Show how a study goes that runs elsewhere.")
 @click.argument("study")
 @studies_option
+@database_option
 @json_option
-def watch(study: str, studies: Path, as_json: bool) -> None:
+def watch(study: str, studies: Path, database: str | None, as_json: bool) -> None:
     """Show STUDY as it goes on, whoever runs it, until it ends or Ctrl-C; the study does not notice.
 
     \b
@@ -39,13 +41,13 @@ def watch(study: str, studies: Path, as_json: bool) -> None:
     """
     from orchestrator.registry import has_registry
 
-    registry = open_registry(studies) if has_registry(studies) else None
-    watch_study(study, studies, registry, as_json=as_json)
+    registry = open_registry(studies, database) if has_registry(studies, database) else None
+    watch_study(study, studies, database, registry, as_json=as_json)
     if registry is not None:
         registry.close()
 
 
-def watch_study(name: str, studies: Path, registry: Registry | None, *, as_json: bool) -> None:
+def watch_study(name: str, studies: Path, database: str | None, registry: Registry | None, *, as_json: bool) -> None:
     """Until the study ends."""
     from time import sleep
 
@@ -54,7 +56,7 @@ def watch_study(name: str, studies: Path, registry: Registry | None, *, as_json:
     from orchestrator.following import Follower
 
     console = Console(highlight=False)
-    opened = _wait_for(name, studies, registry)
+    opened = _wait_for(name, studies, database, registry)
     if opened is None:
         return
     with ExitStack() as stack:
@@ -70,25 +72,24 @@ def watch_study(name: str, studies: Path, registry: Registry | None, *, as_json:
         console.print(ended or f"{name} has ended", markup=False)
 
 
-def _wait_for(name: str, studies: Path, registry: Registry | None) -> Study | None:
+def _wait_for(name: str, studies: Path, database: str | None, registry: Registry | None) -> Study | None:
     """The study, once it has begun; None where it ended before."""
     from time import sleep
 
-    from cli_background import place_of
     from cli_study import open_study
-    from orchestrator.study import Study
 
     entry = registry.find(name) if registry is not None else None
-    folder = Path(entry.submission.folder) if entry is not None else studies / name
-    place = place_of(folder)
-    if registry is not None and entry is not None and not Study.exists(place):
+    if registry is None or entry is None:
+        return open_study(name, studies, database)
+    place = registry.place(entry)
+    if not place.database().is_complete():
         click.echo(f"{name} is {entry.state} and has not begun", err=True)
-        while not Study.exists(place):
+        while not place.database().is_complete():
             if text := _ended_text(name, registry):
                 click.echo(text, err=True)
                 return None
             sleep(_EVERY_S)
-    return open_study(name, folder.parent)
+    return open_study(name, place.folder.parent, database)
 
 
 def _ended_text(name: str, registry: Registry | None) -> str:
@@ -122,11 +123,12 @@ def _watch_view(study: Study, console: Console, stack: ExitStack, *, as_json: bo
 @click.command(short_help="Show what happened in a study.")
 @click.argument("study")
 @studies_option
+@database_option
 @click.option("--follow", "-f", is_flag=True, help="Go on showing what comes, until Ctrl-C.")
 @click.option("--trial", type=click.IntRange(min=0), help="Only what is about this trial, with its stages.")
 @json_option
-def logs(study: str, studies: Path, follow: bool, trial: int | None, as_json: bool) -> None:
-    """Show what happened in STUDY, and the logs of the processes that run it.
+def logs(study: str, studies: Path, database: str | None, follow: bool, trial: int | None, as_json: bool) -> None:
+    """Show what happened in STUDY, and the logs of the processes that run it, in the order of time.
 
     \b
     Example:
@@ -135,31 +137,55 @@ def logs(study: str, studies: Path, follow: bool, trial: int | None, as_json: bo
     """
     from time import sleep
 
-    from cli_study import open_study
-    from orchestrator.following import LogReader, attempt_lines, json_line, log_text
+    from orchestrator.logreading import LogReader, json_line, log_text
+    from orchestrator.study import Study
+
+    place = _place_of_logs(study, studies, database, is_waiting=follow)
+    reader = LogReader(folder=place.folder, trial=trial)
+    with ExitStack() as stack:
+        while True:
+            if reader.study is None and place.database().is_complete():
+                reader.study = stack.enter_context(closing(Study.open(place)))
+                if trial is not None and not follow:
+                    _check_trial(reader.study, trial)
+            for line in reader.news():
+                click.echo(json_line(line) if as_json else log_text(line))
+            sys.stdout.flush()
+            if not follow:
+                break
+            sleep(_EVERY_S)
+
+
+def _place_of_logs(name: str, studies: Path, database: str | None, *, is_waiting: bool) -> Location:
+    """Where the study is. One that has not begun may have logs all the same: of a process that could not begin it.
+
+    Raises:
+        NotBegun: it has none, and is not to be waited for.
+        UsageError: there is no such study.
+    """
+    from cli_study import NotBegun, locate_study
     from orchestrator.registry import has_registry
 
-    folder = studies
-    if has_registry(studies):
-        registry = open_registry(studies)
-        entry = registry.find(study)
-        folder = Path(entry.submission.folder).parent if entry is not None else studies
-        registry.close()
-    opened = open_study(study, folder)
-    reader = LogReader(study=opened, trial=trial)
-    write = json_line if as_json else log_text
-    for line in attempt_lines(opened, trial) if trial is not None else ():
-        click.echo(write(line))
-    while True:
-        for line in reader.events():
-            click.echo(write(line))
-        for name, text in reader.lines():
-            click.echo(json.dumps({"log": name, "text": text}) if as_json else f"{name} | {text}")
-        sys.stdout.flush()
-        if not follow:
-            break
-        sleep(_EVERY_S)
-    opened.close()
+    if not has_registry(studies, database):
+        return locate_study(name, studies, database)
+    with closing(open_registry(studies, database)) as registry:
+        entry = registry.find(name)
+        if entry is None:
+            return locate_study(name, studies, database)
+        place = registry.place(entry)
+    if not place.database().is_complete():
+        if not is_waiting and not any((place.folder / "logs").glob("*.log")):
+            raise NotBegun(entry)
+        click.echo(str(NotBegun(entry)), err=True)
+    return place
+
+
+def _check_trial(study: Study, trial: int) -> None:
+    with study.guarded():
+        numbers = {row.trial for row in study.ledger.candidates()}
+    if trial not in numbers:
+        there = f"0 to {max(numbers)}" if numbers else "none yet"
+        raise UsageError(f"--trial: found {trial}; the trials of study {study.file.name} are {there}")
 
 
 COMMANDS = (watch, logs)

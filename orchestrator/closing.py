@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from optuna.trial import TrialState
 
+from orchestrator.quantities import counted
 from orchestrator.records import Ending, Event, Fault, FaultKind, Outcome
 from orchestrator.study import Study
 
 STOPPED_REASON = "study_stopped"
+
+
+def given_up(n_open: int) -> str:
+    """What became of the trials under way, to go on a sentence with; empty where there were none."""
+    return f", {counted(n_open, 'trial')} under way {'was' if n_open == 1 else 'were'} given up" if n_open else ""
 
 
 def close_open_trials(study: Study, at: str) -> int:
@@ -26,6 +32,6 @@ def close_open_trials(study: Study, at: str) -> int:
         fields = {"trial": trial_number, "ending": Ending.FAULT.value, "values": {}, "reason": STOPPED_REASON}
         ended = Event(name="trial_ended", fields=fields)
         study.ledger.end(trial_number, Outcome(ending=Ending.FAULT, fault=fault), at, [ended])
-    text = f"stopped for good, {len(still_open)} trials under way were given up"
+    text = f"stopped for good{given_up(len(still_open))}"
     study.ledger.record_events([Event(name="study_stopped", fields={"text": text})], at)
     return len(still_open)

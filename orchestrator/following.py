@@ -1,25 +1,22 @@
-"""Looking at a study that another process runs: its record in the database, as the events of a run and as lines.
+"""Looking at a study that another process runs: its record in the database, as the events of a run and in words.
 
 What only a run itself knows (single epochs, lengths of queues) is not in the record.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger import STARTED, StageAttempt
 from orchestrator.ports import EventSink
 from orchestrator.progress import Progress, TrialProgress
-from orchestrator.records import Event, Json
-from orchestrator.study import FINAL_STAGE, Study
+from orchestrator.records import Event
+from orchestrator.study import Study
 
 # Ends of a run after which the study goes on one day.
 _GOES_ON = ("interrupted", "paused")
-_MOST_BYTES = 64 * 1024
 
 
 def standing(study: Study, progress: Progress) -> None:
@@ -115,77 +112,3 @@ _TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "trial_ended": _trial_text,
     "fault": _fault_text,
 }
-
-
-@dataclass(kw_only=True)
-class LogReader:
-    """The study's record and the files of its ``logs`` folder as lines, each once; ``trial`` keeps what is about it."""
-
-    study: Study
-    trial: int | None = None
-    _seen: int = 0
-    _offsets: dict[Path, int] = field(default_factory=dict)
-
-    def events(self) -> Iterator[Json]:
-        """What is new in the record: ``{"time", "event", …fields}``."""
-        with self.study.guarded():
-            found = self.study.ledger.events_from(self._seen)
-        self._seen += len(found)
-        for at, event in found:
-            if self.trial is None or event.fields.get("trial") == self.trial:
-                yield {"time": at, "event": event.name, **event.fields}
-
-    def lines(self) -> Iterator[tuple[str, str]]:
-        """What is new in the files: the file's name without its ending, and a line. Of a file seen for the first time
-        the last 64 KiB count."""
-        pattern = "*.log" if self.trial is None else f"trial-{self.trial}-*.txt"
-        for path in sorted((self.study.folder / "logs").glob(pattern)):
-            for line in self._new_lines(path):
-                yield path.stem, line
-
-    def _new_lines(self, path: Path) -> list[str]:
-        size = path.stat().st_size
-        start = self._offsets.get(path, max(0, size - _MOST_BYTES))
-        if size < start:  # begun anew
-            start = 0
-        with path.open("rb") as file:
-            file.seek(start)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offsets[path] = start + len(whole)
-        return whole.decode(errors="replace").splitlines()
-
-
-def attempt_lines(study: Study, trial: int) -> Iterator[Json]:
-    """The stages of one trial, each attempt with its times, its worker and how it ended."""
-    for attempt in study.stage_attempts():
-        if attempt.trial == trial:
-            yield {
-                "time": attempt.queued_at,
-                "event": "test_split" if attempt.stage == FINAL_STAGE else "stage",
-                "trial": trial,
-                "stage": attempt.stage,
-                "attempt": attempt.attempt,
-                "state": attempt.state,
-                "started_at": attempt.started_at,
-                "ended_at": attempt.ended_at,
-                "seconds": attempt.seconds,
-                "worker": attempt.worker,
-                "fault": attempt.fault.to_json() if attempt.fault else None,
-            }
-
-
-def log_text(line: Json) -> str:
-    """A line of :class:`LogReader` or :func:`attempt_lines` for people."""
-    fields = {name: value for name, value in line.items() if name not in ("time", "event")}
-    if line["event"] in ("stage", "test_split"):
-        took = f", {line['seconds']:.1f} s" if line["seconds"] is not None else ""
-        fault = f", {line['fault']['reason']}: {line['fault']['detail']}" if line["fault"] else ""
-        text = f"{line['stage']} attempt {line['attempt']}: {line['state']}{took} on {line['worker'] or '–'}{fault}"
-    else:
-        text = event_text(Event(name=line["event"], fields=fields))
-    return f"{line['time']}  {text}"
-
-
-def json_line(line: Json) -> str:
-    return json.dumps(line, default=str)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,30 @@ class Location:
         if not self.url:
             return SqliteDatabase(folder=self.folder)
         return PostgresDatabase(url=check_url(self.url), name=self.name, folder=self.folder)
+
+
+_MOST_NAMES = 20
+
+
+class UnknownStudy(UsageError):
+    """No study called ``name`` has begun; ``places`` says where those are that have, and which."""
+
+    def __init__(self, name: str, places: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(f"{unknown_text(name, places)}. Choose another folder with --studies.")
+        self.name = name
+        self.places = places
+
+
+def unknown_text(name: str, places: Mapping[str, Sequence[str]]) -> str:
+    """That there is no study called ``name``, which one may be meant, and those there are in each of ``places``."""
+    close = difflib.get_close_matches(name, sorted({known for names in places.values() for known in names}), n=1)
+    meant = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"no study {name!r}{meant}; " + "; ".join(f"{place}: {_shown(names)}" for place, names in places.items())
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return (", ".join(names[:_MOST_NAMES]) or "none") + more
 
 
 def database_url(given: str | None = None, environment: Mapping[str, str] = os.environ) -> str:
@@ -62,7 +87,7 @@ def find_study(name: str, studies: Path, url: str = "") -> Location:
     """A study that exists: by its name, or by the path of its folder.
 
     Raises:
-        UsageError: there is none; the text lists those there are.
+        UnknownStudy: there is none; the text lists those there are.
         StudyError: the database cannot be read.
     """
     for folder in (studies / name, Path(name)):
@@ -71,10 +96,10 @@ def find_study(name: str, studies: Path, url: str = "") -> Location:
     if url and name in (found := names_there(check_url(url))):
         return Location(folder=studies / name, name=name, url=url)
     known = sorted(path.parent.name for path in studies.glob(f"*/{DATABASE_FILE}"))
-    there = f"found there: {', '.join(known)}" if known else "no study is there"
+    places = {f"in the folder {studies}": known}
     if url:
-        there += f"; in {shown(check_url(url))}: {', '.join(found) or 'none'}"
-    raise UsageError(f"no study {name!r} in the folder {studies}; {there}. Choose another folder with --studies.")
+        places[f"in {shown(check_url(url))}"] = sorted(found)
+    raise UnknownStudy(name, places)
 
 
 def studies_there(studies: Path, url: str = "") -> list[Location]:

@@ -36,6 +36,8 @@ _TIMEOUT_S = 5.0
 _RETRY_AFTER_S = (1.0, 5.0, 25.0, 125.0)
 _MOST_WAITING = 100
 _RECORD_EVERY_S = 600.0
+# A run that dies is tried again after a minute at most; one that begins later than this after the last did not hang.
+_APART_S = 300.0
 # Runs that end so go on later: no end of the study.
 _NO_ENDS = ("interrupted", "paused")
 _log = logging.getLogger(__name__)
@@ -171,6 +173,7 @@ class Notifier:
     clock: Clock
     record_every_s: float = _RECORD_EVERY_S
     _told_s: float | None = None
+    _seen_s: float | None = None
     _stalled: set[str] = field(default_factory=set)
     _recorded_s: float | None = None
     _waiting: bool = False
@@ -188,6 +191,7 @@ class Notifier:
 
     def tick(self) -> None:
         with self._lock:
+            self._seen_s = self.clock.monotonic()
             self._look_for_stall()
             if self._waiting and self._may_tell_record():
                 self._tell_record()
@@ -198,7 +202,10 @@ class Notifier:
             self._on_end(how, text)
 
     def _on_study_started(self, fields: Mapping[str, Any]) -> None:
-        self._told_s = self.clock.monotonic()
+        now = self.clock.monotonic()
+        # A study whose runs die one after the other, or that is edited, is no nearer to its end by beginning again.
+        if self._told_s is None or self._seen_s is None or now - self._seen_s > _APART_S:
+            self._told_s = now
         self._hypervolume, self._front_size, self._best = 0.0, 0, 0.0
         self._is_news = False  # a front that follows before any trial has ended is where the study stands
 

@@ -226,9 +226,8 @@ def _advice(error: Exception, cause: str, url: URL, schema: str) -> str:
     state = _state(error)
     if "permission denied" in cause:
         user = url.username or "USER"
-        return (
-            f"Let its user do it: GRANT CREATE ON DATABASE {url.database} TO {user}, or "
-            + (f"CREATE SCHEMA {schema} AUTHORIZATION {user}." if schema else f"CREATE ON SCHEMA public TO {user}.")
+        return f"Let its user do it: GRANT CREATE ON DATABASE {url.database} TO {user}, or " + (
+            f"CREATE SCHEMA {schema} AUTHORIZATION {user}." if schema else f"CREATE ON SCHEMA public TO {user}."
         )
     if any(refusal in cause for refusal in _REFUSALS):
         return f"Correct {DATABASE_VARIABLE} (or --database), or the server's users and pg_hba.conf."

@@ -57,6 +57,11 @@ def rounded(amount: float, unit: str, name: str = "") -> str:
     return (number.rstrip("0").rstrip(".") if "." in number else number) + space + rest
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def elapsed(seconds: float) -> str:
     """A span that is still growing: whole seconds, ``42 s`` or ``4 min 10 s``."""
     return _span(seconds) if seconds >= 59.5 else f"{seconds:.0f} s"

@@ -11,11 +11,12 @@ show that they live by a number that grows; others watch it by their own clock, 
 from __future__ import annotations
 
 import json
-import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,7 +25,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from orchestrator.database import file_error
 from orchestrator.errors import OrchestratorError, StudyError, UsageError
-from orchestrator.postgres import DATABASE_VARIABLE, check_url, connect_args, server_error, shown
+from orchestrator.location import Location, database_url, location_of, unknown_text
+from orchestrator.postgres import check_url, connect_args, server_error, shown
 from orchestrator.records import Json
 
 REGISTRY_FILE = "lab.db"
@@ -40,6 +42,7 @@ ENDED_STATES = (FINISHED, STOPPED)
 RUN, PAUSE, STOP = "run", "pause", "stop"
 
 _BUSY_TIMEOUT_S = 30
+_MAKING = 0x65646765  # names the lock of PostgreSQL under which the tables are made
 _SUBMIT_AGAIN = "restore it from a copy; or move it away and submit the studies again, which go on where they were."
 _tables = sa.MetaData()
 _version = sa.Table("edgefront_lab", _tables, sa.Column("version", sa.Integer, primary_key=True))
@@ -190,15 +193,23 @@ class EditRow:
     answer: str
 
 
-def registry_url(studies: Path) -> str:
-    """The address of the list: the database of ``EDGEFRONT_DATABASE``, else ``lab.db`` in the studies' folder."""
-    given = os.environ.get(DATABASE_VARIABLE, "")
-    return given or f"sqlite:///{(studies / REGISTRY_FILE).absolute()}"
+def registry_url(studies: Path, database: str | None = None) -> str:
+    """The address of the list: the ``database`` given, else that of ``EDGEFRONT_DATABASE``, else ``lab.db`` in the
+    studies' folder.
+
+    Raises:
+        UsageError: it is no address of a PostgreSQL database.
+    """
+    return database_url(database) or f"sqlite:///{(studies / REGISTRY_FILE).absolute()}"
 
 
-def has_registry(studies: Path) -> bool:
-    """Whether anything was ever submitted here."""
-    return bool(os.environ.get(DATABASE_VARIABLE)) or (studies / REGISTRY_FILE).exists()
+def has_registry(studies: Path, database: str | None = None) -> bool:
+    """Whether anything may have been submitted here.
+
+    Raises:
+        UsageError: ``database``, or ``EDGEFRONT_DATABASE``, is no address of a PostgreSQL database.
+    """
+    return bool(database_url(database)) or (studies / REGISTRY_FILE).exists()
 
 
 class Registry:
@@ -217,10 +228,19 @@ class Registry:
     def close(self) -> None:
         self._engine.dispose()
 
+    def place_of(self, folder: Path) -> Location:
+        """Where the study of a folder is, or is to be begun: its tables are in the list's PostgreSQL, or else there."""
+        return location_of(folder.parent, folder.name, "" if self.url.startswith("sqlite") else self.url)
+
+    def place(self, entry: Entry) -> Location:
+        """Where a submitted study is, or is to be begun."""
+        return self.place_of(Path(entry.submission.folder))
+
     # -- users ---------------------------------------------------------------------------------------------------
 
-    def submit(self, submission: Submission) -> None:
-        """
+    def submit(self, submission: Submission, reached: Reached | None = None) -> None:
+        """Put a study on the list; ``reached`` is how far it is, where it has begun.
+
         Raises:
             UsageError: a study of this name is on the list.
         """
@@ -240,10 +260,10 @@ class Registry:
             "changed_at": submission.submitted_at,
             "owner": "",
             "token": 0,
-            "told": 0,
+            "told": reached.told if reached else 0,
             "budget": int(submission.file["budget"]["trials"]),
-            "hypervolume": 0.0,
-            "front_size": 0,
+            "hypervolume": reached.hypervolume if reached else 0.0,
+            "front_size": reached.front_size if reached else 0,
         }
         with self._explained():
             try:
@@ -279,16 +299,15 @@ class Registry:
         """
         found = self.find(name)
         if found is None:
-            names = ", ".join(entry.name for entry in self.entries())
-            there = f"submitted were: {names}" if names else "nothing was submitted yet (edgefront submit STUDY.yaml)"
-            raise UsageError(f"no study {name!r} among the submitted ones; {there}")
+            names = [entry.name for entry in self.entries()]
+            if not names:
+                raise UsageError(f"no study {name!r}: nothing was submitted yet (edgefront submit STUDY.yaml)")
+            raise UsageError(unknown_text(name, {"submitted were": names}))
         return found
 
-    def want(self, name: str, wanted: str, at: str, *, priority: int | None = None) -> None:
+    def want(self, name: str, wanted: str, at: str) -> None:
         """Note what is wanted of a study; a paused or failed one that is to run is submitted again."""
-        values: dict[str, Any] = {"wanted": wanted, "changed_at": at}
-        if priority is not None:
-            values["priority"] = priority
+        values = {"wanted": wanted, "changed_at": at}
         with self._explained(), self._engine.begin() as connection:
             connection.execute(_studies.update().where(_studies.c.name == name).values(**values))
             free = (_studies.c.name == name) & (_studies.c.owner == "")
@@ -297,7 +316,7 @@ class Registry:
                 connection.execute(_studies.update().where(again).values(state=SUBMITTED, reason=""))
             if wanted == PAUSE:  # nobody runs it: it is paused by not being begun
                 waiting = free & _studies.c.state.in_(OPEN_STATES)
-                connection.execute(_studies.update().where(waiting).values(state=PAUSED))
+                connection.execute(_studies.update().where(waiting).values(state=PAUSED, reason=""))
 
     def reopen(self, name: str, at: str) -> None:
         """A finished study is to run again: it was edited."""
@@ -306,10 +325,10 @@ class Registry:
             values = {"state": SUBMITTED, "wanted": RUN, "reason": "", "changed_at": at, "could_use": None}
             connection.execute(_studies.update().where(where).values(**values))
 
-    def set_priority(self, name: str, priority: int, at: str) -> None:
+    def set_priority(self, name: str, priority: int) -> None:
+        """What is since when stays so: neither its state nor what is wanted changes."""
         with self._explained(), self._engine.begin() as connection:
-            where = _studies.c.name == name
-            connection.execute(_studies.update().where(where).values(priority=priority, changed_at=at))
+            connection.execute(_studies.update().where(_studies.c.name == name).values(priority=priority))
 
     # -- edits ---------------------------------------------------------------------------------------------------
 
@@ -413,24 +432,29 @@ class Registry:
                 raise LeaseLost(f"study {name}: another orchestrator has taken it over; this process ends")
 
     def _prepare(self) -> None:
-        """Make the tables; whoever does so at the same time may be faster in between."""
-        for is_last in (False, False, True):
-            try:
-                _tables.create_all(self._engine)
-                self._check_version()
-            except DBAPIError:
-                if is_last:
-                    raise
-            else:
-                return
+        """Make the tables that are not there yet, one process after the other."""
+        found = self._version() or self._make_tables()
+        if found != REGISTRY_VERSION:
+            raise StudyError(f"the list of studies has version {found}; this program reads {REGISTRY_VERSION}")
 
-    def _check_version(self) -> None:
+    def _version(self) -> int | None:
+        """Of the list that is there; the row is written with the last of its tables."""
+        with self._engine.connect() as connection:
+            if not sa.inspect(connection).has_table(_version.name):
+                return None
+            found: int | None = connection.scalar(sa.select(_version.c.version))
+            return found
+
+    def _make_tables(self) -> int:
         with self._engine.begin() as connection:
-            found = connection.scalar(sa.select(_version.c.version))
+            is_server = self._engine.dialect.name == "postgresql"
+            lock = f"SELECT pg_advisory_xact_lock({_MAKING})" if is_server else "BEGIN IMMEDIATE"
+            connection.exec_driver_sql(lock)
+            _tables.create_all(connection)
+            found: int | None = connection.scalar(sa.select(_version.c.version))
             if found is None:
                 connection.execute(_version.insert().values(version=REGISTRY_VERSION))
-        if found not in (None, REGISTRY_VERSION):
-            raise StudyError(f"the list of studies has version {found}; this program reads {REGISTRY_VERSION}")
+        return found or REGISTRY_VERSION
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -467,8 +491,22 @@ def _address(url: str) -> sa.URL:
 
 
 def _on_connect(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
+    _write_ahead(connection)
     connection.execute("PRAGMA synchronous=FULL")
+
+
+def _write_ahead(connection: Any) -> None:
+    """Alone of all statements this one does not wait where another connection is at the file, whatever the timeout."""
+    deadline = monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or monotonic() > deadline:
+                raise
+            sleep(0.01)
+        else:
+            return
 
 
 def _is_held(name: str, token: int) -> sa.ColumnElement[bool]:

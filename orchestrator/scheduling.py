@@ -66,6 +66,7 @@ class Do(Enum):
     NOTHING = "nothing"
     START = "start"  # take it, and run it
     CLOSE = "close"  # take it, and end it for good: nobody runs it
+    SHELVE = "shelve"  # take it, and give it back as paused: who was to let it pause is dead
     LIMIT = "limit"  # tell its process how many trials it may have under way
     PAUSE = "pause"  # its process begins no trial and ends after those under way
     STOP = "stop"  # its process ends at once, for good
@@ -94,6 +95,8 @@ def decide(sight: Sight, share: int) -> Do:
         return Do.NOTHING
     if entry.wanted == STOP:
         return Do.CLOSE if entry.state != STOPPED else Do.NOTHING
+    if entry.wanted == PAUSE and entry.state in OPEN_STATES:
+        return Do.SHELVE
     return Do.START if entry.wanted == RUN and entry.state in OPEN_STATES and share > 0 else Do.NOTHING
 
 
@@ -134,4 +137,4 @@ def _could_use(entry: Entry, *, is_shared: bool) -> int:
     embedded = workers["train_workers"] + workers["build_workers"]
     most = workers["in_flight"] or (_NO_LIMIT if is_shared else embedded)
     wanted = file["budget"]["trials"] if entry.could_use is None else entry.could_use
-    return int(min(most, wanted))
+    return int(max(1, min(most, wanted)))  # with all trials told the front's test is still to come

@@ -235,6 +235,8 @@ class Service:
         name = sight.entry.name
         if what in (Do.START, Do.CLOSE):
             self._start(sight.entry, share, is_closing=what is Do.CLOSE)
+        elif what is Do.SHELVE:
+            self._shelve(sight.entry)
         elif what is Do.DROP:
             self._lab.say(f"study {name} is run by another orchestrator now; its process here is ended")
             self._drop(name)
@@ -273,6 +275,11 @@ class Service:
             child.send(Event(name=Do.STOP.value))
         else:
             self._limit(run, share)
+
+    def _shelve(self, entry: Entry) -> None:
+        token = self._lab.registry.take(entry, self._me.owner, self._lab.clock.now_iso())
+        if token is not None:
+            self._give_back(entry.name, token, PAUSED, "", is_retried=False)
 
     def _limit(self, run: _Run, share: int) -> None:
         if run.limit != share or run.ordered is not Do.LIMIT:
@@ -362,7 +369,9 @@ class Service:
             pause_s = backoff_s(self._failures.get(name, 1))
             self._retry_at[name] = clock.monotonic() + pause_s
             reason = f"{reason.rstrip('.')}; tried again after {pause_s:g} s"
-        self._lab.say(f"study {name}: {reason}" if is_retried else f"study {name}: {state}{': ' * bool(reason)}{reason}")
+        self._lab.say(
+            f"study {name}: {reason}" if is_retried else f"study {name}: {state}{': ' * bool(reason)}{reason}"
+        )
         registry.release(name, token, state, reason, clock.now_iso())
 
     def _drop(self, name: str) -> None:

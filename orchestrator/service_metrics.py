@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry
 
@@ -33,9 +34,15 @@ FAMILIES = (
     ),
     MetricFamily(
         name="edgefront_notifications_failed",
+        kind="counter",
+        labels=(),
+        help="Notifications that were given up, after several attempts, or dropped.",
+    ),
+    MetricFamily(
+        name="edgefront_last_round_timestamp_seconds",
         kind="gauge",
         labels=(),
-        help="Notifications since the start that were given up, after several attempts, or dropped.",
+        help="When the orchestrator last went through the list of studies, in seconds since the epoch.",
     ),
 )
 
@@ -43,15 +50,19 @@ FAMILIES = (
 class ServiceMetrics:
     """The service's own metrics, in ``registry``."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, now: Callable[[], float] = time.time) -> None:
+        self._now = now
         self._metrics = {family.name: make_metric(family, registry) for family in FAMILIES}
+        self._failed_posts = 0
 
     def show(self, counts: Mapping[str, int], slots: int, failed_posts: int) -> None:
-        """``counts``: the studies by state."""
+        """A round through the list is over. ``counts``: the studies by state; ``failed_posts``: since the start."""
         for state in STATES:
             self._metrics["edgefront_studies"].labels(state=state).set(counts.get(state, 0))
         self._metrics["edgefront_slots"].set(slots)
-        self._metrics["edgefront_notifications_failed"].set(failed_posts)
+        self._metrics["edgefront_notifications_failed"].inc(failed_posts - self._failed_posts)
+        self._failed_posts = failed_posts
+        self._metrics["edgefront_last_round_timestamp_seconds"].set(self._now())
 
     def share(self, study: str, slots: int) -> None:
         self._metrics["edgefront_study_slots"].labels(study=study).set(slots)
@@ -60,9 +71,14 @@ class ServiceMetrics:
     def restarted(self, study: str) -> None:
         self._metrics["edgefront_study_restarts"].labels(study=study).inc()
 
-    def forget(self, study: str) -> None:
-        """Take the series of a study away that does not run here any more."""
+    def idle(self, study: str) -> None:
+        """The study does not run here now, so it has no share."""
         self._metrics["edgefront_study_slots"].remove_by_labels({"study": study})
+
+    def forget(self, study: str) -> None:
+        """Take all series of a study away."""
+        self.idle(study)
+        self._metrics["edgefront_study_restarts"].remove_by_labels({"study": study})
 
 
 def describe() -> str:

@@ -17,7 +17,7 @@ import yaml
 from orchestrator.errors import UsageError
 from orchestrator.ledger import TOLD_ENDINGS
 from orchestrator.objectives import Objectives
-from orchestrator.quantities import exact
+from orchestrator.quantities import counted, exact
 from orchestrator.records import Ending, Event, Json, Outcome
 from orchestrator.study import STUDY_COPY, Study
 from orchestrator.studyfile import OBJECTIVE_UNITS, StudyFile, parse_quantity
@@ -159,5 +159,7 @@ def _text(before: StudyFile, after: StudyFile, infeasible: list[int]) -> str:
     for name, objective in after.objectives.items():
         if objective != before.objectives[name] and objective.limit is not None:
             parts.append(f"{name} at most {exact(objective.limit, OBJECTIVE_UNITS[name], name)}")
-            parts.append(f"{len(infeasible)} trials are infeasible now")
+            parts.append(
+                f"{counted(len(infeasible), 'trial')} {'is' if len(infeasible) == 1 else 'are'} infeasible now"
+            )
     return ", ".join(dict.fromkeys(parts))

@@ -30,6 +30,7 @@ from mcu_agent.pool import BoardStatus, Pool, lock_folder
 from mcu_agent.rack import Rack, load_rack
 from orchestrator.exposition import MetricsServer
 from orchestrator.records import Event
+from orchestrator.signals import set_soon
 from tasks import messages
 from tasks.address import exposure, without_password
 from tasks.agent_metrics import AgentMetrics
@@ -106,6 +107,7 @@ class Agent:
         self._guardian = Guardian()
         self._supervisor = Supervisor(None, {**os.environ, AGENT_CHANNEL: self._channel.address}, self._guardian)
         self._stop, self._hurry = threading.Event(), threading.Event()
+        self._signals = 0
         self._failure = ""
 
     def serve(self) -> int:
@@ -145,9 +147,8 @@ class Agent:
         self._metrics.take(Event(name=name, fields=dict(fields)))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._stop.is_set():
-            self._hurry.set()
-        self._stop.set()
+        self._signals += 1
+        set_soon(self._stop if self._signals == 1 else self._hurry)
 
     def _drain(self) -> None:
         """Let the measurements under way finish, for as long as nobody asks twice."""

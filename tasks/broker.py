@@ -97,7 +97,9 @@ def check_reachable(url: str, *, is_needed: bool = False) -> None:
         ) from error
     except (redis.RedisError, OSError) as error:
         if trouble := tls_trouble(url, str(error)):
-            raise BrokerAddressError(f"no safe connection to the Redis at {without_password(url)}: {trouble}") from error
+            raise BrokerAddressError(
+                f"no safe connection to the Redis at {without_password(url)}: {trouble}"
+            ) from error
         raise BrokerError(
             f"no Redis answers at {without_password(url)}: {str(error).rstrip('.')}. Start it or correct "
             f"{BROKER_VARIABLE}" + ("." if is_needed else "; without that variable a broker is started by itself.")

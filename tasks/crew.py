@@ -25,6 +25,7 @@ from orchestrator.exposition import MetricsServer
 from orchestrator.extras import require
 from orchestrator.quantities import rounded, show
 from orchestrator.records import Ending, Event, Fault
+from orchestrator.signals import set_soon
 from tasks.address import exposure, without_password
 from tasks.answers import fault_result, publish
 from tasks.broker import check_queues, check_reachable, connect
@@ -221,7 +222,7 @@ class Crew:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
-        self._stop.set()
+        set_soon(self._stop)
 
     # -- children that end ---------------------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ OUTCOMES = ("complete", "infeasible", "stopped", "fault", "handed_over")
 EXITS = ("memory_limit", "out_of_memory", "lost", "idle")
 ACTIONS = ("saved", "loaded")
 _MAX_REASONS = 32
+# At zero from the start, so that the first of them is seen as one more; others appear when they happen.
+USUAL_FAULTS = ("time_limit", "memory_limit", "out_of_memory", "worker_lost", "artifact_missing", "os_error")
 _STAGE_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 10_800, 21_600)
 _CHECKPOINT_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30)
 
@@ -116,13 +118,15 @@ class WorkerMetrics:
         self._lock = threading.Lock()
         self._metrics = {family.name: make_metric(family, registry) for family in FAMILIES}
         self._stages = tuple(stages)
-        self._reasons: set[str] = set()
+        self._reasons: set[str] = set(USUAL_FAULTS)
         self._peaks: dict[str, float] = {}
         self._metrics["edgefront_worker_memory_limit_bytes"].set(memory_limit_bytes)
         for stage in self._stages:  # a series that exists at zero can be rated from the first scrape on
             self._metrics["edgefront_worker_tasks_running"].labels(stage=stage)
             for outcome in OUTCOMES:
                 self._metrics["edgefront_worker_tasks"].labels(stage=stage, outcome=outcome)
+        for reason in USUAL_FAULTS:
+            self._metrics["edgefront_worker_faults"].labels(reason=reason)
         for reason in EXITS:
             self._metrics["edgefront_worker_child_exits"].labels(reason=reason)
         for action in ACTIONS:

@@ -117,7 +117,12 @@ def search() -> Json:
     )
     head = [
         number("Studies running", "Under way now.", Query(expr=f"sum(edgefront_study_running{_STUDY})")),
-        number("Trials told", "Of all studies, earlier runs included.", Query(expr=f"sum({told}{_STUDY})")),
+        number(
+            "Trials told",
+            "Of all studies, earlier runs included.",
+            # A study that has changed hands is still told of by the orchestrator that had it.
+            Query(expr=f"sum(max by (study) ({told}{_STUDY}))"),
+        ),
         number("Under way", "Trials in some stage.", Query(expr=f"sum(edgefront_trials_running{_STUDY})")),
         dial("Feasible", "Complete trials among those judged.", Query(expr=f"avg(edgefront_feasible_ratio{_STUDY})")),
         number(
@@ -164,8 +169,46 @@ def search() -> Json:
             Row(title="Course", panels=course),
             Row(title="Work", panels=[_endings(), _proposals(), _epochs()]),
             Row(title="Trouble", panels=[_faults(), _retries(), _queues()]),
+            Row(title="Orchestrators", panels=_orchestrator_panels()),
         ],
     )
+
+
+def _orchestrator_panels() -> list[Panel]:
+    """What orchestrators say of their list and of themselves. Two of one list both tell of all its studies."""
+    return [
+        lines(
+            "Studies by state",
+            "On the list. Submitted ones wait for a slot or to be tried again, failed ones for somebody.",
+            [Query(expr="max by (state) (edgefront_studies)", legend="{{state}}")],
+            stacked=True,
+        ),
+        lines(
+            "Slots",
+            "Trials that may be under way at once: each study's share, and all of them.",
+            [
+                Query(expr=f"max by (study) (edgefront_study_slots{_STUDY})", legend="{{study}}"),
+                Query(expr="max(edgefront_slots)", legend="all"),
+            ],
+        ),
+        lines(
+            "Studies started again in an hour",
+            "Their process had died, or could not reach what it needs.",
+            [Query(expr=_hourly("edgefront_study_restarts_total", "study", _STUDY), legend="{{study}}")],
+            stacked=True,
+        ),
+        lines(
+            "Notifications given up in an hour",
+            "The webhook did not take them.",
+            [Query(expr="sum(increase(edgefront_notifications_failed_total[1h]))", legend="given up")],
+        ),
+        lines(
+            "Since the last round",
+            "An orchestrator goes through its list every second. Where this grows, it cannot reach the list.",
+            [Query(expr="time() - edgefront_last_round_timestamp_seconds", legend="{{instance}}")],
+            "s",
+        ),
+    ]
 
 
 def study() -> Json:
@@ -324,6 +367,34 @@ def _worker_panels() -> list[Panel]:
             stacked=True,
         ),
         lines(
+            "Tasks of workers in an hour",
+            "By how they ended; what was handed over goes on elsewhere.",
+            [
+                Query(
+                    expr="sum by (outcome) (increase(edgefront_worker_tasks_total[1h]))",
+                    legend="{{outcome}}",
+                )
+            ],
+            stacked=True,
+        ),
+        lines(
+            "Time of a task",
+            "By stage, whatever its outcome.",
+            [Query(expr=_share("edgefront_worker_task_duration_seconds", "stage", 0.9, ""), legend="{{stage}} 90 %")],
+            "s",
+        ),
+        lines(
+            "Faults of workers in an hour",
+            "Tasks that ended in a fault, by worker and reason: one bad machine stands out.",
+            [
+                Query(
+                    expr="sum by (instance, reason) (increase(edgefront_worker_faults_total[1h]))",
+                    legend="{{instance}} {{reason}}",
+                )
+            ],
+            stacked=True,
+        ),
+        lines(
             "Memory of workers",
             "Resident memory of all processes of a worker.",
             [Query(expr="edgefront_worker_memory_bytes", legend="{{instance}}")],
@@ -351,6 +422,23 @@ def _worker_panels() -> list[Panel]:
             "Checkpoints in an hour",
             "Of long trainings: saved, and gone on from.",
             [Query(expr="sum by (action) (increase(edgefront_worker_checkpoints_total[1h]))", legend="{{action}}")],
+        ),
+        lines(
+            "Time of a checkpoint",
+            "To save one, and to load one; a training waits for it.",
+            [
+                Query(
+                    expr=_share("edgefront_worker_checkpoint_duration_seconds", "action", 0.9, ""),
+                    legend="{{action}} 90 %",
+                )
+            ],
+            "s",
+        ),
+        lines(
+            "Size of a checkpoint",
+            "The last one of each worker.",
+            [Query(expr="edgefront_worker_checkpoint_size_bytes", legend="{{instance}}")],
+            "bytes",
         ),
         lines(
             "GPU use",

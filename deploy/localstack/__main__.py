@@ -48,8 +48,11 @@ def main(words: list[str]) -> int:
         print(f"local-stack: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"local-stack: {error.filename or root}: {error.strerror or error}; --root DIR is another place for all "
-              "of it", file=sys.stderr)
+        print(
+            f"local-stack: {error.filename or root}: {error.strerror or error}; --root DIR is another place for all "
+            "of it",
+            file=sys.stderr,
+        )
         return WrongCommand.exit_code
     return 0
 

@@ -48,7 +48,8 @@ def read_services(file: Path, variables: Mapping[str, str]) -> dict[str, Service
     try:
         read = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise WrongCommand(f"--compose {file}: it cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise WrongCommand(f"--compose {file}: it cannot be read: {why}") from error
     data = _filled(read, variables)
     if not isinstance(data, dict) or not isinstance(data.get("services"), dict):
         raise WrongCommand(f"--compose {file}: it has no services; allowed is a file such as compose.yaml")

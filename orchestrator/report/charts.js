@@ -56,6 +56,15 @@ function drawEmpty(id, text) {
   $(id).replaceChildren(element("p", { class: "empty" }, text));
 }
 
+/** Plots follow the size of their boxes, which a scroll bar or a part filled later changes without the window's doing. */
+function followSizes(then = () => {}) {
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries) if (target.data && target.offsetParent) Plotly.Plots.resize(target);
+    then();
+  });
+  for (const plot of document.querySelectorAll(".plot")) observer.observe(plot);
+}
+
 function setUpTheme(drawAll) {
   const themes = ["auto", "light", "dark"];
   const button = $("theme");
@@ -67,6 +76,43 @@ function setUpTheme(drawAll) {
     drawAll();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+}
+
+// ---------------------------------------------------------------- axes and marks
+
+/** Whether a limit stands so near to what is shown that it belongs on the axis. */
+function isNear(limit, amounts) {
+  return limit !== null && limit <= 2 * Math.max(...amounts);
+}
+
+/** Where an axis starts: over these amounts and a limit near to them, with a margin; in the axis' own terms.
+ * Null where there is none that the axis can show: then plotly chooses. */
+function viewOf(amounts, limit, isLog, fromZero) {
+  const shown = (isNear(limit, amounts) ? [...amounts, limit] : amounts).filter((value) => !isLog || value > 0);
+  if (!shown.length) return null;
+  const [low, high] = [Math.min(...shown), Math.max(...shown)].map((value) => (isLog ? Math.log10(value) : value));
+  const margin = 0.06 * (high - low || (isLog ? 1 : Math.abs(high) || 1));
+  return [fromZero && !isLog ? Math.min(0, low) : low - margin, high + margin];
+}
+
+/** Ticks that stand apart by a share of the axis, the outermost among them. */
+function apart(ticks, share = 0.06) {
+  const least = share * (ticks.at(-1) - ticks[0]);
+  const kept = [];
+  for (const tick of ticks) if (!kept.length || tick - kept.at(-1) >= least) kept.push(tick);
+  if (kept.at(-1) === ticks.at(-1)) return kept;
+  return [...(kept.length > 1 ? kept.slice(0, -1) : kept), ticks.at(-1)];
+}
+
+/** Lines where limits were tightened, with what they are since; ``edits`` are [place on the axis, words]. */
+function editMarks(edits, size) {
+  return {
+    shapes: edits.map(([x]) => ({ type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, line: { color: css("infeasible"), width: 1.5, dash: "dash" } })),
+    annotations: edits.map(([x, text]) => ({
+      x, y: 0.03, xref: "x", yref: "paper", xanchor: "right", yanchor: "bottom", textangle: -90, showarrow: false,
+      text: escape(text), font: { size, color: css("infeasible") },
+    })),
+  };
 }
 
 // ---------------------------------------------------------------- layers and memory

@@ -61,7 +61,8 @@ class BoardFront:
 class ReportInput:
     """Everything a report is made of. ``limits`` are in base units, in the order of the study's objectives;
     ``downloads`` maps a trial to (label, relative link) pairs. ``boards`` is empty where the study has one board; where
-    it has several, ``front`` and ``history`` are joint ones."""
+    it has several, ``front`` and ``history`` are joint ones. ``edits`` are the limits that were tightened: after how
+    many told trials, and in words; the whole of ``history`` is judged by those that hold now."""
 
     study: StudyFile
     limits: Mapping[str, float]
@@ -75,6 +76,7 @@ class ReportInput:
     export_command: str = ""
     downloads: Mapping[int, Sequence[tuple[str, str]]] = field(default_factory=dict)
     boards: Sequence[BoardFront] = ()
+    edits: Sequence[tuple[int, str]] = ()
 
 
 def contents(source: ReportInput) -> Json:
@@ -100,6 +102,7 @@ def contents(source: ReportInput) -> Json:
         "log_params": [name for name, entry in source.study.space.items() if getattr(entry, "log", False)],
         "trials": trials,
         "history": [[number, hypervolume] for number, hypervolume in source.history],
+        "edits": [[told, text] for told, text in source.edits],
         "sources": _sources(source.trials),
     }
 
@@ -115,7 +118,7 @@ def headline(source: ReportInput) -> list[Json]:
         {
             "title": "on the joint front" if source.boards else "on the front",
             "figure": str(len(front)),
-            "about": f"of {told} trials ({counts})",
+            "about": f"of {told} told{counts}",
         },
     ]
     for name in source.limits:
@@ -161,8 +164,12 @@ def _board(board: BoardFront, source: ReportInput) -> Json:
 
 
 def _counts_text(trials: Sequence[Trial]) -> str:
-    counts = {state: sum(trial.state == state for trial in trials) for state in (*_TOLD_STATES, "fault")}
-    return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none ended"
+    """How the told trials ended, and how many more were never told, because all their attempts ended in faults."""
+    counts = {state: sum(trial.state == state for trial in trials) for state in _TOLD_STATES}
+    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    faults = sum(trial.state == "fault" for trial in trials)
+    lost = f"; {faults} more ended in {'a fault' if faults == 1 else 'faults'}" if faults else ""
+    return (f" ({told})" if told else "") + lost
 
 
 def _values(trial: Trial) -> Mapping[str, Value]:

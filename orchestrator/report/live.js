@@ -4,6 +4,8 @@
 const EVERY_MS = 2000;
 const liveConfig = { displaylogo: false, responsive: true, displayModeBar: false };
 const here = decodeURIComponent(location.pathname.match(/^\/study\/(.+)$/)?.[1] ?? "");
+const letters = { exact: "x", measured: "m", emulated: "e", estimated: "s" };
+const wall = matchMedia("(min-width: 1500px) and (min-height: 800px)"); // as in live.css: nothing is scrolled there
 let study = null, boards = { boards: [], text: "" }, offset = 0, heard = 0;
 
 // ---------------------------------------------------------------- small helpers
@@ -44,11 +46,13 @@ function sync(parent, items, keyOf, make, write) {
   parent.dataset.filled = "yes";
 }
 
-/** Writes cells as [class, content]; content is text or a list of nodes with a text that says when they change. */
+/** Writes cells as [class, content, what it is]; content is text or a list of nodes, which is only put in anew when it
+ * differs. */
 function cells(row, entries) {
   while (row.cells.length < entries.length) row.append(element("td"));
-  entries.forEach(([kind, content], index) => {
+  entries.forEach(([kind, content, label = ""], index) => {
     const cell = row.cells[index];
+    if (cell.dataset.label !== label) cell.dataset.label = label;
     if (cell.className !== kind) cell.className = kind;
     if (typeof content === "string") { say(cell, content); return; }
     const mark = content.map((node) => node.outerHTML).join("");
@@ -72,6 +76,7 @@ function drawHead() {
   say($("told"), study.told.toLocaleString("en"));
   say($("budget"), ` / ${study.budget.toLocaleString("en")} trials`);
   $("bar").style.width = `${Math.min(100, 100 * study.told / Math.max(1, study.budget))}%`;
+  $("figures").style.setProperty("--letters", Math.max(7, ...study.figures.map(({ figure }) => figure.length)));
   sync($("figures"), study.figures, (figure) => figure.title, () => element("div", { class: "figure" },
     element("p", { class: "figure-title" }), element("p", { class: "figure-value" }), element("p", { class: "figure-about" })),
   (node, figure) => {
@@ -147,10 +152,13 @@ function drawFront() {
 }
 
 function drawHistory() {
+  say($("history-hint"), study.edits.length ? "judged by the limits that hold now" : "");
   if (!study.history.length) { showEmpty("history-plot", "No trial is on a front yet."); return; }
   const last = study.history[study.history.length - 1];
-  const until = study.state.word === "running" ? now() : study.state.since ?? last[0];
+  const until = ["running", "pausing", "stopping"].includes(study.state.word) ? now() : study.state.since ?? last[0];
   const points = [...study.history, [Math.max(until, last[0]), last[1]]];
+  const firstEdit = study.edits[0]?.[0];
+  if (firstEdit < points[0][0]) points.unshift([firstEdit, 0]);
   Plotly.react("history-plot", [{
     type: "scatter", mode: "lines", x: points.map(([time]) => new Date(1000 * time)), y: points.map(([, value]) => value),
     line: { shape: "hv", color: css("front"), width: 0.2 * size() }, fill: "tozeroy", fillcolor: css("accent-soft"),
@@ -158,6 +166,7 @@ function drawHistory() {
   }], layout({
     uirevision: "history", margin: { l: 10, r: 14, t: 6, b: 10 }, font: { size: 0.8 * size(), color: css("text") },
     xaxis: { ...axis(""), type: "date" }, yaxis: { ...axis("0 to 1"), rangemode: "tozero" },
+    ...editMarks(study.edits.map(([time, words]) => [new Date(1000 * time), words]), 0.8 * size()),
   }), liveConfig);
 }
 
@@ -184,7 +193,7 @@ function doing(row) {
 }
 
 function drawWay() {
-  say($("way-hint"), study.under_way.length ? `${study.under_way.length} ${study.under_way.length === 1 ? "trial" : "trials"}` : "nothing");
+  document.body.classList.toggle("idle", !study.under_way.length);
   sync($("way").tBodies[0], study.under_way, (row) => row.number, () => element("tr", { "data-way": "" }), (node, row) => {
     node.dataset.since = row.since;
     cells(node, [["number", `#${row.number}`], ["", [steps(row)]], ["", row.stage || "–"], ["wide", doing(row)], ["number for", span(now() - row.since)]]);
@@ -192,21 +201,43 @@ function drawWay() {
 }
 
 function drawEnded() {
-  const head = element("tr", {}, ...["trial", "", ...study.objectives.map(({ title: words }) => words.replace(" (validation)", "")), "took", ""].map((words, index) =>
+  const titles = study.objectives.map(({ title: words }) => words.replace(" (validation)", ""));
+  const head = element("tr", {}, ...["trial", "", ...titles, "took", ""].map((words, index) =>
     element("th", { class: index === 0 || (index > 1 && words) ? "number" : "" }, words)));
   if ($("ended").tHead.textContent !== head.textContent) $("ended").tHead.replaceChildren(head);
   const words = { complete: "dominated", stopped: "stopped early", front: "on the front" };
-  const letters = { exact: "x", measured: "m", emulated: "e", estimated: "s" };
   sync($("ended").tBodies[0], study.ended, (row) => row.number, () => element("tr", { "data-ended": "" }), (node, row) => {
-    const values = study.objectives.map(({ name }) => {
+    const values = study.objectives.map(({ name }, index) => {
       const value = row.values[name];
-      return ["number", value ? [element("span", {}, value.text), element("sup", { class: `source ${value.source}`, title: value.source }, letters[value.source])] : "–"];
+      return ["number", value ? [element("span", {}, value.text), element("sup", { class: `source ${value.source}`, title: value.source }, letters[value.source])] : "–", titles[index]];
     });
     cells(node, [
       ["number", `#${row.number}`], ["", [element("span", { class: `badge ${row.state}` }, words[row.state] ?? row.state)]],
-      ...values, ["number", span(row.seconds)], ["reason", row.reason],
+      ...values, ["number", span(row.seconds), "took"], ["reason", row.reason],
     ]);
   });
+}
+
+
+
+/** On a wall, rows for which there is no room are left out; answers how many are there. */
+function fit(id) {
+  const rows = [...$(id).tBodies[0].rows];
+  for (const row of rows) row.hidden = false;
+  const bottom = $(id).parentElement.getBoundingClientRect().bottom;
+  const shown = wall.matches ? rows.filter((row) => row.getBoundingClientRect().bottom <= bottom + 0.5).length : rows.length;
+  for (const row of rows.slice(shown)) row.hidden = true;
+  return shown;
+}
+
+function fitTables() {
+  if (!study) return;
+  const count = study.under_way.length, first = fit("way");
+  say($("way-hint"), `${count} ${count === 1 ? "trial" : "trials"}${first < count ? `, the first ${first} shown` : ""}`);
+  const sources = new Set(study.ended.flatMap((row) => Object.values(row.values).map(({ source }) => source)));
+  const legend = Object.entries(letters).filter(([source]) => sources.has(source)).map(([source, letter]) => `${letter} ${source}`);
+  const last = fit("ended"), words = `the last ${last === 1 ? "one" : last}`;
+  say($("ended-hint"), [count ? "" : "nothing under way", last ? words : "", legend.join(", ")].filter(Boolean).join(" · "));
 }
 
 function drawBoards(prefix) {
@@ -236,9 +267,11 @@ function drawLinks(links) {
 }
 
 function drawStudy() {
+  $("studies").hidden = true;
   $("study").hidden = false;
   setUpAxes();
   drawHead(); drawFront(); drawHistory(); drawWay(); drawEnded(); drawBoards("boards"); drawLinks(study.links ?? {});
+  fitTables();
 }
 
 // ---------------------------------------------------------------- all studies
@@ -286,19 +319,32 @@ async function ask(path) {
   const data = await answer.json();
   const sent = Date.parse(answer.headers.get("Date"));
   if (sent) offset = (sent - Date.now()) / 1000; // what counts is the server's clock
-  if (!answer.ok) throw new Error(data.error);
+  if (!answer.ok) throw Object.assign(new Error(data.error), { status: answer.status });
   return data;
 }
 
 async function look() {
-  if (here) {
+  if (!here) { await lookAtAll(); return; }
+  try {
     [study, boards] = await Promise.all([ask(`/api/study/${encodeURIComponent(here)}`), ask("/api/boards")]);
-    drawStudy();
-  } else {
-    let list;
-    [list, boards] = await Promise.all([ask("/api/studies"), ask("/api/boards")]);
-    drawStudies(list);
+  } catch (error) {
+    if (error.status === 404 && !study) await lookForAnother();
+    throw error;
   }
+  drawStudy();
+}
+
+async function lookAtAll() {
+  let list;
+  [list, boards] = await Promise.all([ask("/api/studies"), ask("/api/boards")]);
+  drawStudies(list);
+}
+
+/** There is no such study, or not yet: those there are lead on from here. */
+async function lookForAnother() {
+  await lookAtAll();
+  say($("name"), here);
+  document.title = `no study ${here} · Edgefront`;
 }
 
 function showError(text) {
@@ -333,5 +379,6 @@ function tick() {
 }
 
 setUpTheme(() => { if (study) { drawFront(); drawHistory(); } });
+followSizes(fitTables);
 setInterval(tick, 1000);
 again();

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from orchestrator.boards import base
 from orchestrator.fronts import front
@@ -20,13 +19,24 @@ from orchestrator.quantities import elapsed, show
 from orchestrator.reading import FINAL_STAGE, StudyReader
 from orchestrator.records import Ending, Event, Json, Outcome
 from orchestrator.report.contents import quantity_of
+from orchestrator.report.course import gains, seconds, tightenings
 from orchestrator.studyfile import StudyFile
 
 LISTED = 40
 DRAWN_CHANGES = 1000
 QUIET_AFTER_S = 900.0
 _RATE_OVER = 20  # the last so many trials say how fast the study goes
+_CLOSED = "study_stopped"
 _TOLD = (Ending.COMPLETE.value, Ending.INFEASIBLE.value, Ending.STOPPED.value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """What the lab's list says of a submitted study: its state, what is wanted of it, why it does not run."""
+
+    state: str
+    wanted: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +52,7 @@ class Seen:
     stages: Sequence[str]
     now: float
     progress: Mapping[int, Json] = field(default_factory=dict)
+    submitted: Standing | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +63,13 @@ class _Trial:
 
 
 def read_study(
-    study: StudyReader, stages: Sequence[str], now: float, progress: Mapping[int, Json] | None = None
+    study: StudyReader,
+    stages: Sequence[str],
+    now: float,
+    progress: Mapping[int, Json] | None = None,
+    submitted: Standing | None = None,
 ) -> Seen:
-    """Read what :func:`snapshot` needs.
+    """Read what :func:`snapshot` needs; ``submitted`` is None of a study that is not on the lab's list.
 
     Raises:
         StudyError: the database cannot be read.
@@ -70,6 +85,7 @@ def read_study(
             stages=stages,
             now=now,
             progress=progress or {},
+            submitted=submitted,
         )
 
 
@@ -78,7 +94,7 @@ def snapshot(seen: Seen) -> Json:
     file = seen.file
     ended = [_Trial(number=row.trial, state=row.state, outcome=row.outcome) for row in seen.candidates if row.outcome]
     on_front = {trial.number for trial in front(ended, seen.objectives)}
-    history = _history(seen)
+    history = _thinned(gains(seen.candidates, seen.objectives))
     counts = {state: sum(trial.state == state for trial in ended) for state in (*_TOLD, "fault")}
     return {
         "name": file.name,
@@ -93,6 +109,7 @@ def snapshot(seen: Seen) -> Json:
         "objectives": _objectives(seen.objectives),
         "points": _points(ended, on_front, seen.objectives),
         "history": history,
+        "edits": [[seconds(mark.at), mark.text] for mark in tightenings(seen.events)],
         "stages": list(dict.fromkeys(base(stage) for stage in seen.stages)),
         "under_way": _under_way(seen),
         "ended": _ended(seen, on_front),
@@ -108,12 +125,17 @@ def _objectives(objectives: Objectives) -> list[Json]:
 
 
 def _state(seen: Seen) -> Json:
-    """``word`` is one of new, running, quiet, stopped, ended; ``text`` says it to a person."""
+    """``word`` is one of new, running, pausing, stopping, quiet, waiting, paused, failed, stopped, ended; ``text`` says
+    it to a person."""
     last = _last_sign(seen)
     finished = _finished(seen)
+    is_closed = finished is not None and finished.name == _CLOSED
+    if seen.submitted is not None and not is_closed and (found := _submitted(seen.submitted)):
+        word, text = found
+        return {"word": word, "text": text, "since": last}
     if finished is not None:
-        reason = str(finished.fields.get("reason", ""))
-        word = "stopped" if reason == "interrupted" else "ended"
+        reason = _CLOSED if is_closed else str(finished.fields.get("reason", ""))
+        word = {"interrupted": "stopped", _CLOSED: "stopped", "paused": "paused"}.get(reason, "ended")
         return {"word": word, "text": str(finished.fields.get("text") or reason), "since": last}
     if last is None:
         return {"word": "new", "text": "nothing has begun yet", "since": None}
@@ -122,21 +144,35 @@ def _state(seen: Seen) -> Json:
     return {"word": "running", "text": "running", "since": last}
 
 
+def _submitted(standing: Standing) -> tuple[str, str] | None:
+    """Word and text for what the record of the study itself does not tell."""
+    if standing.state in ("submitted", "running") and standing.wanted != "run":
+        return {
+            "pause": ("pausing", "pausing: trials under way end, and none begins"),
+            "stop": ("stopping", "being stopped for good"),
+        }[standing.wanted]
+    if standing.state == "failed":
+        return "failed", f"failed: {standing.reason}"
+    if standing.state == "paused":
+        return "paused", "paused; edgefront resume lets it go on"
+    if standing.state == "submitted":
+        return "waiting", f"waits to be run: {standing.reason}" if standing.reason else "waits to be run"
+    return None
+
+
 def _finished(seen: Seen) -> Event | None:
-    """The event with which the last run ended; None while none has, or another has begun since."""
-    runs = [event for _, event in seen.events if event.name in ("study_started", "study_resumed", "study_finished")]
-    return runs[-1] if runs and runs[-1].name == "study_finished" else None
+    """The event with which the last run ended, or the study for good; None while none has, or another has begun
+    since."""
+    ends = ("study_finished", _CLOSED)
+    runs = [event for _, event in seen.events if event.name in ("study_started", "study_resumed", *ends)]
+    return runs[-1] if runs and runs[-1].name in ends else None
 
 
 def _last_sign(seen: Seen) -> float | None:
     stamps = [stamp for stamp, _ in seen.events[-1:]]
     stamps += [stamp for row in seen.candidates for stamp in (row.started_at, row.ended_at) if stamp]
     stamps += [stamp for item in seen.attempts for stamp in (item.queued_at, item.started_at, item.ended_at) if stamp]
-    return max(map(_seconds, stamps), default=None)
-
-
-def _seconds(stamp: str) -> float:
-    return datetime.fromisoformat(stamp).timestamp()
+    return max(map(seconds, stamps), default=None)
 
 
 # -------------------------------------------------------------------------------------------------- the figures
@@ -151,7 +187,8 @@ def _figures(
 ) -> list[Json]:
     judged = counts["complete"] + counts["infeasible"]
     told = sum(counts[state] for state in _TOLD)
-    about = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none ended"
+    words = {**{state: state for state in _TOLD}, "fault": "fault" if counts["fault"] == 1 else "faults"}
+    about = ", ".join(f"{counts[state]} {word}" for state, word in words.items() if counts[state]) or "none ended"
     hypervolume = history[-1][1] if history else 0.0
     return [
         {
@@ -187,7 +224,7 @@ def _best(objectives: Objectives, members: Sequence[_Trial]) -> list[Json]:
 
 def _pace(seen: Seen, told: int) -> Json:
     """Trials an hour, of the last ones, and what is left at that pace."""
-    stamps = sorted(_seconds(row.ended_at) for row in seen.candidates if row.ended_at and row.state in _TOLD)
+    stamps = sorted(seconds(row.ended_at) for row in seen.candidates if row.ended_at and row.state in _TOLD)
     last = stamps[-_RATE_OVER:]
     span_s = last[-1] - last[0] if len(last) > 1 else 0.0
     if span_s <= 0:
@@ -219,15 +256,10 @@ def _amount(trial: _Trial, name: str) -> float | None:
     return value.amount if value is not None and math.isfinite(value.amount) else None
 
 
-def _history(seen: Seen) -> list[tuple[float, float]]:
-    """When the hypervolume rose to what; of very many changes the last and evenly spread others."""
-    changes = [
-        (_seconds(stamp), float(event.fields["hypervolume"]))
-        for stamp, event in seen.events
-        if event.name == "front_changed"
-    ]
-    step = math.ceil(len(changes) / DRAWN_CHANGES) if changes else 1
-    return changes[::-1][::step][::-1]
+def _thinned(gained: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of very many gains the last and evenly spread others."""
+    step = math.ceil(len(gained) / DRAWN_CHANGES) if gained else 1
+    return gained[::-1][::step][::-1]
 
 
 # -------------------------------------------------------------------------------------------------- the tables
@@ -245,9 +277,9 @@ def _under_way(seen: Seen) -> list[Json]:
 
 def _open_row(row: CandidateRow, attempt: StageAttempt | None, seen: Seen) -> Json:
     if attempt is None:
-        since = _seconds(row.started_at)
+        since = seconds(row.started_at)
         return {"number": row.trial, "stage": "", "attempt": 1, "worker": "", "state": "proposed", "since": since}
-    since = _seconds(attempt.ended_at or attempt.started_at or attempt.queued_at)
+    since = seconds(attempt.ended_at or attempt.started_at or attempt.queued_at)
     state = {"started": "running", "queued": "queued"}.get(attempt.state, "between stages")
     return {
         "number": row.trial,
@@ -274,7 +306,7 @@ def _ended_row(row: CandidateRow, on_front: set[int], objectives: Objectives) ->
     return {
         "number": row.trial,
         "state": "front" if row.trial in on_front else row.state,
-        "ended": _seconds(row.ended_at),
+        "ended": seconds(row.ended_at),
         "seconds": sum(outcome.stage_seconds.values()),
         "values": {
             name: {"text": show(value.amount, value.unit, name), "source": value.source.value}

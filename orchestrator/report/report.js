@@ -6,6 +6,7 @@ const quantities = new Map(report.quantities.map((quantity) => [quantity.name, q
 let view = "";
 let trials, byNumber, front;
 lookAt(view);
+const frontConfig = { ...plotConfig, modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomOut2d", "autoScale2d", "resetScale2d"]] };
 const parallelConfig = { ...plotConfig, displayModeBar: false };
 
 let chosen = startTrial();
@@ -188,9 +189,29 @@ function setUpFront() {
 }
 
 function isWide(name) {
-  // A logarithmic axis reads better once the points span more than a decade, and cannot show a zero.
-  const amounts = trials.map((trial) => amount(trial, name)).filter((value) => value !== undefined);
-  return Math.min(...amounts) > 0 && Math.max(...amounts) > 10 * Math.min(...amounts);
+  // A logarithmic axis reads better once what it starts with spans a few times its least value, and cannot show a zero.
+  const quantity = quantities.get(name), { shown } = amountsOf(quantity, trials);
+  const limit = limitOf(quantity), least = Math.min(...shown);
+  return least > 0 && Math.max(...shown, isNear(limit, shown) ? limit : 0) > 4 * least;
+}
+
+function limitOf(quantity) {
+  return quantity.limit === null ? null : quantity.limit * quantity.factor;
+}
+
+/** On an axis of this quantity: all amounts, and those it starts with: of the feasible, where there are any. */
+function amountsOf(quantity, members) {
+  const known = members.filter((trial) => scaled(trial, quantity) !== null);
+  const feasible = known.filter((trial) => trial.state === "complete");
+  return { all: known.map((trial) => scaled(trial, quantity)), shown: (feasible.length ? feasible : known).map((trial) => scaled(trial, quantity)) };
+}
+
+/** The axis of a quantity, which starts with the feasible trials and the limit; the rest is there when zoomed out. */
+function frontAxis(quantity, box, members, fromZero) {
+  const isLog = $(box).checked, { shown } = amountsOf(quantity, members);
+  const range = viewOf(shown, limitOf(quantity), isLog, fromZero);
+  const ticks = isLog ? { type: "log", dtick: range && range[1] - range[0] < 1 ? "D1" : "D2", tickformat: "~g" } : { type: "linear", dtick: null, tickformat: "" };
+  return { title: title(axisTitle(quantity)), ...(range ? { range } : {}), ...(fromZero && !isLog ? { rangemode: "tozero" } : {}), ...ticks };
 }
 
 function pointTrace(name, members, x, y, marker) {
@@ -230,18 +251,24 @@ function drawFront() {
       marker: { size: 22, color: "rgba(0,0,0,0)", line: { color: css("text"), width: 1.5 } },
     });
   }
+  const known = trials.filter((trial) => scaled(trial, x) !== null);
+  const xaxis = frontAxis(x, "log-x", known, false), yaxis = frontAxis(y, "log-y", placed.length ? placed : trials, true);
   Plotly.react("front-plot", traces.filter((trace) => trace.x.length), layout({
-    xaxis: { title: title(axisTitle(x)), type: $("log-x").checked ? "log" : "linear", ...logTicks("log-x") },
-    yaxis: { title: title(axisTitle(y)), ...($("log-y").checked ? { type: "log", ...logTicks("log-y") } : { type: "linear", rangemode: "tozero" }) },
+    xaxis, yaxis, uirevision: [view, x.name, y.name, xaxis.type, yaxis.type].join(" "), // what was zoomed to stays
     yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     margin: { l: 60, r: colour ? 8 : 14, t: 12, b: 48 },
     shapes: limitShapes(x, y),
-  }), plotConfig);
-  $("front-hint").textContent = frontHint(x, y);
+  }), frontConfig);
+  $("front-hint").textContent = frontHint(x, y) + outsideHint(known, [[x, xaxis], [y, yaxis]]);
 }
 
-function logTicks(box) {
-  return $(box).checked ? { dtick: "D2", tickformat: "~g" } : { dtick: null, tickformat: "" };
+function outsideHint(known, axes) {
+  const isOutside = (trial) => axes.some(([quantity, { range, type }]) => {
+    const value = scaled(trial, quantity), place = type === "log" ? Math.log10(value) : value;
+    return value !== null && range && (place < range[0] || place > range[1]);
+  });
+  const count = known.filter(isOutside).length;
+  return count ? ` The view starts at the feasible trials and the limits; ${count} ${count === 1 ? "trial lies" : "trials lie"} outside it: double-click into the plot to see all, and again to come back.` : "";
 }
 
 function frontMarker(members, colour) {
@@ -270,8 +297,10 @@ function stairs(x, y, members = front) {
 
 function limitShapes(x, y) {
   const line = { color: css("infeasible"), width: 1, dash: "dash" };
-  const largest = (quantity) => Math.max(...trials.map((trial) => scaled(trial, quantity) ?? 0));
-  const near = (quantity) => quantity.limit !== null && quantity.limit * quantity.factor <= 1.3 * largest(quantity);
+  const near = (quantity) => {
+    const { all, shown } = amountsOf(quantity, trials), limit = limitOf(quantity);
+    return isNear(limit, shown) || (limit !== null && limit <= 1.3 * Math.max(...all));
+  };
   const shapes = [];
   if (near(x)) shapes.push({ type: "line", xref: "x", yref: "paper", x0: x.limit * x.factor, x1: x.limit * x.factor, y0: 0, y1: 1, line });
   if (near(y)) shapes.push({ type: "line", yref: "y", xref: "paper", y0: y.limit * y.factor, y1: y.limit * y.factor, x0: 0, x1: 1, line });
@@ -337,7 +366,7 @@ function drawHistory() {
     drawEmpty("history-plot", "No trial has ended yet.");
     return;
   }
-  const x = report.history.map(([number]) => number), y = report.history.map(([, value]) => value);
+  const x = [0, ...report.history.map(([number]) => number)], y = [0, ...report.history.map(([, value]) => value)];
   const shapes = report.initial < (x.at(-1) ?? 0)
     ? [{ type: "line", xref: "x", yref: "paper", x0: report.initial, x1: report.initial, y0: 0, y1: 1, line: { color: css("quiet"), width: 1, dash: "dot" } }]
     : [];
@@ -345,13 +374,14 @@ function drawHistory() {
     x: shape.x0, y: 0.03, xref: "x", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false,
     text: ` ${report.sampler} from here on`, font: { size: 11, color: css("quiet") },
   }));
+  const marks = editMarks(report.edits, 11);
   Plotly.react("history-plot", [{
-    type: "scatter", mode: "lines", x, y, line: { color: css("front"), width: 2.5, shape: "hv" },
+    type: "scatter", mode: x.length > 4 ? "lines" : "lines+markers", x, y, marker: { color: css("front"), size: 8 }, line: { color: css("front"), width: 2.5, shape: "hv" },
     fill: "tozeroy", fillcolor: isDark() ? "rgba(59,201,219,.12)" : "rgba(11,114,133,.09)",
     hovertemplate: "after %{x} trials: %{y:.4f}<extra></extra>",
   }], layout({
-    xaxis: { title: title("trials told"), rangemode: "tozero" }, yaxis: { title: title("hypervolume"), range: [0, Math.max(...y, 0.01) * 1.08] },
-    shapes, annotations, showlegend: false,
+    xaxis: { title: title("trials told"), range: [0, 1.03 * x.at(-1)], ...(x.at(-1) < 8 ? { dtick: 1 } : {}) }, yaxis: { title: title("hypervolume"), range: [0, Math.max(...y, 0.01) * 1.08] },
+    shapes: [...shapes, ...marks.shapes], annotations: [...annotations, ...marks.annotations], showlegend: false,
   }), plotConfig);
 }
 
@@ -393,13 +423,14 @@ function parallelDimension(members, name, values, isLog, unit) {
   }
   if (!isLog) {
     const kinds = [...new Set(values)].sort((a, b) => a - b);
-    return kinds.length <= 8 ? { label, values, tickvals: kinds, ticktext: kinds.map(paramText) } : { label, values };
+    const ticks = apart(kinds);
+    return kinds.length <= 8 ? { label, values, tickvals: ticks, ticktext: ticks.map(paramText) } : { label, values };
   }
   const logs = values.map((value) => Math.log10(value));
   const low = Math.min(...logs), high = Math.max(...logs);
   const evenly = [0, 0.25, 0.5, 0.75, 1].map((share) => low + share * (high - low));
   const isWhole = values.every(Number.isInteger);
-  const ticks = isWhole ? [...new Set(evenly.map((tick) => Math.round(10 ** tick)))].map(Math.log10) : evenly;
+  const ticks = apart(isWhole ? [...new Set(evenly.map((tick) => Math.round(10 ** tick)))].map(Math.log10) : evenly);
   return { label: `${label} (log)`, values: logs, tickvals: ticks, ticktext: ticks.map((tick) => (isWhole ? String(Math.round(10 ** tick)) : (10 ** tick).toPrecision(2))) };
 }
 
@@ -589,6 +620,7 @@ setUpExport();
 setUpTheme(drawAll);
 $("only-front").addEventListener("change", drawParallel);
 drawAll();
+followSizes();
 $("front-plot").on?.("plotly_click", (event) => {
   const number = event.points[0].customdata;
   if (number !== undefined) choose(number);

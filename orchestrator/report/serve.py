@@ -215,7 +215,7 @@ class _Remembered:
             OrchestratorError: there is no such study, or it cannot be read.
         """
         if name not in self._studies.names():
-            raise OrchestratorError(f"there is no study {name[:60]!r}")
+            raise OrchestratorError(f"there is no study {name[:60]!r}; choose one of the list at /")
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
@@ -260,9 +260,19 @@ class _Site:
             return _Answer(body=self._assets["/login"].body, status=HTTPStatus.UNAUTHORIZED)
         if path == "/" and self._first:
             return _Answer(body=b"", status=HTTPStatus.FOUND, headers={"Location": f"/study/{self._first}"})
-        if path == "/" or path.startswith("/study/"):
+        if path == "/":
             return _Answer(body=self._assets["/page"].body)
+        if path.startswith("/study/"):  # of one that is not there as well: the page leads to those there are
+            is_there = self._is_there(unquote(path.removeprefix("/study/")))
+            return _Answer(body=self._assets["/page"].body, status=HTTPStatus.OK if is_there else HTTPStatus.NOT_FOUND)
         return self._data(path) if path.startswith("/api/") else _nothing()
+
+    def _is_there(self, name: str) -> bool:
+        """Whether there is such a study; one that cannot be looked for is taken to be there, and the page says why."""
+        try:
+            return name in self._studies.names()
+        except OrchestratorError:
+            return True
 
     def _data(self, path: str) -> _Answer:
         try:

@@ -9,6 +9,7 @@ from orchestrator.boards import base, kind_of
 from orchestrator.fronts import front, front_hypervolume
 from orchestrator.reading import STUDY_COPY, StudyReader, history_of
 from orchestrator.report.contents import BoardFront, ReportInput, Trial, contents
+from orchestrator.report.course import tightenings, told_before
 from orchestrator.report.page import render
 from orchestrator.studyfile import StudyFile
 
@@ -53,6 +54,7 @@ def write_report(
         trials=trials,
         front=[trial.number for trial in fronts[""]],
         history=history_of(trials, study.objectives),
+        edits=told_before(tightenings(study.events()), trials),
         test_results=study.test_results(),
         written_at=written_at,
         board_text="" if study.file.boards else board_texts.get(study.file.kinds[0], ""),

@@ -155,7 +155,11 @@ def orchestrator(folder: Path) -> Iterator[None]:
     environment = {**os.environ, "EDGEFRONT_STAGES": FAKE_STAGES, "PYTHONPATH": str(ROOT)}
     with (folder / "orchestrator.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli", "orchestrator", "--metrics-port", "0"], cwd=folder, env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "cli", "orchestrator", "--metrics-port", "0"],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
     try:
         yield

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 import cli
 from orchestrator.registry import Entry, Registry
+from orchestrator.service import LEASE_S
 from orchestrator.study import Study
 from tests.support.studies import FAKE_STAGES, check_whole
 from tests.support.webhooks import webhooks
@@ -243,6 +244,24 @@ def test_kills_of_a_study_and_of_its_orchestrator_cost_no_trial(lab: Lab) -> Non
     wait_for(lambda: lab.entry("one").token == 3)
     lab.wait_for_state("one", "finished")
     lab.check_whole("one", 18)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("EDGEFRONT_LONG_TESTS" not in os.environ, reason="takes 60 s; EDGEFRONT_LONG_TESTS=1 runs it")
+def test_the_studies_of_an_orchestrator_whose_host_is_gone_are_taken_over_within_a_minute(lab: Lab) -> None:
+    lab.submit("one", 40)
+    first = lab.start(EDGEFRONT_HOST="a", EDGEFRONT_TEST_TROUBLE="slow:train:*")
+    lab.wait_for_trials("one", 1)
+    lab.start(EDGEFRONT_HOST="b", EDGEFRONT_TEST_TROUBLE="slow:train:*")
+    wait_for(lambda: "at work" in lab.said(1))
+    first.kill()
+    began = time.monotonic()
+    first.wait()
+    wait_for(lambda: lab.entry("one").token == 2)
+    assert LEASE_S - 1 < time.monotonic() - began < 60, "of another host nobody can know at once that it is gone"
+    assert lab.entry("one").owner.startswith("b:")
+    lab.wait_for_state("one", "finished")
+    lab.check_whole("one", 40)
 
 
 def test_a_killed_orchestrator_leaves_no_process_behind(lab: Lab) -> None:

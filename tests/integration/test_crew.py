@@ -142,7 +142,9 @@ def test_a_limit_below_what_a_waiting_process_takes_is_refused_at_the_start(
     client = connect(broker.url)
     assert list(client.scan_iter(messages.WORKER_KEYS)) == [], "studies would wait for it"
     client.close()
-    assert re.search(r"found 10 MiB; a process that waits for tasks of build takes [0-9.]+ MiB already", log.read_text())
+    assert re.search(
+        r"found 10 MiB; a process that waits for tasks of build takes [0-9.]+ MiB already", log.read_text()
+    )
 
 
 def test_a_worker_says_when_its_broker_is_back(tmp_path: Path, broker: EmbeddedBroker) -> None:

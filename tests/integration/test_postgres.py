@@ -6,7 +6,9 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,9 @@ from orchestrator.location import Location, find_study, location_of, studies_the
 from orchestrator.locks import StudyTaken
 from orchestrator.postgres import DatabaseAway, check_url, schema_of
 from orchestrator.reading import StudyReader
+from orchestrator.registry import Entry, LeaseLost, Registry
 from orchestrator.study import Study
+from tests.support.lab import submission
 from tests.support.postgres import PASSWORD, PostgresServer, postgres_server, why_not
 from tests.support.stored import begin, in_file, run, run_until
 from tests.support.studies import Recorder, check_whole
@@ -291,6 +295,45 @@ def test_an_address_that_is_none_is_told_without_showing_it(text: str, part: str
         check_url(text)
     assert "secret" not in str(caught.value)
     assert "postgresql://USER:PASSWORD@HOST/DATABASE" in str(caught.value)
+
+
+def test_a_list_in_the_database_that_many_open_for_the_first_time_at_once_is_made_once(url: str) -> None:
+    gate = threading.Barrier(8)
+
+    def submit(number: int) -> None:
+        gate.wait(10)
+        opened = Registry(url)
+        opened.submit(submission(f"s{number}"))
+        opened.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(submit, range(8)))
+    opened = Registry(url)
+    assert {entry.name for entry in opened.entries()} == {f"s{number}" for number in range(8)}
+    opened.close()
+
+
+def test_of_many_orchestrators_on_one_list_in_the_database_one_takes_a_study(url: str) -> None:
+    first = Registry(url)
+    first.submit(submission("one"))
+    at, others = "2030-01-01T00:00:00+00:00", [Registry(url) for _ in range(8)]
+    for turn in range(1, 6):
+        seen, gate = [other.entry("one") for other in others], threading.Barrier(len(others))
+
+        def take(number: int, seen: list[Entry] = seen, gate: threading.Barrier = gate) -> int | None:
+            gate.wait(10)
+            return others[number].take(seen[number], f"orchestrator-{number}", at)
+
+        with ThreadPoolExecutor(len(others)) as pool:
+            tokens = list(pool.map(take, range(len(others))))
+        winners = [number for number, token in enumerate(tokens) if token is not None]
+        assert [tokens[number] for number in winners] == [turn]
+        assert first.entry("one").owner == f"orchestrator-{winners[0]}"
+        with pytest.raises(LeaseLost):
+            first.check_held("one", turn - 1)
+        first.check_held("one", turn)
+    for opened in (first, *others):
+        opened.close()
 
 
 def test_the_live_page_shows_studies_of_the_database_and_of_the_folder(place: Location, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ AGENT_MODULES = (
     "cli_compile",
     "cli_rack",
     "cli_service",
+    "cli_status",
+    "cli_steer",
     "cli_study",
     "cli_watch",
     "tasks.workers",

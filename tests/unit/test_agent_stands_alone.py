@@ -20,7 +20,7 @@ from orchestrator.extras import EXTRAS
 from tests.support.closure import AGENT_MODULES, ROOT, agent_files, all_of_mcu_agent, loaded
 
 SEARCH_ONLY = set(EXTRAS["search"])
-COMMAND_MODULES = ("background", "compile", "dashboard", "rack", "service", "study", "watch")
+COMMAND_MODULES = ("background", "compile", "dashboard", "rack", "service", "status", "steer", "study", "watch")
 OURS = {
     "mcu_agent",
     "orchestrator",
@@ -31,6 +31,8 @@ OURS = {
     "cli_dashboard",
     "cli_rack",
     "cli_service",
+    "cli_status",
+    "cli_steer",
     "cli_study",
     "cli_watch",
 }

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -16,28 +17,32 @@ from rich.console import Console
 import cli
 import cli_service
 from cli_background import Orders, ending_of
+from cli_status import shortened
 from mcu_agent.errors import UnknownKind
 from orchestrator.closing import close_open_trials
 from orchestrator.errors import EvaluationDefect, OrchestratorError, StudyError, UsageError
 from orchestrator.fencing import FencedEvaluator
-from orchestrator.following import Follower, LogReader, attempt_lines, log_text, standing
+from orchestrator.following import Follower, standing
 from orchestrator.leash import Leash
 from orchestrator.locks import StudyTaken
+from orchestrator.logreading import LogReader, attempt_lines, log_text
 from orchestrator.loop import run_study
 from orchestrator.postgres import DatabaseAway
 from orchestrator.progress import Progress
-from orchestrator.records import Event, StageRequest, StageResult
+from orchestrator.records import Event, Json, StageRequest, StageResult
 from orchestrator.registry import LeaseLost, Registry
 from orchestrator.study import Study
 from orchestrator.view import StudyScreen
 from tasks.errors import Defect, TransientFault
 from tasks.messages import announced, announcement
+from tasks.nn.sources import sources_of
 from tasks.slots import slots_of
 from tests.support.lab import submission
 from tests.support.scripted import ScriptedEvaluator, complete
 from tests.support.studies import Recorder, make_sampler, make_study, request, study_file
 
 AT = "2030-01-01T00:00:00+00:00"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
@@ -53,6 +58,15 @@ def registry(studies: Path) -> Iterator[Registry]:
     made = cli_service.open_registry(studies)
     yield made
     made.close()
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Iterator[Study]:
+    study = make_study(tmp_path / "small")
+    study.take_sources(sources_of(study.file))
+    run_study(study, ScriptedEvaluator(), make_sampler(), sink=Recorder())
+    yield study
+    study.close()
 
 
 def call(*arguments: str) -> Result:
@@ -71,7 +85,10 @@ def submit(registry: Registry, studies: Path, **changes: object) -> str:
 
 def test_the_same_study_twice_is_submitted_once(registry: Registry, studies: Path) -> None:
     assert submit(registry, studies) == "small is submitted: 4 trials"
-    assert "was submitted before, unchanged since, and is submitted" in submit(registry, studies)
+    assert (
+        submit(registry, studies)
+        == "small was submitted before, its file is unchanged since, and it waits for its turn"
+    )
     entry = registry.entry("small")
     assert (entry.submission.source_folder, entry.submission.source_text) == (str(studies), "name: small\n")
     assert set(entry.submission.sources) == {"dataset"}
@@ -87,6 +104,106 @@ def test_a_changed_study_is_refused_with_each_change_and_what_may_change(registr
     assert "seed: was 1, is 2" in text
     assert "edgefront edit small --trials N" in text
     assert "T0KEN" not in text
+
+
+def test_a_study_that_will_not_run_again_by_itself_says_so_when_it_is_submitted_again(
+    registry: Registry, studies: Path
+) -> None:
+    submit(registry, studies)
+    registry.want("small", "pause", AT)
+    assert "is paused: edgefront resume small" in submit(registry, studies)
+    taken = registry.take(registry.entry("small"), "a", AT)
+    assert taken == 1
+    registry.release("small", taken, "failed", "the data are gone", AT)
+    with pytest.raises(UsageError, match=r"(?s)has failed .* does not run: the data are gone.*edgefront resume small"):
+        submit(registry, studies)
+    taken = registry.take(registry.entry("small"), "a", AT)
+    assert taken == 2
+    registry.release("small", taken, "stopped", "", AT)
+    with pytest.raises(UsageError, match=r"was stopped for good .* does not run again.*a new name"):
+        submit(registry, studies)
+
+
+def test_a_study_that_has_not_begun_is_known_to_every_command(registry: Registry, studies: Path) -> None:
+    submit(registry, studies)
+    shown = call("status", "small")
+    assert (shown.exit_code, "it has not begun, 0/4 trials told\nsubmitted since" in shown.stdout) == (0, True)
+    as_json = json.loads(call("status", "small", "--json").stdout)
+    assert (as_json["told"], as_json["budget"], as_json["front"], as_json["submitted"]["state"]) == (
+        0,
+        4,
+        [],
+        "submitted",
+    )
+    for command in ("logs small", "report small", "dashboard small", f"study backup small --to {studies / 'a.tar.gz'}"):
+        told = call(*command.split())
+        assert (told.exit_code, "study small was submitted, is submitted and has not begun" in told.stderr) == (2, True)
+    assert "(did you mean 'small'?)" in call("status", "smal").stderr
+    assert f"in the folder {studies}: none; submitted and not begun: small" in call("status", "nope").stderr
+
+
+def test_the_logs_of_a_study_that_could_not_begin_are_shown(registry: Registry, studies: Path) -> None:
+    submit(registry, studies)
+    (studies / "small" / "logs").mkdir(parents=True)
+    (studies / "small" / "logs" / "orchestrator.log").write_text(f"{AT} failed: the data are gone\n")
+    shown = call("logs", "small")
+    assert (shown.exit_code, shown.stdout) == (0, f"orchestrator | {AT} failed: the data are gone\n")
+    assert "has not begun" in shown.stderr
+
+
+def test_the_status_of_one_study_tells_its_state_and_why(registry: Registry, studies: Path, finished: Study) -> None:
+    assert submit(registry, studies) == "small is submitted: 4 trials, 4 of them told"
+    taken = registry.take(registry.entry("small"), "a", AT)
+    assert taken == 1
+    registry.release("small", taken, "failed", "the data are gone", AT)
+    lines = call("status", "small").stdout.splitlines()
+    assert "4/4 trials told" in lines[0]
+    assert lines[-2].startswith(f"failed since {AT}, submitted by ") and lines[-2].endswith(": the data are gone")
+    assert lines[-1] == "once its cause is removed: edgefront resume small"
+    as_json = json.loads(call("status", "small", "--json").stdout)
+    assert (as_json["submitted"]["state"], as_json["submitted"]["reason"]) == ("failed", "the data are gone")
+
+
+def test_a_study_that_was_not_submitted_is_not_on_the_list_and_the_remedy_is_told(
+    registry: Registry, studies: Path, finished: Study
+) -> None:
+    assert json.loads(call("status", "small", "--json").stdout)["submitted"] is None
+    for command in ("pause", "resume", "stop", "edit"):
+        refused = call(command, "small", *(("--trials", "9") if command == "edit" else ()))
+        assert refused.exit_code == 2
+        remedy = f"edgefront submit {studies / 'small' / 'study.yaml'} --studies {studies}"
+        assert ("is not on the lab's list" in refused.stderr, remedy in refused.stderr) == (True, True)
+    submit(registry, studies)
+    assert call("status").stdout.splitlines()[1].split()[:3] == ["small", "submitted", "4/4"]
+    reached = registry.entry("small").reached
+    assert reached.hypervolume == finished.hypervolume_history()[-1][1]
+    assert reached.front_size == len(finished.front()) > 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "submit FILE", "orchestrator --metrics-port 0", "status", "status small", "watch small", "logs small",
+        "pause small", "resume small", "stop small --yes", "edit small --trials 9",
+    ],
+)  # fmt: skip
+def test_every_command_of_the_lab_takes_the_address_of_the_database(
+    registry: Registry, studies: Path, command: str
+) -> None:
+    registry.submit(submission("small"))
+    refused = call(
+        *command.replace("FILE", str(EXAMPLES / "digits.yaml")).split(), "--database", "mysql://lab:secret@host/db"
+    )
+    assert refused.exit_code == 2
+    assert "--database: found an address of mysql" in refused.stderr
+    assert "secret" not in refused.output
+
+
+def test_a_long_reason_is_cut_between_two_words_and_says_that_there_is_more() -> None:
+    assert shortened("the data are gone") == "the data are gone"
+    assert shortened("the data are gone\nTraceback") == "the data are gone …"
+    cut = shortened("the broker is away, " * 10)
+    assert cut == "the broker is away, " * 4 + "the broker is away …"
 
 
 def test_a_study_that_was_begun_by_hand_goes_on_only_as_it_is(registry: Registry, studies: Path) -> None:
@@ -114,6 +231,9 @@ def test_all_studies_are_listed_for_people_and_for_scripts(registry: Registry) -
 
 def test_a_study_that_waits_is_paused_resumed_edited_and_stopped(registry: Registry) -> None:
     registry.submit(submission("one"))
+    changed_at = registry.entry("one").changed_at
+    assert call("edit", "one", "--priority", "3").stdout == "one: priority 3\n"
+    assert registry.entry("one").changed_at == changed_at
     assert call("pause", "one").stdout == "one is paused\n"
     assert "goes on as soon as there is room" in call("resume", "one").stdout
     edited = call("edit", "one", "--trials", "20", "--priority", "3")
@@ -268,14 +388,6 @@ def test_slots_are_the_training_processes_and_as_many_that_build() -> None:
 # -- looking from outside -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def finished(tmp_path: Path) -> Iterator[Study]:
-    study = make_study(tmp_path / "small")
-    run_study(study, ScriptedEvaluator(), make_sampler(), sink=Recorder())
-    yield study
-    study.close()
-
-
 def test_whoever_looks_later_sees_where_a_study_stands(finished: Study) -> None:
     progress = Progress(lambda: 0.0)
     standing(finished, progress)
@@ -323,24 +435,54 @@ def test_a_follower_sees_stages_begin(tmp_path: Path) -> None:
     study.close()
 
 
+def of_files(lines: list[Json]) -> list[tuple[str, str]]:
+    return [(line["log"], line["text"]) for line in lines if "log" in line]
+
+
+def test_logs_are_in_the_order_of_time_whoever_wrote_them(finished: Study) -> None:
+    folder = finished.folder / "logs"
+    folder.mkdir()
+    last = finished.ledger.events()[-1][0]
+    local = datetime.fromisoformat(last).astimezone().strftime("%Y-%m-%d %H:%M:%S,999")
+    (folder / "orchestrator.log").write_text(
+        f"2001-01-01T00:00:00.000+00:00 runs in process 7\nTraceback\n{last} finished: all trials\n"
+    )
+    (folder / "worker.log").write_text(f"[{local}: INFO/MainProcess] bye\n")
+    (folder / "redis.log").write_text("9:M 01 Jan 2001 12:00:00.000 * Ready\n")
+    lines = LogReader(folder=finished.folder, study=finished).news()
+    shown = [line["text"] if "log" in line else line["event"] for line in lines]
+    assert shown[:4] == ["2001-01-01T00:00:00.000+00:00 runs in process 7", "Traceback", shown[2], "study_started"]
+    assert shown[2].endswith("Ready")
+    assert shown.index(f"{last} finished: all trials") > shown.index("study_finished") > 4
+    assert shown[-1].endswith("bye")
+
+
+def test_logs_of_a_trial_that_does_not_exist_are_refused(finished: Study, studies: Path) -> None:
+    refused = call("logs", "small", "--trial", "99")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--trial: found 99; the trials of study small are 0 to 3" in refused.stderr
+
+
 def test_logs_hold_events_files_and_stages_and_each_line_once(finished: Study) -> None:
     folder = finished.folder / "logs"
     folder.mkdir()
     (folder / "worker-train.log").write_text("ready\nhalf a li")
     (folder / "trial-2-train.txt").write_text("Traceback\n")
-    reader = LogReader(study=finished)
-    events = [line["event"] for line in reader.events()]
-    assert events.count("trial_ended") == 4
-    assert list(reader.lines()) == [("worker-train", "ready")]
+    reader = LogReader(folder=finished.folder, study=finished)
+    lines = reader.news()
+    assert [line.get("event") for line in lines].count("trial_ended") == 4
+    assert of_files(lines) == [("worker-train", "ready")]
     with (folder / "worker-train.log").open("a") as file:
         file.write("ne\n")
-    assert list(reader.lines()) == [("worker-train", "half a line")]
-    assert list(reader.events()) == []
-    of_trial = LogReader(study=finished, trial=2)
-    assert {line["trial"] for line in of_trial.events()} == {2}
-    assert list(of_trial.lines()) == [("trial-2-train", "Traceback")]
-    stages = [line["stage"] for line in attempt_lines(finished, 2)]
+    assert of_files(reader.news()) == [("worker-train", "half a line")]
+    assert reader.news() == []
+    of_trial = LogReader(folder=finished.folder, study=finished, trial=2)
+    lines = of_trial.news()
+    assert {line["trial"] for line in lines if "log" not in line} == {2}
+    assert of_files(lines) == [("trial-2-train", "Traceback")]
+    stages = [line["stage"] for line in lines if line.get("event") == "stage"]
     assert stages[:3] == ["gate", "train", "build"]
+    assert of_trial.news() == []
     text = log_text(next(attempt_lines(finished, 2)))
     assert "gate attempt 1: ended, 0.1 s on scripted" in text
 

@@ -102,7 +102,7 @@ def test_a_missing_study_names_those_there_are(tmp_path: Path) -> None:
     (tmp_path / "digits" / "study.db").write_bytes(b"")
     result = call("status", "digit", "--studies", str(tmp_path))
     assert result.exit_code == 2
-    assert f"no study 'digit' in the folder {tmp_path}; found there: digits" in result.stderr
+    assert f"no study 'digit' (did you mean 'digits'?); in the folder {tmp_path}: digits" in result.stderr
 
 
 def test_a_corrupt_study_is_an_error_without_a_traceback(tmp_path: Path) -> None:
@@ -168,7 +168,10 @@ def test_a_worker_says_what_it_serves_and_where_without_the_password(monkeypatch
     ("options", "said"),
     [
         (("--memory-limit", "8 parsecs"), "--memory-limit: found '8 parsecs'; allowed: a number above 0, or"),
-        (("--time-limit", "-3s"), "--time-limit: found '-3s'; allowed: a number above 0, or one with a unit: s, ms, us"),
+        (
+            ("--time-limit", "-3s"),
+            "--time-limit: found '-3s'; allowed: a number above 0, or one with a unit: s, ms, us",
+        ),
         (("--memory-limit", "0"), "--memory-limit: found '0'; allowed: a number above 0"),
         (("--time-limit", "9h"), "--time-limit: found 32400 s; allowed are up to 21600"),
         (("--gpus", "0", "--concurrency", "2"), "--gpus goes with --concurrency 1"),
@@ -299,7 +302,10 @@ def test_a_full_disk_is_said_with_the_file_and_what_to_do() -> None:
 )
 def test_a_place_that_cannot_be_written_is_named_as_its_user_knows_it(path: str, shown: str) -> None:
     text = cli._os_error_text(OSError(errno.EROFS, "Read-only file system", path))
-    assert text == f"{shown}: Read-only file system; name another place (--studies, --to), or make this one writable for you"
+    assert (
+        text
+        == f"{shown}: Read-only file system; name another place (--studies, --to), or make this one writable for you"
+    )
 
 
 def test_a_place_that_cannot_be_used_is_the_users_mistake() -> None:

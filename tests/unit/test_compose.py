@@ -81,7 +81,9 @@ def test_every_name_that_is_waited_for_or_scraped_is_a_service() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_the_command_line_takes_every_command(name: str) -> None:
     words = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(word)) for word in SERVICES[name]["command"]]
-    context = main.commands[words[0]].make_context(words[0], words[1:], parent=click.Context(main))
+    context = main.commands[words[0]].make_context(
+        words[0], words[1:], parent=click.Context(main, **main.context_settings)
+    )
     for option, unit in (("memory_limit", "byte"), ("time_limit", "s")):
         if context.params.get(option):
             assert parse_limit(option, context.params[option], unit) > 0
@@ -97,3 +99,55 @@ def test_the_profiles_that_run_unasked_train_build_and_measure() -> None:
 
 def test_the_virtual_rack_is_a_rack() -> None:
     assert len(load_rack(ROOT / "deploy" / "rack.toml").boards) == 2
+
+
+def redis_settings() -> dict[str, str]:
+    script = SERVICES["redis"]["command"][-1]
+    (document,) = re.findall(r"<<END\n(.*?)END\n", script, re.DOTALL)
+    return dict(line.split(" ", 1) for line in document.strip().splitlines())
+
+
+def test_redis_asks_for_a_password_keeps_what_it_has_taken_and_throws_nothing_away() -> None:
+    settings = redis_settings()
+    assert settings["requirepass"] == "$$(cat /run/edgefront/redis)"
+    assert (settings["appendonly"], settings["maxmemory-policy"]) == ("yes", "noeviction")
+    assert f"redis:{settings['dir']}" in SERVICES["redis"]["volumes"]
+
+
+def test_what_must_outlive_a_container_is_in_a_volume() -> None:
+    kept = {
+        "redis": "/data",
+        "postgres": "/var/lib/postgresql/data",
+        "prometheus": "/prometheus",
+        "grafana": "/var/lib/grafana",
+    }
+    for name, place in kept.items():
+        assert f"{name}:{place}" in SERVICES[name]["volumes"]
+    for name in OURS:
+        assert "studies:/studies" in SERVICES[name]["volumes"], f"{name} would not find the others' artifacts"
+
+
+def test_the_gpu_profile_reserves_gpus_and_pins_a_process_to_each() -> None:
+    service = SERVICES["train-worker-gpu"]
+    assert service["profiles"] == ["gpu"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", "all", ["gpu"])
+    assert service["command"][service["command"].index("--gpus") + 1] == "all"
+    assert SERVICES["train-worker"]["profiles"] == ["cpu"]
+    assert "reservations" not in SERVICES["train-worker"]["deploy"]["resources"]
+
+
+def test_the_rack_profile_passes_usb_and_serial_devices_through_without_all_rights() -> None:
+    service = SERVICES["rack-agent"]
+    assert service["profiles"] == ["rack"]
+    assert "/dev:/dev" in service["volumes"], "a board that comes back has another node there"
+    rules = {rule.split(":")[0] for rule in service["device_cgroup_rules"]}
+    assert rules == {"c 189", "c 166", "c 188"}  # USB, CDC-ACM and USB-serial lines, by the kernel's list of devices
+    assert service["group_add"] == ["46", "20"] and service["cap_drop"] == ["ALL"]
+
+
+def test_nothing_is_stopped_before_it_can_leave_in_peace() -> None:
+    grace = {name: SERVICES[name].get("stop_grace_period", "10s") for name in LASTING}
+    assert grace["orchestrator"] == "1m"  # it gives its studies back, 35 s at most
+    assert {grace[name] for name in ("train-worker", "train-worker-gpu", "build-worker")} == {"2m"}  # --drain-limit
+    assert grace["agent"] == grace["rack-agent"] == "3m"

@@ -7,16 +7,20 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from email.message import Message
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from click.testing import CliRunner
 
 from cli import main
+from cli_dashboard import ShownStudies
 from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.report.serve import COOKIE, Access, DashboardServer
+from tests.support.studies import make_study
 
 TOKEN = "a token of the laboratory"
 
@@ -84,6 +88,12 @@ def test_on_this_machine_everybody_may_look(open_server: DashboardServer) -> Non
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert ask(open_server, "/")[2]["Location"] == "/study/digits"
     assert b"/live.js" in ask(open_server, "/study/digits")[1]
+
+
+def test_the_address_of_no_study_says_so_with_a_page_that_lists_those_there_are(open_server: DashboardServer) -> None:
+    status, body, _ = ask(open_server, "/study/nope")
+    assert (status, b"/live.js" in body) == (404, True)
+    assert [ask(open_server, path)[0] for path in ("/study/digits", "/study/broken")] == [200, 200]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +187,17 @@ def test_what_is_not_there_is_not_found(open_server: DashboardServer, path: str)
 def test_a_port_that_is_taken_is_said_with_what_to_choose(open_server: DashboardServer) -> None:
     with pytest.raises(UsageError, match="another --port"):
         DashboardServer(Shown(), Access(address="127.0.0.1", port=open_server.port))
+
+
+def test_a_study_names_the_way_to_every_plot_of_optuna(tmp_path: Path) -> None:
+    make_study(tmp_path / "small").close()
+    with closing(ShownStudies(tmp_path)) as shown:
+        command = shown.look("small")["links"]["every plot of Optuna"]
+    program, address = command.split()
+    assert program == "optuna-dashboard"
+    assert optuna.get_all_study_names(address) == ["small"], "nothing to see at this address"
+    with closing(ShownStudies(tmp_path, optuna_url="http://lab:8080/")) as shown:
+        assert shown.look("small")["links"]["every plot of Optuna"] == "http://lab:8080/"
 
 
 def test_the_command_refuses_an_open_address_and_an_unknown_study(tmp_path: Path) -> None:

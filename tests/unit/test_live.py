@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.closing import close_open_trials
 from orchestrator.ledger import CandidateRow, StageAttempt
 from orchestrator.loop import run_study
+from orchestrator.objectives import Objectives
 from orchestrator.records import Event, FaultKind, Json, Outcome
-from orchestrator.report.live import LISTED, Seen, read_study, snapshot
+from orchestrator.report.live import LISTED, Seen, Standing, read_study, snapshot
 from orchestrator.study import Study
+from orchestrator.studyedit import StudyEdit, apply_edit
 from tests.support.scripted import ScriptedEvaluator, complete, fault, infeasible
-from tests.support.studies import Recorder, make_sampler, make_study
+from tests.support.studies import FLASH_BYTES, RAM_BYTES, Recorder, make_sampler, make_study
 
 STAGES = ("gate", "train", "build")
 NOW = 1_800_000_000.0
@@ -24,8 +27,10 @@ def run(study: Study, evaluator: ScriptedEvaluator, stop: threading.Event | None
     run_study(study, evaluator, make_sampler(), sink=Recorder(), stop=stop, retry_delays_s=())
 
 
-def look(study: Study, now: float = NOW, progress: dict[int, Json] | None = None) -> Json:
-    data = snapshot(read_study(study, STAGES, now, progress))
+def look(
+    study: Study, now: float = NOW, progress: dict[int, Json] | None = None, submitted: Standing | None = None
+) -> Json:
+    data = snapshot(read_study(study, STAGES, now, progress, submitted))
     assert json.loads(json.dumps(data, allow_nan=False))["name"] == "small"
     return data
 
@@ -76,6 +81,41 @@ def test_a_stopped_study_shows_what_was_under_way_and_at_which_stage(tmp_path: P
     data = look(study)
     assert data["state"]["word"] == "stopped"
     assert [(row["number"], row["stage"], row["state"]) for row in data["under_way"]] == [(0, "train", "queued")]
+
+
+def test_a_study_that_was_stopped_for_good_says_so_and_not_that_it_can_go_on(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def stop_in_training(request: object) -> None:
+        stop.set()
+
+    study = make_study(tmp_path)
+    run(study, ScriptedEvaluator(lambda one: stop_in_training(one) if one.stage == "train" else complete(one)), stop)
+    assert look(study)["state"]["word"] == "stopped"
+    close_open_trials(study, "2030-01-01T00:00:00+00:00")
+    data = look(study, submitted=Standing(state="stopped", wanted="stop", reason=""))
+    assert data["state"]["word"] == "stopped"
+    assert "stopped for good, 1 trial under way was given up" in data["state"]["text"]
+    assert data["under_way"] == []
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted", "word", "text"),
+    [
+        ("running", "pause", "pausing", "trials under way end, and none begins"),
+        ("submitted", "stop", "stopping", "stopped for good"),
+        ("failed", "run", "failed", "failed: no such dataset"),
+        ("submitted", "run", "waiting", "waits to be run: no such dataset"),
+        ("paused", "pause", "paused", "edgefront resume"),
+        ("running", "run", "new", "nothing has begun yet"),
+    ],
+)
+def test_what_only_the_labs_list_knows_of_a_study_is_shown(
+    tmp_path: Path, state: str, wanted: str, word: str, text: str
+) -> None:
+    data = look(make_study(tmp_path), submitted=Standing(state=state, wanted=wanted, reason="no such dataset"))
+    assert data["state"]["word"] == word
+    assert text in data["state"]["text"]
 
 
 def seen(
@@ -137,6 +177,22 @@ def test_a_raised_budget_is_seen_by_who_opened_the_study_before(tmp_path: Path) 
     study = make_study(tmp_path)
     make_study(tmp_path, budget={"trials": 9})
     assert look(study)["budget"] == 9
+
+
+def test_after_a_tightened_limit_the_whole_course_is_judged_by_it_and_the_edit_is_marked(tmp_path: Path) -> None:
+    study = make_study(tmp_path, objectives={"error": {}, "rom": {"limit": 40_000}})
+    run(study, ScriptedEvaluator())
+    before = look(study)
+    for edit in (StudyEdit(limits={"rom": 25_600.0}), StudyEdit(trials=9, limits={"rom": 25_600.0})):
+        apply_edit(study, edit, lambda file: Objectives.from_study(file, FLASH_BYTES, RAM_BYTES), "2027-01-15T07:00Z")
+    data = look(study)
+    values = [value for _, value in data["history"]]
+    assert (before["edits"], data["edits"]) == ([], [[NOW - 3600, "ROM ≤ 25 KiB"]]), "a raised budget is no mark"
+    assert values == sorted({value for _, value in study.hypervolume_history() if value})
+    assert values[-1] != before["history"][-1][1]
+    assert figure(data, "hypervolume") == f"{values[-1]:.3f}"
+    ends = {row["ended"] for row in data["ended"]}
+    assert {time for time, _ in data["history"]} <= ends, "a gain comes with the end of a trial"
 
 
 def test_of_very_many_trials_the_last_are_listed_and_all_are_plotted(tmp_path: Path) -> None:

@@ -170,6 +170,23 @@ def test_a_stall_is_told_once_until_a_trial_is_told_again(kept: Kept) -> None:
     assert kept.events() == ["stall", "stall"]
 
 
+def test_runs_that_die_one_after_the_other_are_one_stall_and_a_run_long_after_is_none(kept: Kept) -> None:
+    clock = ManualClock()
+    told = notifier(kept, clock, Webhook(url="http://a", stall_after_s=200))
+    for _ in range(5):
+        told.emit(event("study_started", budget=9))
+        told.tick()
+        clock.now += 60
+    assert kept.events() == ["stall"]
+    assert kept.sent[0][1]["seconds"] == 240
+    told.emit(event("trial_ended", trial=0, ending="complete"))
+    told.tick()
+    clock.now += 100_000  # paused while it waited to be tried again
+    told.emit(event("study_started", budget=9))
+    told.tick()
+    assert kept.events() == ["stall"]
+
+
 def test_a_study_that_pauses_neither_ends_nor_stalls(kept: Kept) -> None:
     clock = ManualClock()
     told = notifier(kept, clock)

@@ -262,7 +262,7 @@ def test_reasons_stay_a_small_set() -> None:
         metrics.take(Event(name="task_ended", fields=fields))
     names = [series for family in registry.collect() for series in family.samples if "faults_total" in series.name]
     assert len(names) == 33
-    assert sample(registry, "edgefront_worker_faults_total", reason="other") == 68
+    assert sample(registry, "edgefront_worker_faults_total", reason="other") == 74
 
 
 def test_every_metric_of_a_worker_is_named_by_the_conventions_and_documented() -> None:

@@ -6,9 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import redis
+from celery.worker import state
 
 from tasks import app, transport
 from tasks.evaluator import PATIENCE_S
@@ -88,3 +92,43 @@ def test_the_processes_that_fork_load_no_pytorch() -> None:
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert done.stdout == "False\n", done.stderr
+
+
+@dataclass
+class Channel:
+    """Of a consumer of Celery's: whether it may take one more message before it has acknowledged what it has."""
+
+    may_take: bool = False
+
+    @property
+    def qos(self) -> Channel:
+        return self
+
+    def can_consume(self) -> bool:
+        return self.may_take
+
+
+def test_a_worker_that_waits_for_ever_to_acknowledge_what_it_does_not_have_reconnects() -> None:
+    channel = Channel()
+    consumer = SimpleNamespace(task_consumer=SimpleNamespace(channel=channel))
+    upkeep = app._Upkeep(SimpleNamespace())
+    upkeep._seemed_stuck = False
+    upkeep._reconnect_if_stuck(consumer)  # it may just be between two steps
+    channel.may_take = True
+    upkeep._reconnect_if_stuck(consumer)
+    channel.may_take = False
+    upkeep._reconnect_if_stuck(consumer)
+    with pytest.raises(redis.ConnectionError):
+        upkeep._reconnect_if_stuck(consumer)
+
+
+def test_a_worker_with_a_task_under_way_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "active_requests", {"a request"})
+    upkeep = app._Upkeep(SimpleNamespace())
+    upkeep._seemed_stuck = False
+    for _ in range(3):
+        upkeep._reconnect_if_stuck(SimpleNamespace(task_consumer=SimpleNamespace(channel=Channel())))
+
+
+def test_every_worker_looks_whether_it_is_stuck() -> None:
+    assert app._Upkeep in app.make_app("redis://localhost:6379/0").steps["consumer"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import re
-import shutil
 import subprocess
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,13 +23,18 @@ from report_trials import (
     two_board_trials,
 )
 
-from orchestrator.records import Ending, Outcome, Source, Value
+from orchestrator.loop import run_study
+from orchestrator.objectives import Objectives
+from orchestrator.reading import StudyReader
+from orchestrator.records import Ending, Fault, FaultKind, Outcome, Source, Value
 from orchestrator.report import write
-from orchestrator.report.contents import contents, layers_of
+from orchestrator.report.contents import ReportInput, contents, layers_of
 from orchestrator.report.figures import layer_sources, memory_figure
 from orchestrator.report.page import render, script_json
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from orchestrator.studyedit import StudyEdit, apply_edit
+from tests.support.browser import CHROMIUM, Page, browser, needs_chromium
+from tests.support.scripted import ScriptedEvaluator
+from tests.support.studies import FLASH_BYTES, RAM_BYTES, Recorder, make_sampler, make_study
 
 
 def complete(number: int, **values: float) -> MadeUpTrial:
@@ -199,6 +204,90 @@ def dump_dom(page: Path, profile: Path) -> str:
     command = [str(CHROMIUM), *flags.split(), "--disable-component-update", "--disable-sync"]
     command += [f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_the_headline_says_how_the_told_ended_and_what_faults_have_cost() -> None:
+    lost = Outcome(ending=Ending.FAULT, fault=Fault(kind=FaultKind.TRANSIENT, reason="board_lost", detail=""))
+    trials = [complete(0, error=0.1, rom=2048, ram=1, flops=1)]
+    for count, words in ((0, ""), (1, "; 1 more ended in a fault"), (2, "; 2 more ended in faults")):
+        faults = [MadeUpTrial(number=n + 1, params={}, state="fault", outcome=lost) for n in range(count)]
+        (figure,) = (one for one in contents(report_input([*trials, *faults]))["headline"] if "front" in one["title"])
+        assert figure["about"] == f"of 1 told (1 complete){words}"
+
+
+def test_a_report_marks_after_which_trial_a_limit_was_tightened(tmp_path: Path) -> None:
+    study = make_study(tmp_path, objectives={"error": {}, "rom": {"limit": 40_000}})
+    run_study(study, ScriptedEvaluator(), make_sampler(), sink=Recorder())
+    third = next(trial.ended_at for trial in study.trials() if trial.told == 3)
+    assert third is not None
+    edit = StudyEdit(limits={"rom": 25_600.0, "error": 0.5})
+    apply_edit(study, edit, lambda file: Objectives.from_study(file, FLASH_BYTES, RAM_BYTES), third)
+    study.close()
+    reader = StudyReader.open(tmp_path)
+    page = write.write_report(reader, lambda sha256: None, written_at=third, board_texts={}).read_text(encoding="utf-8")
+    shown = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert shown["edits"] == [
+        [sum((trial.ended_at or "") <= third for trial in reader.trials()), "ROM ≤ 25 KiB, error ≤ 50 %"]
+    ]
+    assert [tuple(row) for row in shown["history"]] == reader.hypervolume_history()
+    reader.close()
+    assert "where they were tightened" in page
+    assert "where they were tightened" not in render(contents(report_input()))
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    with browser(tmp_path / "profile") as one:
+        yield one
+
+
+def show(page: Page, folder: Path, source: ReportInput) -> None:
+    path = folder / "report.html"
+    path.write_text(render(contents(source)), encoding="utf-8")
+    page.open(path.as_uri())
+    page.wait("document.documentElement.dataset.ready === 'yes'")
+
+
+@needs_chromium
+def test_the_front_starts_with_what_is_feasible_and_the_limits_and_the_rest_is_a_click_away(
+    tmp_path: Path, page: Page
+) -> None:
+    trials = [complete(n, error=0.1 / (n + 1), rom=8192.0 * (n + 1), ram=1, flops=1) for n in range(3)]
+    values = {"rom": Value(amount=1024.0 * 900, unit="byte", source=Source.EXACT)}
+    far = MadeUpTrial(number=3, params={}, state="infeasible", outcome=Outcome(ending=Ending.INFEASIBLE, values=values))
+    limits = {"error": 0.25, "rom": 40 * 1024.0, "ram": 32768.0, "flops": 4e6}
+    show(page, tmp_path, report_input([*trials, far], limits=limits))
+    axis = "document.getElementById('front-plot')._fullLayout.xaxis"
+    kib = f"{axis}.range.map((value) => {axis}.type === 'log' ? 10 ** value : value)"
+    low, high = page.ask(kib)
+    assert low < 8 and 40 < high < 50
+    assert "1 trial lies outside" in page.ask("document.getElementById('front-hint').textContent")
+    page.ask("document.querySelector('#front-plot [data-title=Autoscale]').click()")
+    assert page.wait(f"{kib}[1] > 900")
+    page.ask("choose(0)")
+    assert page.ask(f"{kib}[1] > 900"), "the view that was chosen is lost"
+
+
+@needs_chromium
+def test_one_told_trial_is_seen_in_the_course_and_marks_stand_at_edits(tmp_path: Path, page: Page) -> None:
+    trials = [complete(0, error=0.1, rom=2048, ram=1, flops=1)]
+    show(page, tmp_path, report_input(trials, history=[(1, 0.216)], edits=[(1, "ROM ≤ 30 KiB")]))
+    assert page.ask("document.querySelectorAll('#history-plot .scatterlayer .point').length") == 2
+    assert page.ask("document.querySelector('#history-plot .annotation').textContent") == "ROM ≤ 30 KiB"
+    assert page.ask("document.querySelectorAll('#history-plot .shapelayer path').length") == 1
+    assert page.ask("apart([0.1, 0.672, 0.684])") == [0.1, 0.684]
+    assert page.ask("[apart([7]), apart([1, 1.01]), apart([1, 1.01, 2])]") == [[7], [1, 1.01], [1, 2]]
+
+
+@needs_chromium
+def test_on_a_phone_plots_keep_to_their_cards_even_when_a_scroll_bar_comes(tmp_path: Path, page: Page) -> None:
+    page.resize(435, 900)
+    show(page, tmp_path, report_input())
+    # What a scroll bar does: less room, and the window says nothing of it.
+    page.ask("document.body.style.width = '405px'")
+    plots = "[...document.querySelectorAll('.two .plot')]"
+    assert page.wait(f"{plots}.every((plot) => plot.querySelector('svg').clientWidth <= plot.clientWidth)")
+    assert page.ask("document.documentElement.scrollWidth") <= 435
 
 
 def test_parameters_that_are_fixed_are_not_drawn() -> None:

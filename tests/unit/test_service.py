@@ -38,8 +38,10 @@ def test_an_unknown_name_is_told_with_those_there_are(registry: Registry) -> Non
     with pytest.raises(UsageError, match="nothing was submitted yet"):
         registry.entry("other")
     registry.submit(submission("one"))
-    with pytest.raises(UsageError, match="no study 'other' among the submitted ones; submitted were: one"):
+    with pytest.raises(UsageError, match="no study 'other'; submitted were: one"):
         registry.entry("other")
+    with pytest.raises(UsageError, match=r"no study 'on' \(did you mean 'one'\?\)"):
+        registry.entry("on")
 
 
 def test_a_list_that_many_open_for_the_first_time_at_once_is_made_once(tmp_path: Path) -> None:
@@ -91,7 +93,9 @@ def test_a_changed_priority_changes_the_shares_of_running_studies(lab: FakeLab) 
     for name in ("one", "two"):
         lab.registry.submit(submission(name))
     lab.tick()
-    lab.registry.set_priority("two", 1, AT)
+    before = lab.registry.entry("two").changed_at
+    lab.registry.set_priority("two", 1)
+    assert lab.registry.entry("two").changed_at == before, "since when it runs has not changed with it"
     lab.slots = 6
     lab.tick()
     assert {name: child.limit for name, child in lab.children.items()} == {"one": 2, "two": 4}
@@ -210,6 +214,16 @@ def test_a_process_that_dies_is_started_again_after_ever_longer_pauses_and_given
     assert (entry.state, entry.reason) == ("failed", "its process was ended by SIGKILL")
 
 
+def test_a_pause_takes_the_reason_with_it_for_which_a_study_was_to_be_tried_again(lab: FakeLab) -> None:
+    lab.registry.submit(submission("one"))
+    lab.tick()
+    lab.children["one"].die()
+    lab.tick()
+    assert "tried again after" in lab.registry.entry("one").reason
+    lab.registry.want("one", "pause", AT)
+    assert (lab.state("one"), lab.registry.entry("one").reason) == ("paused", "")
+
+
 def test_a_study_that_gets_on_between_deaths_is_never_given_up(lab: FakeLab) -> None:
     lab.registry.submit(submission("one"))
     lab.tick()
@@ -285,6 +299,35 @@ def test_one_whose_process_is_gone_from_this_host_is_followed_at_once(registry: 
     assert [other.owner for other in registry.orchestrators()] == ["b"]
 
 
+def test_a_study_whose_trials_are_all_told_is_taken_over_for_the_rest_of_its_work(registry: Registry) -> None:
+    clock = ManualClock()
+    a, b = FakeLab(registry, clock, "a"), FakeLab(registry, clock, "b")
+    registry.submit(submission("one"))
+    a.tick()
+    a.children["one"].tell("could_use", trials=0)
+    a.service.take_events(0.1)
+    a.tick()
+    assert not a.children["one"].told("pause")
+    assert registry.entry("one").could_use == 0
+    b.gone = {"a"}
+    b.tick()
+    assert b.children["one"].limit == 1
+
+
+def test_a_pause_outlives_the_orchestrator_that_was_to_let_the_study_pause(registry: Registry) -> None:
+    clock = ManualClock()
+    a, b = FakeLab(registry, clock, "a"), FakeLab(registry, clock, "b")
+    registry.submit(submission("one"))
+    a.tick()
+    registry.want("one", "pause", AT)
+    b.gone = {"a"}
+    b.tick()
+    assert (registry.entry("one").state, registry.entry("one").owner, b.n_started) == ("paused", "", 0)
+    registry.want("one", "run", AT)
+    b.tick()
+    assert b.n_started == 1
+
+
 def test_a_slow_orchestrator_that_still_beats_keeps_its_study(registry: Registry) -> None:
     clock = ManualClock()
     a, b = FakeLab(registry, clock, "a"), FakeLab(registry, clock, "b")
@@ -356,7 +399,9 @@ def test_the_same_trouble_with_the_list_is_said_once_a_minute_and_its_end_once(t
 
 def test_what_is_wrong_with_the_list_is_told_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "lab.db").write_bytes(b"garbage " * 1000)
-    with pytest.raises(StudyError, match=r"the list of studies, .*lab\.db: file is not a database.*submit the studies again"):
+    with pytest.raises(
+        StudyError, match=r"the list of studies, .*lab\.db: file is not a database.*submit the studies again"
+    ):
         Registry(f"sqlite:///{tmp_path / 'lab.db'}")
     with pytest.raises(StudyError, match="Start it, or correct the address") as away:
         Registry("postgresql://lab:secret@127.0.0.1:1/lab")
