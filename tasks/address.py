@@ -65,8 +65,8 @@ def check_database(url: str) -> None:
         return
     if parts.scheme in ("redis", "rediss") and not re.fullmatch(r"/?[0-9]*", parts.path):
         raise BrokerAddressError(
-            f"{BROKER_VARIABLE}: found the database {parts.path.lstrip('/')!r} in {without_password(url)}; allowed is a "
-            "number, for example redis://host:6379/0"
+            f"{BROKER_VARIABLE}: found the database {parts.path.lstrip('/')!r} in {without_password(url)}; allowed is "
+            "a number, for example redis://host:6379/0"
         )
 
 

@@ -29,8 +29,8 @@ def check_memory_limit(queues: Sequence[str], limit_bytes: float) -> None:
     if floor_bytes >= limit_bytes > 0:
         raise UsageError(
             f"--memory-limit: found {rounded(limit_bytes, 'byte')}; a process that waits for tasks of "
-            f"{', '.join(queues)} takes {show(floor_bytes, 'byte')} already. Allowed is more than that, and a task's own "
-            "memory comes on top"
+            f"{', '.join(queues)} takes {show(floor_bytes, 'byte')} already. Allowed is more than that, and a task's "
+            "own memory comes on top"
         )
 
 

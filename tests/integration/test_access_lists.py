@@ -178,7 +178,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_who_may_not_serve_a_queue_is_told_at_once_and_by_name(url: Url, broker: EmbeddedBroker) -> None:
     check_queues(url("worker"), ["train", "build"])
     check_queues(url("agent"), ["board.nrf52-dk"])
-    with pytest.raises(BrokerError, match="refuses user 'agent' the queue 'train'.*~train") as caught:
+    with pytest.raises(BrokerError, match=r"refuses user 'agent' the queue 'train'.*~train") as caught:
         check_queues(url("agent"), ["board.nrf52-dk", "train"])
     assert caught.value.exit_code == 2
 

@@ -247,6 +247,20 @@ def test_what_the_lab_is_at_fault_for_is_waited_for_without_end(lab: FakeLab) ->
     assert lab.state("one") == "running"
 
 
+def test_why_a_study_was_tried_again_is_not_said_any_more_once_it_works(lab: FakeLab) -> None:
+    lab.registry.submit(submission("one"))
+    lab.tick()
+    lab.children["one"].tell("could_use", trials=2)
+    lab.children["one"].end("again", "the disk is full")
+    lab.tick()
+    lab.tick(61)
+    assert "the disk is full" in lab.registry.entry("one").reason
+    lab.children["one"].tell("could_use", trials=2)
+    lab.service.take_events(0.01)
+    lab.tick()
+    assert (lab.state("one"), lab.registry.entry("one").reason) == ("running", "")
+
+
 def test_two_orchestrators_never_hold_the_same_study(registry: Registry) -> None:
     clock = ManualClock()
     a, b = FakeLab(registry, clock, "a"), FakeLab(registry, clock, "b")
