@@ -33,7 +33,8 @@ from orchestrator.progress import Progress
 from orchestrator.records import Event, Json, StageRequest, StageResult
 from orchestrator.registry import LeaseLost, Registry
 from orchestrator.study import Study
-from orchestrator.view import StudyScreen
+from orchestrator.studyedit import StudyEdit, apply_edit
+from orchestrator.view import FanOut, StudyScreen
 from tasks.errors import Defect, TransientFault
 from tasks.messages import announced, announcement
 from tasks.nn.sources import sources_of
@@ -468,6 +469,22 @@ def test_a_follower_tells_what_happens_from_now_on_once(tmp_path: Path) -> None:
     assert [fields["trial"] for fields in recorder.named("trial_ended")] == [0, 1, 2, 3]
     assert follower.is_over
     study.close()
+
+
+def test_a_follower_sees_a_budget_that_was_raised_since_it_opened_the_study(tmp_path: Path) -> None:
+    study, looking = make_study(tmp_path), make_study(tmp_path)
+    recorder, progress = Recorder(), Progress(lambda: 0.0)
+    follower = Follower(study=looking, sink=FanOut(recorder, progress))
+    follower.poll()
+    apply_edit(study, StudyEdit(trials=6), lambda file: study.objectives, AT)
+    follower.poll()
+    assert (recorder.named("study_started"), progress.budget) == ([], 6)
+    run_study(study, ScriptedEvaluator(), make_sampler(), sink=Recorder())
+    follower.poll()
+    assert [fields["budget"] for fields in recorder.named("study_started")] == [6]
+    assert (progress.told, progress.budget) == (6, 6)
+    study.close()
+    looking.close()
 
 
 def test_a_follower_sees_stages_begin(tmp_path: Path) -> None:
