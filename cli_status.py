@@ -117,7 +117,7 @@ def standing_text(entry: Entry) -> str:
 
     text = f"{state_of(entry)} since {entry.changed_at}, submitted by {entry.submission.submitter}"
     if entry.reason:
-        text += f": {entry.reason}"
+        text += f": {reason_of(entry)}"
     advice = {
         PAUSED: f"to go on: edgefront resume {entry.name}",
         FAILED: f"once its cause is removed: edgefront resume {entry.name}",
@@ -132,6 +132,14 @@ def state_of(entry: Entry) -> str:
     if entry.state in OPEN_STATES and entry.wanted != RUN:
         return entry.state + {"pause": ", pausing", "stop": ", stopping"}[entry.wanted]
     return entry.state
+
+
+def reason_of(entry: Entry) -> str:
+    """Why it is as it is. A study that has just been taken up again may have left behind what ended it the last
+    time."""
+    from orchestrator.registry import RUNNING
+
+    return f"begun again after: {entry.reason}" if entry.state == RUNNING and entry.reason else entry.reason
 
 
 # ---------------------------------------------------------------------------------------------------------------- all
@@ -168,7 +176,7 @@ def _row(entry: Entry) -> list[str]:
         str(reached.front_size),
         f"{entry.priority:+d}" if entry.priority else "0",
         entry.submission.submitter,
-        shortened(entry.reason),
+        shortened(reason_of(entry)),
     ]
 
 

@@ -124,8 +124,8 @@ class NotBegun(UsageError):
     def __init__(self, entry: Entry) -> None:
         reason = f" ({entry.reason})" if entry.reason else ""
         super().__init__(
-            f"study {entry.name} was submitted, is {entry.state}{reason} and has not begun: there is nothing of it to "
-            f"show. edgefront status {entry.name} says how it stands, edgefront watch {entry.name} waits for it"
+            f"study {entry.name} is {entry.state}{reason} and has not begun: there is nothing of it to show. "
+            f"edgefront status {entry.name} says how it stands, edgefront watch {entry.name} waits for it"
         )
         self.entry = entry
 

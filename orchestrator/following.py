@@ -14,6 +14,7 @@ from orchestrator.ports import EventSink
 from orchestrator.progress import Progress, TrialProgress
 from orchestrator.records import Event
 from orchestrator.study import Study
+from orchestrator.studyfile import StudyFile
 
 # Ends of a run after which the study goes on one day.
 _GOES_ON = ("interrupted", "paused")
@@ -48,6 +49,7 @@ class Follower:
     sink: EventSink
     is_over: bool = False
     _seen: int = -1
+    _budget: int = 0
     _states: dict[tuple[int, str, int], str] = field(default_factory=dict)
 
     def poll(self) -> None:
@@ -59,6 +61,10 @@ class Follower:
             if self._seen < 0:
                 self._seen = len(self.study.ledger.events_from(0))
             events = self.study.ledger.events_from(self._seen)
+            row = (
+                self.study.ledger.study() if events else None
+            )  # an edit may have changed the study since it was opened
+            self._budget = StudyFile.from_json(row.file).budget.trials if row is not None else self._budget
             attempts = [item for item in self.study.ledger.attempts() if item.is_open]
         self._seen += len(events)
         for attempt in attempts:
@@ -70,8 +76,8 @@ class Follower:
         if event.name == "study_resumed":  # what it counts was seen already
             return
         if event.name == "study_started":  # the record leaves out what the study itself says
-            file = self.study.file
-            event = Event(name=event.name, fields={**event.fields, "name": file.name, "budget": file.budget.trials})
+            fields = {"name": self.study.file.name, "budget": self._budget}
+            event = Event(name=event.name, fields={**event.fields, **fields})
         if event.name == "study_finished":
             self.is_over = event.fields.get("reason") not in _GOES_ON
         if event.name == "study_stopped":

@@ -88,6 +88,9 @@ class Progress:
         self.endings, self.hypervolumes, self.front_size = {}, [], 0
         self.started_s = self._monotonic()
 
+    def _on_study_edited(self, fields: Mapping[str, Any]) -> None:
+        self.budget = (fields.get("edit") or {}).get("trials") or self.budget
+
     def _on_study_resumed(self, fields: Mapping[str, Any]) -> None:
         self.told_before = int(fields.get("told", 0))
 

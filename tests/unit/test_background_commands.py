@@ -33,7 +33,8 @@ from orchestrator.progress import Progress
 from orchestrator.records import Event, Json, StageRequest, StageResult
 from orchestrator.registry import LeaseLost, Registry
 from orchestrator.study import Study
-from orchestrator.view import StudyScreen
+from orchestrator.studyedit import StudyEdit, apply_edit
+from orchestrator.view import FanOut, StudyScreen
 from tasks.errors import Defect, TransientFault
 from tasks.messages import announced, announcement
 from tasks.nn.sources import sources_of
@@ -138,7 +139,10 @@ def test_a_study_that_has_not_begun_is_known_to_every_command(registry: Registry
     )
     for command in ("logs small", "report small", "dashboard small", f"study backup small --to {studies / 'a.tar.gz'}"):
         told = call(*command.split())
-        assert (told.exit_code, "study small was submitted, is submitted and has not begun" in told.stderr) == (2, True)
+        assert (
+            told.exit_code,
+            "study small is submitted and has not begun: there is nothing of it" in told.stderr,
+        ) == (2, True)
     assert "(did you mean 'small'?)" in call("status", "smal").stderr
     assert f"in the folder {studies}: none; submitted and not begun: small" in call("status", "nope").stderr
 
@@ -157,12 +161,16 @@ def test_the_status_of_one_study_tells_its_state_and_why(registry: Registry, stu
     taken = registry.take(registry.entry("small"), "a", AT)
     assert taken == 1
     registry.release("small", taken, "failed", "the data are gone", AT)
+    listed = call("status").stdout.splitlines()[1]
+    assert listed.split()[1] == "failed" and listed.endswith("the data are gone")
     lines = call("status", "small").stdout.splitlines()
     assert "4/4 trials told" in lines[0]
     assert lines[-2].startswith(f"failed since {AT}, submitted by ") and lines[-2].endswith(": the data are gone")
     assert lines[-1] == "once its cause is removed: edgefront resume small"
     as_json = json.loads(call("status", "small", "--json").stdout)
     assert (as_json["submitted"]["state"], as_json["submitted"]["reason"]) == ("failed", "the data are gone")
+    registry.take(registry.entry("small"), "b", AT)
+    assert call("status", "small").stdout.splitlines()[-1].endswith(": begun again after: the data are gone")
 
 
 def test_a_study_that_was_not_submitted_is_not_on_the_list_and_the_remedy_is_told(
@@ -179,6 +187,14 @@ def test_a_study_that_was_not_submitted_is_not_on_the_list_and_the_remedy_is_tol
     reached = registry.entry("small").reached
     assert reached.hypervolume == finished.hypervolume_history()[-1][1]
     assert reached.front_size == len(finished.front()) > 0
+
+
+def test_a_restored_study_says_how_it_gets_onto_the_list(studies: Path, finished: Study) -> None:
+    archive = str(studies / "small.tar.gz")
+    assert call("study", "backup", "small", "--to", archive).exit_code == 0
+    told = call("study", "restore", archive, "--name", "again").stdout
+    file = f"{studies / 'again' / 'study.yaml'} --studies {studies}"
+    assert f"it is not on the lab's list; to go on with it: edgefront submit {file}, or edgefront run {file}" in told
 
 
 @pytest.mark.parametrize(
@@ -453,6 +469,22 @@ def test_a_follower_tells_what_happens_from_now_on_once(tmp_path: Path) -> None:
     assert [fields["trial"] for fields in recorder.named("trial_ended")] == [0, 1, 2, 3]
     assert follower.is_over
     study.close()
+
+
+def test_a_follower_sees_a_budget_that_was_raised_since_it_opened_the_study(tmp_path: Path) -> None:
+    study, looking = make_study(tmp_path), make_study(tmp_path)
+    recorder, progress = Recorder(), Progress(lambda: 0.0)
+    follower = Follower(study=looking, sink=FanOut(recorder, progress))
+    follower.poll()
+    apply_edit(study, StudyEdit(trials=6), lambda file: study.objectives, AT)
+    follower.poll()
+    assert (recorder.named("study_started"), progress.budget) == ([], 6)
+    run_study(study, ScriptedEvaluator(), make_sampler(), sink=Recorder())
+    follower.poll()
+    assert [fields["budget"] for fields in recorder.named("study_started")] == [6]
+    assert (progress.told, progress.budget) == (6, 6)
+    study.close()
+    looking.close()
 
 
 def test_a_follower_sees_stages_begin(tmp_path: Path) -> None:
