@@ -94,7 +94,7 @@ def locate_study(name: str, studies: Path, database: str | None = None) -> Locat
         UsageError: there is none; the text lists those there are, and those that are submitted.
         StudyError: a database cannot be read.
     """
-    from orchestrator.location import UnknownStudy, database_url, find_study, unknown_text
+    from orchestrator.location import ELSEWHERE, UnknownStudy, database_url, find_study, unknown_text
 
     try:
         return find_study(name, studies, database_url(database))
@@ -105,7 +105,7 @@ def locate_study(name: str, studies: Path, database: str | None = None) -> Locat
             raise NotBegun(waiting[name]) from error
         if waiting:
             places = {**error.places, "submitted and not begun": list(waiting)}
-            raise UsageError(f"{unknown_text(name, places)}. Choose another folder with --studies.") from error
+            raise UsageError(f"{unknown_text(name, places)}. {ELSEWHERE}") from error
         raise
 
 

@@ -69,6 +69,9 @@ class Follower:
     def _tell(self, event: Event) -> None:
         if event.name == "study_resumed":  # what it counts was seen already
             return
+        if event.name == "study_started":  # the record leaves out what the study itself says
+            file = self.study.file
+            event = Event(name=event.name, fields={**event.fields, "name": file.name, "budget": file.budget.trials})
         if event.name == "study_finished":
             self.is_over = event.fields.get("reason") not in _GOES_ON
         if event.name == "study_stopped":

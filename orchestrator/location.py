@@ -32,6 +32,7 @@ class Location:
         return PostgresDatabase(url=check_url(self.url), name=self.name, folder=self.folder)
 
 
+ELSEWHERE = "Another folder is chosen with --studies, another database with --database."
 _MOST_NAMES = 20
 
 
@@ -39,7 +40,7 @@ class UnknownStudy(UsageError):
     """No study called ``name`` has begun; ``places`` says where those are that have, and which."""
 
     def __init__(self, name: str, places: Mapping[str, Sequence[str]]) -> None:
-        super().__init__(f"{unknown_text(name, places)}. Choose another folder with --studies.")
+        super().__init__(f"{unknown_text(name, places)}. {ELSEWHERE}")
         self.name = name
         self.places = places
 

@@ -9,4 +9,5 @@ function drawAll() {
 
 setUpTheme(drawAll);
 drawAll();
+followSizes();
 document.documentElement.dataset.ready = "yes";

@@ -54,7 +54,11 @@ function cells(row, entries) {
     const cell = row.cells[index];
     if (cell.dataset.label !== label) cell.dataset.label = label;
     if (cell.className !== kind) cell.className = kind;
-    if (typeof content === "string") { say(cell, content); return; }
+    if (typeof content === "string") {
+      say(cell, content);
+      if (kind === "reason") cell.title = content; // on a wall it may be cut off
+      return;
+    }
     const mark = content.map((node) => node.outerHTML).join("");
     if (cell.dataset.mark !== mark) { cell.replaceChildren(...content); cell.dataset.mark = mark; }
   });

@@ -17,12 +17,12 @@ from orchestrator.records import Json
 
 def render(contents: Json) -> str:
     """The whole page for the data of :func:`orchestrator.report.contents.contents`."""
-    return _render("report", contents)
+    return _render("report", contents, "charts.js", "front.js", "report.js")
 
 
 def render_compiled(contents: Json) -> str:
     """The whole page for the data of :func:`orchestrator.report.compiled.contents`."""
-    return _render("compiled", contents)
+    return _render("compiled", contents, "charts.js", "compiled.js")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,14 +54,14 @@ def _asset(text: str, kind: str) -> Asset:
     return Asset(body=body, kind=f"{kind}; charset=utf-8", packed=gzip.compress(body, 6, mtime=0), tag=tag)
 
 
-def _render(page: str, contents: Json) -> str:
+def _render(page: str, contents: Json, *scripts: str) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_resource(f"{page}.html.j2"))
     return template.render(
         report=contents,
         data=script_json(contents),
         style=_resource("colours.css") + _resource("report.css"),
-        script=_resource("charts.js") + _resource(f"{page}.js"),
+        script="".join(_resource(name) for name in scripts),
         plotly=get_plotlyjs(),
     )
 

@@ -164,6 +164,9 @@ def test_on_every_screen_all_parts_keep_to_their_cards(busy: Path, page: Page) -
             assert page.ask("document.getElementById('ended-hint').textContent.includes('e emulated')")
             if width == 1920:
                 assert page.wait(f"!({scrolled}) && {rows} < 12")
+                assert page.ask(
+                    "[...document.querySelectorAll('.scroll')].every((box) => box.scrollWidth <= box.clientWidth)"
+                )
                 shown = page.ask(rows)
                 assert shown >= 5
                 assert f"the last {shown} " in page.ask("document.getElementById('ended-hint').textContent")

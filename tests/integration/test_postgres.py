@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+import yaml
 from click.testing import CliRunner
 
 import cli
@@ -31,7 +33,7 @@ from orchestrator.study import Study
 from tests.support.lab import submission
 from tests.support.postgres import PASSWORD, PostgresServer, postgres_server, why_not
 from tests.support.stored import begin, in_file, run, run_until
-from tests.support.studies import Recorder, check_whole
+from tests.support.studies import FAKE_STAGES, Recorder, check_whole, study_file
 
 pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not()), pytest.mark.xdist_group("postgres")]
 
@@ -47,6 +49,7 @@ with study.locked():
 """
 
 
+ROOT = Path(__file__).parents[2]
 _NUMBERS = itertools.count()
 
 
@@ -95,7 +98,7 @@ def test_studies_lie_beside_each_other_each_in_its_schema(place: Location, tmp_p
         study = Study.open(find_study(name, tmp_path, place.url))
         assert (study.file.name, [trial.number for trial in study.trials()]) == (name, [len(name)])
         study.close()
-    with pytest.raises(UsageError, match=r"no study 'none' .* in PostgreSQL .*: .*Small"):
+    with pytest.raises(UsageError, match=r"no study 'none'; .* in PostgreSQL .*: .*Small"):
         find_study("none", tmp_path, place.url)
 
 
@@ -252,6 +255,42 @@ def test_the_command_line_finds_it_and_never_shows_the_password(
         assert part in failed.stderr
         assert "Correct EDGEFRONT_DATABASE" in failed.stderr
         assert not {part for part in ("pass:", "pass%", "passx", "w@rd", "w%40rd") if part in failed.stderr}
+
+
+def test_a_lab_is_run_by_the_option_alone(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("EDGEFRONT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("EDGEFRONT_IMPORT_PATH", "")  # the command line adds to it
+    monkeypatch.setenv("EDGEFRONT_STAGES", FAKE_STAGES)
+    path = tmp_path / "small.yaml"
+    space = {"network.width": {"type": "int", "low": 4, "high": 40}, "network.depth": 2}
+    path.write_text(yaml.safe_dump(study_file(space=space).to_json()), encoding="utf-8")
+    words = ["--studies", str(tmp_path), "--database", url]
+
+    def call(*arguments: str) -> str:
+        done = CliRunner().invoke(cli.main, [*arguments, *words])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    assert "small is submitted" in call("submit", str(path))
+    assert "it has not begun" in call("status", "small")
+    assert call("pause", "small") == "small is paused\n"
+    assert "goes on" in call("resume", "small")
+    assert "taken over when it runs next" in call("edit", "small", "--trials", "5")
+    assert not (tmp_path / "lab.db").exists()
+    command = [sys.executable, "-m", "cli", "orchestrator", "--metrics-port", "0", "--most", "2", *words]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as service:
+        try:
+            watched = call("watch", "small")
+        finally:
+            service.terminate()
+    assert "study small: 5 trials\n[1/5] trial" in watched
+    assert not (tmp_path / "small" / "study.db").exists()
+    assert call("status").splitlines()[1].split()[:3] == ["small", "finished", "5/5"]
+    assert "finished since" in call("status", "small")
+    assert "edited: 5 trials instead of 4" in call("logs", "small")
+    with closing(ShownStudies(tmp_path, url)) as shown:
+        assert shown.look("small")["state"]["word"] == "ended"
 
 
 def test_a_user_who_may_not_make_a_schema_is_told_what_to_grant(

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import cli
 import cli_service
-from cli_background import Orders, ending_of
+from cli_background import Orders, ending_of, run_submitted
 from cli_status import shortened
 from mcu_agent.errors import UnknownKind
 from orchestrator.closing import close_open_trials
@@ -27,6 +27,7 @@ from orchestrator.leash import Leash
 from orchestrator.locks import StudyTaken
 from orchestrator.logreading import LogReader, attempt_lines, log_text
 from orchestrator.loop import run_study
+from orchestrator.notify import Notifier, Poster, Webhook
 from orchestrator.postgres import DatabaseAway
 from orchestrator.progress import Progress
 from orchestrator.records import Event, Json, StageRequest, StageResult
@@ -37,7 +38,7 @@ from tasks.errors import Defect, TransientFault
 from tasks.messages import announced, announcement
 from tasks.nn.sources import sources_of
 from tasks.slots import slots_of
-from tests.support.lab import submission
+from tests.support.lab import ManualClock, submission
 from tests.support.scripted import ScriptedEvaluator, complete
 from tests.support.studies import Recorder, make_sampler, make_study, request, study_file
 
@@ -376,6 +377,45 @@ def test_closing_for_good_leaves_nothing_open(tmp_path: Path) -> None:
     study.close()
 
 
+class Sent(Leash):
+    """A leash that keeps what it would send."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def send(self, event: Event) -> None:
+        self.events.append(event)
+
+
+class Kept(Poster):
+    """A poster that keeps what it would post."""
+
+    def __init__(self) -> None:
+        self.contents: list[Json] = []
+
+    def post(self, webhook: Webhook, content: Json) -> None:
+        self.contents.append(content)
+
+
+def test_a_study_that_another_orchestrator_closes_has_its_true_figures_in_the_last_notification(
+    registry: Registry, studies: Path, finished: Study
+) -> None:
+    submit(registry, studies)
+    taken = registry.take(registry.entry("small"), "a", AT)
+    orders, leash, poster = Orders(), Sent(), Kept()
+    orders.take(Event(name="stop"))
+    how, text = run_submitted(registry.entry("small"), registry, orders, leash)
+    assert (taken, how, text) == (1, "stopped", "stopped for good after 4 trials")
+    hooks = [Webhook(url="http://hook")]
+    notifier = Notifier(study="small", webhooks=hooks, poster=poster, clock=ManualClock())
+    for event in leash.events:
+        notifier.emit(event)
+    notifier.end(how, text)
+    (end,) = poster.contents
+    assert end["hypervolume"] == finished.hypervolume_history()[-1][1] > 0
+    assert end["front_size"] == len(finished.front())
+
+
 def test_slots_are_the_training_processes_and_as_many_that_build() -> None:
     assert slots_of([]) == 1
     assert slots_of([announcement(["train"], 4)]) == 4
@@ -409,6 +449,7 @@ def test_a_follower_tells_what_happens_from_now_on_once(tmp_path: Path) -> None:
     run_study(study, ScriptedEvaluator(), make_sampler(), sink=Recorder())
     follower.poll()
     follower.poll()
+    assert [(fields["name"], fields["budget"]) for fields in recorder.named("study_started")] == [("small", 4)]
     assert [fields["trial"] for fields in recorder.named("trial_ended")] == [0, 1, 2, 3]
     assert follower.is_over
     study.close()
