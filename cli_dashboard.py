@@ -72,7 +72,7 @@ def dashboard(
     try:
         shown.names()  # a wrong password is an error now and not on the page
     except DatabaseAway as error:
-        click.echo(error, err=True)
+        click.echo(f"edgefront: {error}", err=True)
     if study:
         shown.open(study)  # an unknown one is an error now and not on the page
     access = Access(address=address, port=port, token=token)

@@ -239,8 +239,10 @@ def orchestrator(
     import signal
     import threading
 
+    from orchestrator.notify import lab_webhook
     from orchestrator.signals import set_soon
 
+    lab_webhook(os.environ)  # a wrong one is an error now and not with the first study
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: set_soon(stop))

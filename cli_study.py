@@ -273,7 +273,7 @@ def _grace_s(text: str) -> float:
     try:
         seconds = float(parse_quantity(text, "s"))
     except ValueError as error:
-        raise UsageError(f"--older-than: {error}; {_SHORTEST_GRACE_S:g} s or more") from None
+        raise UsageError(f"--older-than: {error}; and at least {_SHORTEST_GRACE_S:g} s") from None
     if seconds < _SHORTEST_GRACE_S:
         raise UsageError(
             f"--older-than: found {text}; allowed is {_SHORTEST_GRACE_S:g} s or more: clocks of hosts differ, and "

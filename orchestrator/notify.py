@@ -63,14 +63,29 @@ def webhooks_of(file: StudyFile, environment: Mapping[str, str]) -> tuple[Webhoo
     if file.notify is not None:
         own = file.notify
         found.append(Webhook(url=own.webhook, on=own.on, secret=own.secret or "", stall_after_s=own.stall_after))
-    if url := environment.get(WEBHOOK_VARIABLE):
-        try:
-            Notify(webhook=url)
-        except ValueError as error:
-            raise UsageError(f"{WEBHOOK_VARIABLE}: found {url[:20]!r}…; allowed is http://… or https://…") from error
-        if url not in [webhook.url for webhook in found]:
-            found.append(Webhook(url=url, secret=environment.get(SECRET_VARIABLE, "")))
+    lab = lab_webhook(environment)
+    if lab is not None and lab.url not in [webhook.url for webhook in found]:
+        found.append(lab)
     return tuple(found)
+
+
+def lab_webhook(environment: Mapping[str, str]) -> Webhook | None:
+    """The service's own, where it has one.
+
+    Raises:
+        UsageError: ``EDGEFRONT_WEBHOOK`` is no address of HTTP. The text shows its beginning only: it may be a secret.
+    """
+    url = environment.get(WEBHOOK_VARIABLE)
+    if not url:
+        return None
+    try:
+        Notify(webhook=url)
+    except ValueError:
+        raise UsageError(
+            f"{WEBHOOK_VARIABLE}: found {url[:20]!r}…; allowed is http://host:port/… or https://…, with a port from 1 "
+            "to 65535"
+        ) from None
+    return Webhook(url=url, secret=environment.get(SECRET_VARIABLE, ""))
 
 
 def signature(body: bytes, secret: str) -> str:

@@ -293,3 +293,6 @@ def test_the_command_says_what_goes_and_a_dry_run_removes_nothing(tmp_path: Path
     refused = CliRunner().invoke(cli.main, [*words, "--older-than", "5s"])
     assert refused.exit_code == 2
     assert "allowed is 60 s or more" in refused.stderr
+    refused = CliRunner().invoke(cli.main, [*words, "--older-than", "-1d"])
+    assert refused.exit_code == 2
+    assert "found '-1d'; allowed: a number above 0" in refused.stderr and "at least 60 s" in refused.stderr

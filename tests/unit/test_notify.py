@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+import cli
 from orchestrator.errors import UsageError
 from orchestrator.notify import Notifier, Poster, Webhook, webhooks_of
 from orchestrator.records import Event
@@ -219,6 +221,15 @@ def test_study_and_service_each_have_their_webhook() -> None:
     assert webhooks_of(study_file(), {}) == ()
     with pytest.raises(UsageError, match="EDGEFRONT_WEBHOOK"):
         webhooks_of(study_file(), {"EDGEFRONT_WEBHOOK": "lab.example"})
+
+
+def test_the_service_does_not_start_with_a_webhook_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFRONT_WEBHOOK", "http://lab:99999/")
+    done = CliRunner().invoke(cli.main, ["orchestrator", "--studies", str(tmp_path), "--metrics-port", "0"])
+    assert done.exit_code == 2
+    assert "EDGEFRONT_WEBHOOK: found 'http://lab:99999/'…; allowed is http://host:port/" in done.stderr
 
 
 def test_neither_workers_nor_reports_learn_whom_to_notify() -> None:
