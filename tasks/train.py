@@ -10,7 +10,17 @@ from orchestrator.studyfile import StudyFile
 from tasks.errors import Stopped
 from tasks.keeping import Keeper
 from tasks.nn.candidate import build_candidate, training_of
-from tasks.nn.fit import Epoch, OnEpoch, TensorData, choose_device, epochs_of, error_of, fit, reproducible
+from tasks.nn.fit import (
+    Epoch,
+    OnEpoch,
+    TensorData,
+    choose_device,
+    described,
+    epochs_of,
+    error_of,
+    fit,
+    reproducible,
+)
 from tasks.nn.sources import data_for
 from tasks.nn.weights import pack_weights
 from tasks.stage import StageContext, StageOutput
@@ -20,7 +30,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
     """Train one candidate.
 
     Artifacts: ``weights`` (npz). Values: ``float_error``, the share of validation samples classified wrongly. Notes:
-    the curve, ``[[loss, accuracy], …]`` by epoch, and the number of parameters.
+    the curve, ``[[loss, accuracy], …]`` by epoch, the number of parameters, and the device it was trained on.
 
     Its state is kept every ``training.checkpoint_every``; an attempt after a worker's death goes on from there.
 
@@ -53,6 +63,7 @@ def run(request: StageRequest, context: StageContext) -> StageOutput:
             "curve": _rounded(curve),
             "n_parameters": sum(parameter.numel() for parameter in module.parameters()),
             "dataset_sha256": data.sha256,
+            "device": described(device),
         },
     )
 

@@ -42,6 +42,7 @@ from tasks.broker import (
 )
 from tasks.errors import PipelineError
 from tasks.guardian import Guardian, kill_group
+from tasks.hosts import host_name
 from tasks.registry import stage_function
 from tasks.trust import TRUST_VARIABLE, trust_of_queues
 
@@ -123,7 +124,7 @@ def run_worker(
     worker = app.Worker(
         queues=list(queues),
         concurrency=concurrency,
-        hostname=f"{name or 'worker'}-{os.getpid()}@%h",
+        hostname=f"{name or 'worker'}-{os.getpid()}@{host_name()}",
         loglevel=log_level,
         pool="prefork",
         optimization="fair",

@@ -80,6 +80,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def described(device: torch.device) -> str:
+    """``cpu``, or a GPU with its name: ``cuda (NVIDIA H200)``."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 @contextlib.contextmanager
 def reproducible(seed: int, threads: int) -> Iterator[None]:
     """Everything random inside depends on ``seed`` only; random state and number of threads are put back after."""

@@ -18,6 +18,7 @@ from orchestrator.records import FaultKind, StageResult
 from tasks import app, messages
 from tasks.broker import BrokerError, EmbeddedBroker, connect, server_executable, without_password
 from tasks.evaluator import CeleryEvaluator
+from tasks.hosts import HOST_VARIABLE
 from tasks.messages import Holder
 from tasks.workers import EmbeddedLab, WorkersError, run_worker
 from tests.support.serving import serving
@@ -221,6 +222,17 @@ def test_a_workers_password_is_neither_in_its_log_nor_among_its_arguments(
     client.close()
     assert broker._password not in log.read_text()
     assert not [line for line in shown if broker._password in line]
+
+
+def test_a_worker_announces_itself_with_its_host(
+    tmp_path: Path, broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HOST_VARIABLE, "rack-7.lab")
+    client = connect(broker.url)
+    with serving("build", broker.url, tmp_path / "worker.log") as pid:
+        wait_for(lambda: client.keys(messages.WORKER_KEYS))
+        assert client.keys(messages.WORKER_KEYS) == [messages.worker_key(f"served-{pid}@rack-7.lab").encode()]
+    client.close()
 
 
 def test_a_worker_warns_of_a_broker_that_anybody_can_reach(monkeypatch: pytest.MonkeyPatch) -> None:

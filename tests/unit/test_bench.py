@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from report_trials import study_file
 
+from bench.pipelining.gpu import figures
 from orchestrator.records import Ending, Event
 
 ROOT = Path(__file__).parents[2]
@@ -49,3 +50,8 @@ def test_made_up_outcomes_are_within_every_limit(overhead) -> None:  # type: ign
 
 def test_proposals_are_timed_on_a_history_of_the_asked_length(overhead) -> None:  # type: ignore[no-untyped-def]
     assert overhead.proposal_s(study_file(sampler={"name": "random"}), 9) > 0
+
+
+def test_a_gpus_speed_is_told_by_the_ratio_within_each_repeat() -> None:
+    found = figures([[4.0, 2.0], [9.0, 3.0], [8.0, 1.0]], epochs=5)
+    assert found == {"epochs": 5, "cpu_s": [4.0, 9.0, 8.0], "gpu_s": [2.0, 3.0, 1.0], "ratio": [3.0, 2.0, 8.0]}

@@ -15,6 +15,7 @@ from tasks.nn.fit import (
     accuracy_of,
     calibration_inputs,
     choose_device,
+    described,
     error_of,
     fit,
     reproducible,
@@ -72,6 +73,12 @@ def test_two_runs_with_one_seed_are_equal_to_the_bit_whatever_happened_before() 
     again, curve_again = trained(3)
     assert all(torch.equal(a, b) for a, b in zip(state(first), state(again), strict=True))
     assert curve == curve_again
+
+
+def test_a_gpu_is_told_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA H200 number {device.index}")
+    assert described(torch.device("cuda:1")) == "cuda:1 (NVIDIA H200 number 1)"
+    assert described(CPU) == "cpu"
 
 
 def test_another_seed_gives_another_network() -> None:

@@ -103,6 +103,10 @@ def test_accuracy_survives_pruning_and_quantisation(finished: Finished) -> None:
     assert abs(int8_error - compressed.values["pruned_float_error"].amount) < 0.02
 
 
+def test_the_notes_of_a_training_name_its_device(finished: Finished) -> None:
+    assert finished[2].notes["device"] == "cpu"
+
+
 def test_the_float_onnx_model_is_the_pruned_network(finished: Finished) -> None:
     shelf, _, _, compressed = finished
     data = load_dataset(study().dataset, 0)
