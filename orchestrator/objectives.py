@@ -112,14 +112,14 @@ class Objectives:
         Raises:
             ValueError: an objective is missing or not finite.
         """
-        amounts = _amounts(values)
-        missing = [name for name in self.names if name not in amounts]
+        missing = [name for name in self.names if name not in values]
         if missing:
-            raise ValueError(f"no value for {', '.join(missing)}; found {', '.join(amounts) or 'none'}")
-        for name in self.names:
-            if not math.isfinite(amounts[name]):
-                raise ValueError(f"{name} is {amounts[name]}, which is not a finite number")
-        return np.array([amounts[name] for name in self.names])
+            raise ValueError(f"no value for {', '.join(missing)}; found {', '.join(values) or 'none'}")
+        vector = [_amount(values[name]) for name in self.names]
+        for name, amount in zip(self.names, vector, strict=True):
+            if not math.isfinite(amount):
+                raise ValueError(f"{name} is {amount}, which is not a finite number")
+        return np.array(vector)
 
     def normalised(self, vectors: FloatArray) -> FloatArray:
         """Vectors (m,) or (n, m) in natural units, divided by the limits."""
@@ -171,4 +171,8 @@ def _violation(place: str, amount: float, limit: float, unit: str) -> Violation:
 
 
 def _amounts(values: Mapping[str, Value] | Mapping[str, float]) -> dict[str, float]:
-    return {name: value.amount if isinstance(value, Value) else float(value) for name, value in values.items()}
+    return {name: _amount(value) for name, value in values.items()}
+
+
+def _amount(value: Value | float) -> float:
+    return value.amount if isinstance(value, Value) else float(value)
