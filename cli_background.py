@@ -28,7 +28,16 @@ from orchestrator.leash import Leash
 from orchestrator.locks import StudyTaken
 from orchestrator.records import Event
 from orchestrator.registry import ENDED_STATES, FAILED, STOPPED, Entry, LeaseLost, Reached, Registry
-from orchestrator.service import AGAIN_SO, FAILED_SO, FENCE_S, FINISHED_SO, INTERRUPTED_SO, PAUSED_SO, STOPPED_SO
+from orchestrator.service import (
+    AGAIN_SO,
+    ELSEWHERE,
+    FAILED_SO,
+    FENCE_S,
+    FINISHED_SO,
+    INTERRUPTED_SO,
+    PAUSED_SO,
+    STOPPED_SO,
+)
 from orchestrator.signals import set_soon
 from tasks.guardian import Guardian, kill_group
 
@@ -140,7 +149,7 @@ class StudyListener:
 
 class Series:
     """Which studies have series in ``metrics``: those that run, and the last that ended, so that their last numbers
-    are scraped."""
+    are scraped. What another orchestrator has taken over is that one's to tell."""
 
     def __init__(self, metrics: SearchMetrics, service: ServiceMetrics) -> None:
         self._metrics = metrics
@@ -161,11 +170,15 @@ class Series:
         self._service.idle(name)
         if how in (*ENDED_STATES, FAILED):
             self._ended.append(name)
+        if how == ELSEWHERE:
+            self._forget(name)
         while len(self._ended) > _KEPT_SERIES:
-            oldest = self._ended.popleft()
-            self._metrics.forget(oldest)
-            self._service.forget(oldest)
-            del self._sinks[oldest]
+            self._forget(self._ended.popleft())
+
+    def _forget(self, name: str) -> None:
+        self._metrics.forget(name)
+        self._service.forget(name)
+        del self._sinks[name]
 
 
 # ------------------------------------------------------------------------------------------------ the study's process

@@ -42,6 +42,8 @@ MOST_DEATHS = 8
 # How the process of a study ends: `ended` with one of these as `how`.
 FINISHED_SO, PAUSED_SO, INTERRUPTED_SO, STOPPED_SO = "finished", "paused", "interrupted", "stopped"
 FAILED_SO, AGAIN_SO = "failed", "again"
+# What a listener is told of a study that is another orchestrator's business now.
+ELSEWHERE = "elsewhere"
 _log = logging.getLogger(__name__)
 
 
@@ -69,7 +71,7 @@ class Listener(Protocol):
     def tick(self) -> None: ...
 
     def ended(self, how: str, text: str) -> None:
-        """The study's run is over: ``how`` is the state it is in now."""
+        """The study's run is over: ``how`` is the state it is in now, or ``ELSEWHERE``."""
 
 
 Launch = Callable[[Entry, int, Callable[[Event], None]], Child]
@@ -379,7 +381,7 @@ class Service:
         run = self._runs.pop(name)
         run.child.kill()
         run.child.close()
-        run.listener.ended(SUBMITTED, "")
+        run.listener.ended(ELSEWHERE, "")
         self._listeners.pop(name, None)
 
     def _drop_unlisted(self, listed: set[str]) -> None:

@@ -297,6 +297,7 @@ def test_a_silent_orchestrators_study_is_taken_over_within_a_minute_under_a_new_
     registry.check_held("one", 2)
     a.tick()  # it wakes up
     assert a.children["one"].is_killed
+    assert a.heard["one"].ends == [("elsewhere", "")]
     assert registry.entry("one").owner == "b"
     assert [other.owner for other in registry.orchestrators()] == ["a", "b"]
 

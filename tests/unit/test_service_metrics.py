@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 from cli_background import Series
 from orchestrator.metrics import SearchMetrics
 from orchestrator.records import Event
+from orchestrator.service import ELSEWHERE
 from orchestrator.service_metrics import ServiceMetrics
 
 KEPT = 20
@@ -49,6 +50,19 @@ def test_of_studies_that_ended_the_last_twenty_are_spoken_of_and_of_others_nothi
         service.restarted(name)
         series.ended(name, "finished")
     assert names(registry) == {f"s{number}" for number in range(3, KEPT + 3)}
+
+
+def test_of_a_study_that_another_orchestrator_has_taken_over_nothing_is_left() -> None:
+    registry = CollectorRegistry()
+    service = ServiceMetrics(registry)
+    series = Series(SearchMetrics(registry), service)
+    for name in ("kept", "taken"):
+        series.sink(name).emit(Event(name="front_changed", fields={"hypervolume": 0.5, "front_size": 1}))
+        service.share(name, 1)
+    series.ended("taken", ELSEWHERE)
+    assert names(registry) == {"kept"}
+    series.sink("taken").emit(Event(name="front_changed", fields={"hypervolume": 0.5, "front_size": 1}))
+    assert names(registry) == {"kept", "taken"}  # it came back
 
 
 def test_a_study_that_is_tried_again_keeps_its_numbers_and_loses_its_share() -> None:
