@@ -19,16 +19,19 @@ _LONGEST_REPORT = 1_000_000
 
 
 class LabWatch:
-    """The broker at ``url``, which may be away: then there is nothing to see, and ``boards`` says why."""
+    """The broker at ``url``, which may be away: then there is nothing to see, and ``boards`` says why. Several threads
+    may look at once, also while it is closed."""
 
     def __init__(self, url: str) -> None:
         self._client = connect(url, retries=0)
+        self._is_closed = False
 
     def boards(self) -> Json:
         """``{"boards": [{"board", "kind", "state", "detail", "agent", "at"}], "text"}``; ``at`` is when the agent said
         so, ``text`` why there are none. The order is that of agents' and boards' names."""
         try:
-            found = sorted(self._reported(), key=lambda board: (board["agent"], board["board"]))
+            with self._looking():
+                found = sorted(self._reported(), key=lambda board: (board["agent"], board["board"]))
         except (redis.RedisError, OSError) as error:
             return {"boards": [], "text": f"the broker is away: {error}"}
         return {"boards": found, "text": "" if found else "no agent reports any"}
@@ -37,13 +40,24 @@ class LabWatch:
         """By trial, the newest epoch that its training reported: ``{"epoch", "epochs", "accuracy"}``."""
         try:
             key = messages.events_key(study_id)
-            entries: Any = self._client.xrevrange(key, count=_EVENTS_LOOKED_AT)
+            with self._looking():
+                entries: Any = self._client.xrevrange(key, count=_EVENTS_LOOKED_AT)
         except (redis.RedisError, OSError):
             return {}
         return newest_epochs(_decoded(entry for _, entry in entries))
 
     def close(self) -> None:
+        self._is_closed = True
         self._client.close()
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        """A connection that was in use as this was closed goes back to the pool afterwards: who used it closes it."""
+        try:
+            yield
+        finally:
+            if self._is_closed:
+                self._client.close()
 
     def _reported(self) -> Iterator[Json]:
         prefix = messages.AGENT_KEYS.removesuffix("*")

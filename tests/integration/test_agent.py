@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -176,9 +177,12 @@ def test_tasks_wait_in_their_queue_while_every_board_is_out_of_use(
 
 
 def _workers(running: Running) -> list[psutil.Process]:
-    children = psutil.Process(running.process.pid).children(recursive=True)
-    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if "tasks.workers" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(running.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile; a zombie has, too
+            if "tasks.workers" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_a_killed_agent_frees_its_boards_and_another_goes_on(

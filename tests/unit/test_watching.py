@@ -50,6 +50,21 @@ def test_the_boards_of_all_agents_are_seen_and_what_is_no_report_is_passed_over(
         broker.stop()
 
 
+def test_who_still_looks_as_it_is_closed_leaves_no_connection(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path / "broker", tmp_path / "log")
+    broker.start()
+    client = connect(broker.url)
+    try:
+        watch = LabWatch(broker.url)
+        watch.close()
+        assert watch.boards()["text"] == "no agent reports any"
+        assert watch.progress("s") == {}
+        assert len(client.client_list()) == 1  # the test's own
+    finally:
+        client.close()
+        broker.stop()
+
+
 @pytest.mark.parametrize("report", [b"[]", b'{"version": 1, "boards": {}}', b'{"version": 1, "boards": ["x"]}', b""])
 def test_a_report_of_another_form_is_an_error(report: bytes) -> None:
     with pytest.raises(ValueError):
