@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from orchestrator.errors import UsageError
 
+_MOST_VALUES = 32
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricFamily:
@@ -33,6 +35,21 @@ def make_metric(family: MetricFamily, registry: CollectorRegistry) -> Any:
         return Histogram(family.name, family.help, family.labels, registry=registry, buckets=family.buckets)
     make = Counter if family.kind == "counter" else Gauge
     return make(family.name, family.help, family.labels, registry=registry)
+
+
+class BoundedLabel:
+    """The values of a label, short stable words, ``usual`` ones among them; ``other`` once there are too many: a bug
+    that invents new ones must not flood the server."""
+
+    def __init__(self, usual: Iterable[str]) -> None:
+        self._known = set(usual)
+
+    def __call__(self, value: object) -> str:
+        text = str(value or "unknown")
+        if text not in self._known and len(self._known) >= _MOST_VALUES:
+            return "other"
+        self._known.add(text)
+        return text
 
 
 class MetricsServer:

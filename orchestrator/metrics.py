@@ -15,14 +15,13 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from orchestrator.exposition import MetricFamily, make_metric, table
+from orchestrator.exposition import BoundedLabel, MetricFamily, make_metric, table
 from orchestrator.progress import FINAL_STAGE, amount_of
 from orchestrator.records import Ending, Event
 from orchestrator.standing import Standing
 
 _STAGE_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 _PROPOSAL_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
-_MAX_REASONS = 32  # reasons are short stable words; a bug that invents new ones must not flood the server
 # Series that exists at zero can be rated from the first scrape on. These are the faults every lab meets one day.
 USUAL_REASONS = ("worker_lost", "time_limit", "os_error", "artifact_missing", "no_board_free", "board_lost")
 # What says that a study is getting on: nothing of it comes while it hangs.
@@ -165,7 +164,7 @@ class SearchMetrics:
         self.lock = threading.RLock()
         self._labels = {family.name: family.labels for family in FAMILIES}
         self._metrics = {family.name: make_metric(family, registry) for family in FAMILIES}
-        self._reasons: set[str] = set(USUAL_REASONS)
+        self.bounded = BoundedLabel(USUAL_REASONS)
         if studies is not None:
             self.get("edgefront_studies_free_bytes").set_function(lambda: shutil.disk_usage(studies).free)
             self.get("edgefront_studies_size_bytes").set_function(lambda: shutil.disk_usage(studies).total)
@@ -173,14 +172,6 @@ class SearchMetrics:
     def get(self, name: str, **labels: str) -> Any:
         """The series of a metric with these labels."""
         return self._metrics[name].labels(**labels) if labels else self._metrics[name]
-
-    def bounded(self, reason: Any) -> str:
-        """The reason as a label; ``other`` once there are too many of them."""
-        text = str(reason or "unknown")
-        if text not in self._reasons and len(self._reasons) >= _MAX_REASONS:
-            return "other"
-        self._reasons.add(text)
-        return text
 
     def forget(self, study: str) -> None:
         """Take the series of a study away."""

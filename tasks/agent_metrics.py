@@ -14,12 +14,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from orchestrator.exposition import MetricFamily, make_metric, table
+from orchestrator.exposition import BoundedLabel, MetricFamily, make_metric, table
 from orchestrator.records import Event
 
 OUTCOMES = ("complete", "image_fault", "rig_fault", "no_board_free")
 PHASES = ("flash", "run", "measure", "total")
-_MAX_REASONS = 32
 # At zero from the start, so that the first of them is seen as one more; others appear when they happen.
 USUAL_REASONS = ("board_lost", "lease_lost", "programming_failed", "verify_failed", "firmware_hang", "meter_gap")
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -100,7 +99,7 @@ class AgentMetrics:
         self._now = now
         self._lock = threading.Lock()
         self._metrics = {family.name: make_metric(family, registry) for family in FAMILIES}
-        self._reasons: set[str] = set(USUAL_REASONS)
+        self._label = BoundedLabel(USUAL_REASONS)
         self._kinds, self._states = tuple(board_kinds), tuple(states)
         for kind in self._kinds:  # a series that exists at zero can be rated from the first scrape on
             for outcome in OUTCOMES:
@@ -157,12 +156,8 @@ class AgentMetrics:
         self._metrics["edgefront_last_self_test_timestamp_seconds"].labels(board=board).set(self._now())
         self._metrics["edgefront_last_self_test_passed"].labels(board=board).set(1 if fields["ok"] else 0)
 
-    def _bounded(self, reason: Any) -> str:
-        text = str(reason or "unknown").partition(":")[0]  # a word, behind which a sentence may stand
-        if text not in self._reasons and len(self._reasons) >= _MAX_REASONS:
-            text = "other"
-        self._reasons.add(text)
-        return text
+    def _bounded(self, reason: object) -> str:
+        return self._label(str(reason or "").partition(":")[0])  # a word, behind which a sentence may stand
 
 
 def describe() -> str:

@@ -179,16 +179,21 @@ class Holder:
 
 def task_id_of(result: StageResult) -> str:
     """The id of the task that gave this result."""
+    return bare_request(result.study_id, result.trial, result.stage, result.attempt).task_id
+
+
+def bare_request(study_id: str, trial: int, stage: str, attempt: int) -> StageRequest:
+    """As much of a request as its id and an answer to it need."""
     return StageRequest(
-        study_id=result.study_id,
-        trial=result.trial,
-        stage=result.stage,
-        attempt=result.attempt,
+        study_id=study_id,
+        trial=trial,
+        stage=stage,
+        attempt=attempt,
         params={},
         seed=0,
         inputs={},
         study={},
-    ).task_id
+    )
 
 
 def encode_result(result: StageResult) -> dict[str, str]:

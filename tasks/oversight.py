@@ -18,6 +18,7 @@ import psutil
 from orchestrator.quantities import exact, rounded, show
 from orchestrator.records import Event, Fault, StageRequest
 from tasks.answers import transient
+from tasks.messages import bare_request
 
 _GIB = 1024.0**3
 
@@ -35,16 +36,7 @@ class RunningTask:
     @property
     def request(self) -> StageRequest:
         """As much of the request as an answer needs."""
-        return StageRequest(
-            study_id=self.study_id,
-            trial=self.trial,
-            stage=self.stage,
-            attempt=self.attempt,
-            params={},
-            seed=0,
-            inputs={},
-            study={},
-        )
+        return bare_request(self.study_id, self.trial, self.stage, self.attempt)
 
 
 class TaskTable:

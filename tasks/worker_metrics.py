@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from orchestrator.boards import base
-from orchestrator.exposition import MetricFamily, make_metric, table
+from orchestrator.exposition import BoundedLabel, MetricFamily, make_metric, table
 from orchestrator.records import Event
 from tasks.gpus import Gpu
 
@@ -21,7 +21,6 @@ OUTCOMES = ("complete", "infeasible", "stopped", "fault", "handed_over")
 # How a child process can end: over the worker's own limit, by the system for want of memory, amid a task, between two.
 EXITS = ("memory_limit", "out_of_memory", "lost", "idle")
 ACTIONS = ("saved", "loaded")
-_MAX_REASONS = 32
 # At zero from the start, so that the first of them is seen as one more; others appear when they happen.
 USUAL_FAULTS = ("time_limit", "memory_limit", "out_of_memory", "worker_lost", "artifact_missing", "os_error")
 _STAGE_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 10_800, 21_600)
@@ -118,7 +117,7 @@ class WorkerMetrics:
         self._lock = threading.Lock()
         self._metrics = {family.name: make_metric(family, registry) for family in FAMILIES}
         self._stages = tuple(stages)
-        self._reasons: set[str] = set(USUAL_FAULTS)
+        self._bounded = BoundedLabel(USUAL_FAULTS)
         self._peaks: dict[str, float] = {}
         self._metrics["edgefront_worker_memory_limit_bytes"].set(memory_limit_bytes)
         for stage in self._stages:  # a series that exists at zero can be rated from the first scrape on
@@ -193,13 +192,6 @@ class WorkerMetrics:
         duration = self._metrics["edgefront_worker_checkpoint_duration_seconds"].labels(action=action)
         duration.observe(float(fields["seconds"]))
         self._metrics["edgefront_worker_checkpoint_size_bytes"].set(float(fields["bytes"]))
-
-    def _bounded(self, reason: str) -> str:
-        text = reason or "unknown"
-        if text not in self._reasons and len(self._reasons) >= _MAX_REASONS:
-            text = "other"
-        self._reasons.add(text)
-        return text
 
 
 def describe() -> str:

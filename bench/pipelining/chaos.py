@@ -77,7 +77,6 @@ class Found:
     again: Counter[str] = field(default_factory=Counter)
     values: list[str] = field(default_factory=list)
     front: list[int] = field(default_factory=list)
-    leftovers: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -148,7 +147,7 @@ def run_study(
         seconds = time.monotonic() - started
         kills = Counter(one.kills)
     found = look(Location(folder=folder / "studies" / STUDY, name=STUDY, url=database))
-    found.seconds, found.kills, found.leftovers = seconds, kills, one.leftovers()
+    found.seconds, found.kills = seconds, kills
     return found
 
 
@@ -236,7 +235,6 @@ def chaos(folder: Path, *, trials: int, every_s: float, seed: int) -> Json:
         "lost": many.lost + one.lost,
         "doubled": many.doubled + one.doubled,
         "same_front": (one.front, one.values) == (calm.front, calm.values),
-        "leftovers": len(many.leftovers) + len(one.leftovers),
         "front": len(one.front),
         "killed": dict(many.kills + one.kills),
         "attempts_again": dict(many.again + one.again),

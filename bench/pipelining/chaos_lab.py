@@ -103,10 +103,6 @@ class ChaosLab:
         self._log(f"broker away for {away_s:g} s")
         self._again_at.setdefault(BROKER, time.monotonic() + away_s)
 
-    def leftovers(self) -> list[str]:
-        """Processes of any unit that still run."""
-        return [f"{one.pid} of {unit.name}" for unit in self.units for one in self._processes(unit.name)]
-
     def _noted(self, what: str) -> str:
         self.kills.append(what)
         self._log(f"killed {what}")
