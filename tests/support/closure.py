@@ -21,6 +21,7 @@ AGENT_MODULES = (
     "cli_steer",
     "cli_study",
     "cli_watch",
+    "cli_worker",
     "tasks.workers",
     "tasks.app",
     "tasks.profile",

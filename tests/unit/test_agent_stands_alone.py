@@ -35,6 +35,7 @@ OURS = {
     "cli_steer",
     "cli_study",
     "cli_watch",
+    "cli_worker",
 }
 
 

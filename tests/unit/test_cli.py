@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli
+import cli_worker
 from mcu_agent.errors import InventoryError
 from orchestrator.errors import OrchestratorError, UsageError
 
@@ -143,10 +144,10 @@ def test_other_workers_are_refused_with_what_is_allowed(text: str) -> None:
 
 
 def test_queues_are_checked_before_a_worker_starts() -> None:
-    assert cli.parse_queues("build, board.nrf52-dk") == ["build", "board.nrf52-dk"]
+    assert cli_worker.parse_queues("build, board.nrf52-dk") == ["build", "board.nrf52-dk"]
     for text in ("", "training", "board"):
         with pytest.raises(UsageError, match=r"allowed are build, train and board\.KIND"):
-            cli.parse_queues(text)
+            cli_worker.parse_queues(text)
     result = call("worker", "--queues", "board.nrf53-dk")
     assert result.exit_code == 2
     assert "known kinds: nrf52-dk" in result.stderr
@@ -199,7 +200,7 @@ def test_a_worker_without_a_broker_is_not_told_that_one_is_started_by_itself(mon
     [("8GiB", "byte", 8 * 1024**3), ("2 GB", "byte", 2e9), ("512 MiB", "byte", 512 * 1024**2), ("2h", "s", 7200.0)],
 )
 def test_a_limit_is_given_as_the_help_gives_it(text: str, unit: str, amount: float) -> None:
-    assert cli.parse_limit("--limit", text, unit) == amount
+    assert cli_worker.parse_limit("--limit", text, unit) == amount
 
 
 def test_the_agent_refuses_a_rack_file_with_a_mistake(tmp_path: Path) -> None:

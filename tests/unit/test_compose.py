@@ -13,7 +13,8 @@ import click
 import pytest
 import yaml
 
-from cli import main, parse_limit
+from cli import main
+from cli_worker import parse_limit
 from mcu_agent.rack import load_rack
 
 ROOT = Path(__file__).parents[2]
