@@ -11,26 +11,22 @@ show that they live by a number that grows; others watch it by their own clock, 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine, Row
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.engine import Row
+from sqlalchemy.exc import IntegrityError
 
-from orchestrator.database import file_error
-from orchestrator.errors import OrchestratorError, StudyError, UsageError
+from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.labtables import EDITS, ORCHESTRATORS, STUDIES, explained, open_engine, prepare
 from orchestrator.location import Location, database_url, location_of, unknown_text
-from orchestrator.postgres import check_url, connect_args, server_error, shown
 from orchestrator.records import Json
 
 REGISTRY_FILE = "lab.db"
-REGISTRY_VERSION = 1
 
 SUBMITTED, RUNNING, PAUSED = "submitted", "running", "paused"
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
@@ -40,58 +36,6 @@ OPEN_STATES = (SUBMITTED, RUNNING)
 ENDED_STATES = (FINISHED, STOPPED)
 # What its users want of a study.
 RUN, PAUSE, STOP = "run", "pause", "stop"
-
-_BUSY_TIMEOUT_S = 30
-_MAKING = 0x65646765  # names the lock of PostgreSQL under which the tables are made
-_SUBMIT_AGAIN = "restore it from a copy; or move it away and submit the studies again, which go on where they were."
-_tables = sa.MetaData()
-_version = sa.Table("edgefront_lab", _tables, sa.Column("version", sa.Integer, primary_key=True))
-_studies = sa.Table(
-    "edgefront_lab_studies",
-    _tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("name", sa.String(100), nullable=False, unique=True),
-    sa.Column("folder", sa.Text, nullable=False),
-    sa.Column("file", sa.Text, nullable=False),
-    sa.Column("source_text", sa.Text, nullable=False),
-    sa.Column("source_folder", sa.Text, nullable=False),
-    sa.Column("sources", sa.Text, nullable=False),
-    sa.Column("submitter", sa.String(200), nullable=False),
-    sa.Column("submitted_at", sa.String(40), nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("wanted", sa.String(16), nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("changed_at", sa.String(40), nullable=False),
-    sa.Column("owner", sa.String(200), nullable=False),
-    sa.Column("token", sa.Integer, nullable=False),
-    sa.Column("could_use", sa.Integer),
-    sa.Column("told", sa.Integer, nullable=False),
-    sa.Column("budget", sa.Integer, nullable=False),
-    sa.Column("hypervolume", sa.Float, nullable=False),
-    sa.Column("front_size", sa.Integer, nullable=False),
-)
-_edits = sa.Table(
-    "edgefront_lab_edits",
-    _tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("name", sa.String(100), nullable=False),
-    sa.Column("edit", sa.Text, nullable=False),
-    sa.Column("by", sa.String(200), nullable=False),
-    sa.Column("at", sa.String(40), nullable=False),
-    sa.Column("is_pending", sa.Boolean, nullable=False),
-    sa.Column("answer", sa.Text, nullable=False),
-)
-_orchestrators = sa.Table(
-    "edgefront_lab_orchestrators",
-    _tables,
-    sa.Column("owner", sa.String(200), primary_key=True),
-    sa.Column("host", sa.String(200), nullable=False),
-    sa.Column("pid", sa.Integer, nullable=False),
-    sa.Column("born", sa.Float, nullable=False),
-    sa.Column("beat", sa.Integer, nullable=False),
-    sa.Column("seen_at", sa.String(40), nullable=False),
-)
 
 
 class LeaseLost(OrchestratorError):
@@ -221,12 +165,15 @@ class Registry:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._engine = _engine(url)
+        self._engine = open_engine(url)
         with self._explained():
-            self._prepare()
+            prepare(self._engine)
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(self._engine)
 
     def place_of(self, folder: Path) -> Location:
         """Where the study of a folder is, or is to be begun: its tables are in the list's PostgreSQL, or else there."""
@@ -268,28 +215,28 @@ class Registry:
         with self._explained():
             try:
                 with self._engine.begin() as connection:
-                    connection.execute(_studies.insert().values(**values))
+                    connection.execute(STUDIES.insert().values(**values))
             except IntegrityError as error:
                 raise UsageError(f"study {submission.name} is submitted already") from error
 
     def entries(self, *, is_ended: bool | None = None) -> list[Entry]:
         """The studies in the order of their submission: all, or those finished or stopped, or all but those."""
-        query = sa.select(_studies).order_by(_studies.c.id)
+        query = sa.select(STUDIES).order_by(STUDIES.c.id)
         if is_ended is not None:
-            ended = _studies.c.state.in_(ENDED_STATES)
+            ended = STUDIES.c.state.in_(ENDED_STATES)
             query = query.where(ended if is_ended else ~ended)
         with self._explained(), self._engine.connect() as connection:
             return [_entry(row) for row in connection.execute(query)]
 
     def counts(self) -> dict[str, int]:
         """How many studies are in each state; states without any are left out."""
-        query = sa.select(_studies.c.state, sa.func.count()).group_by(_studies.c.state)
+        query = sa.select(STUDIES.c.state, sa.func.count()).group_by(STUDIES.c.state)
         with self._explained(), self._engine.connect() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
     def find(self, name: str) -> Entry | None:
         with self._explained(), self._engine.connect() as connection:
-            row = connection.execute(sa.select(_studies).where(_studies.c.name == name)).first()
+            row = connection.execute(sa.select(STUDIES).where(STUDIES.c.name == name)).first()
             return _entry(row) if row is not None else None
 
     def entry(self, name: str) -> Entry:
@@ -309,26 +256,26 @@ class Registry:
         """Note what is wanted of a study; a paused or failed one that is to run is submitted again."""
         values = {"wanted": wanted, "changed_at": at}
         with self._explained(), self._engine.begin() as connection:
-            connection.execute(_studies.update().where(_studies.c.name == name).values(**values))
-            free = (_studies.c.name == name) & (_studies.c.owner == "")
+            connection.execute(STUDIES.update().where(STUDIES.c.name == name).values(**values))
+            free = (STUDIES.c.name == name) & (STUDIES.c.owner == "")
             if wanted == RUN:
-                again = free & _studies.c.state.in_((PAUSED, FAILED))
-                connection.execute(_studies.update().where(again).values(state=SUBMITTED, reason=""))
+                again = free & STUDIES.c.state.in_((PAUSED, FAILED))
+                connection.execute(STUDIES.update().where(again).values(state=SUBMITTED, reason=""))
             if wanted == PAUSE:  # nobody runs it: it is paused by not being begun
-                waiting = free & _studies.c.state.in_(OPEN_STATES)
-                connection.execute(_studies.update().where(waiting).values(state=PAUSED, reason=""))
+                waiting = free & STUDIES.c.state.in_(OPEN_STATES)
+                connection.execute(STUDIES.update().where(waiting).values(state=PAUSED, reason=""))
 
     def reopen(self, name: str, at: str) -> None:
         """A finished study is to run again: it was edited."""
-        where = (_studies.c.name == name) & (_studies.c.state == FINISHED)
+        where = (STUDIES.c.name == name) & (STUDIES.c.state == FINISHED)
         with self._explained(), self._engine.begin() as connection:
             values = {"state": SUBMITTED, "wanted": RUN, "reason": "", "changed_at": at, "could_use": None}
-            connection.execute(_studies.update().where(where).values(**values))
+            connection.execute(STUDIES.update().where(where).values(**values))
 
     def set_priority(self, name: str, priority: int) -> None:
         """What is since when stays so: neither its state nor what is wanted changes."""
         with self._explained(), self._engine.begin() as connection:
-            connection.execute(_studies.update().where(_studies.c.name == name).values(priority=priority))
+            connection.execute(STUDIES.update().where(STUDIES.c.name == name).values(priority=priority))
 
     # -- edits ---------------------------------------------------------------------------------------------------
 
@@ -336,63 +283,63 @@ class Registry:
         """Ask for a change; whoever runs the study takes it. Returns its number."""
         values = {"name": name, "edit": json.dumps(edit), "by": by, "at": at, "is_pending": True, "answer": ""}
         with self._explained(), self._engine.begin() as connection:
-            added = connection.execute(_edits.insert().values(**values))
+            added = connection.execute(EDITS.insert().values(**values))
             return int(added.inserted_primary_key[0])  # type: ignore[index]  # an insert of one row has one
 
     def edits(self, name: str) -> list[EditRow]:
         """All changes ever asked for, the oldest first."""
-        query = sa.select(_edits).where(_edits.c.name == name).order_by(_edits.c.id)
+        query = sa.select(EDITS).where(EDITS.c.name == name).order_by(EDITS.c.id)
         with self._explained(), self._engine.connect() as connection:
             return [_edit(row) for row in connection.execute(query)]
 
     def edited_names(self) -> set[str]:
         """The studies that a change was asked for of, and not made yet."""
-        query = sa.select(_edits.c.name).where(_edits.c.is_pending).distinct()
+        query = sa.select(EDITS.c.name).where(EDITS.c.is_pending).distinct()
         with self._explained(), self._engine.connect() as connection:
             return set(connection.scalars(query))
 
     def answer_edit(self, number: int, answer: str) -> None:
         """The change is made, or was refused: ``answer`` says which."""
         with self._explained(), self._engine.begin() as connection:
-            where = _edits.c.id == number
-            connection.execute(_edits.update().where(where).values(is_pending=False, answer=answer))
+            where = EDITS.c.id == number
+            connection.execute(EDITS.update().where(where).values(is_pending=False, answer=answer))
 
     # -- orchestrators -------------------------------------------------------------------------------------------
 
     def beat(self, me: Orchestrator, at: str) -> None:
         """Show that this orchestrator lives."""
-        where = _orchestrators.c.owner == me.owner
+        where = ORCHESTRATORS.c.owner == me.owner
         with self._explained(), self._engine.begin() as connection:
             changed = connection.execute(
-                _orchestrators.update().where(where).values(beat=_orchestrators.c.beat + 1, seen_at=at)
+                ORCHESTRATORS.update().where(where).values(beat=ORCHESTRATORS.c.beat + 1, seen_at=at)
             )
             if not changed.rowcount:
                 about = {"host": me.host, "pid": me.pid, "born": me.born, "beat": 1, "seen_at": at}
-                connection.execute(_orchestrators.insert().values(owner=me.owner, **about))
+                connection.execute(ORCHESTRATORS.insert().values(owner=me.owner, **about))
 
     def orchestrators(self) -> list[Orchestrator]:
         """Those that did not say goodbye, the dead among them."""
         with self._explained(), self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_orchestrators).order_by(_orchestrators.c.owner))
+            rows = connection.execute(sa.select(ORCHESTRATORS).order_by(ORCHESTRATORS.c.owner))
             return [Orchestrator(**row._mapping) for row in rows]
 
     def forget(self, owner: str) -> None:
         """This orchestrator is gone, and holds nothing any more."""
         with self._explained(), self._engine.begin() as connection:
-            connection.execute(_orchestrators.delete().where(_orchestrators.c.owner == owner))
+            connection.execute(ORCHESTRATORS.delete().where(ORCHESTRATORS.c.owner == owner))
 
     def take(self, seen: Entry, owner: str, at: str) -> int | None:
         """Make ``owner`` the holder of the study as it was ``seen``; the new token, or None if it has changed hands."""
         where = (
-            (_studies.c.name == seen.name)
-            & (_studies.c.owner == seen.owner)
-            & (_studies.c.token == seen.token)
-            & (_studies.c.state.in_((*OPEN_STATES, PAUSED, FAILED)))
+            (STUDIES.c.name == seen.name)
+            & (STUDIES.c.owner == seen.owner)
+            & (STUDIES.c.token == seen.token)
+            & (STUDIES.c.state.in_((*OPEN_STATES, PAUSED, FAILED)))
         )
         values = {"owner": owner, "token": seen.token + 1, "state": RUNNING, "changed_at": at}
         with self._explained(), self._engine.begin() as connection:
             return (
-                seen.token + 1 if connection.execute(_studies.update().where(where).values(**values)).rowcount else None
+                seen.token + 1 if connection.execute(STUDIES.update().where(where).values(**values)).rowcount else None
             )
 
     def release(self, name: str, token: int, state: str, reason: str, at: str) -> bool:
@@ -402,10 +349,10 @@ class Registry:
         """
         values = {"owner": "", "state": state, "reason": reason, "changed_at": at}
         with self._explained(), self._engine.begin() as connection:
-            given = connection.execute(_studies.update().where(_is_held(name, token)).values(**values)).rowcount > 0
-            waiting = (_studies.c.name == name) & (_studies.c.owner == "") & (_studies.c.state == SUBMITTED)
-            paused = waiting & (_studies.c.wanted == PAUSE)
-            connection.execute(_studies.update().where(paused).values(state=PAUSED))
+            given = connection.execute(STUDIES.update().where(_is_held(name, token)).values(**values)).rowcount > 0
+            waiting = (STUDIES.c.name == name) & (STUDIES.c.owner == "") & (STUDIES.c.state == SUBMITTED)
+            paused = waiting & (STUDIES.c.wanted == PAUSE)
+            connection.execute(STUDIES.update().where(paused).values(state=PAUSED))
         return given
 
     def note(self, name: str, token: int, reached: Reached, could_use: int | None, reason: str) -> None:
@@ -419,98 +366,21 @@ class Registry:
             "reason": reason,
         }
         with self._explained(), self._engine.begin() as connection:
-            connection.execute(_studies.update().where(_is_held(name, token)).values(**values))
+            connection.execute(STUDIES.update().where(_is_held(name, token)).values(**values))
 
     def check_held(self, name: str, token: int) -> None:
         """
         Raises:
             LeaseLost: the study is held under another token by now, or by nobody.
         """
-        query = sa.select(_studies.c.token).where(_is_held(name, token) & (_studies.c.owner != ""))
+        query = sa.select(STUDIES.c.token).where(_is_held(name, token) & (STUDIES.c.owner != ""))
         with self._explained(), self._engine.connect() as connection:
             if connection.execute(query).first() is None:
                 raise LeaseLost(f"study {name}: another orchestrator has taken it over; this process ends")
 
-    def _prepare(self) -> None:
-        """Make the tables that are not there yet, one process after the other."""
-        found = self._version() or self._make_tables()
-        if found != REGISTRY_VERSION:
-            raise StudyError(f"the list of studies has version {found}; this program reads {REGISTRY_VERSION}")
-
-    def _version(self) -> int | None:
-        """Of the list that is there; the row is written with the last of its tables."""
-        with self._engine.connect() as connection:
-            if not sa.inspect(connection).has_table(_version.name):
-                return None
-            found: int | None = connection.scalar(sa.select(_version.c.version))
-            return found
-
-    def _make_tables(self) -> int:
-        with self._engine.begin() as connection:
-            is_server = self._engine.dialect.name == "postgresql"
-            lock = f"SELECT pg_advisory_xact_lock({_MAKING})" if is_server else "BEGIN IMMEDIATE"
-            connection.exec_driver_sql(lock)
-            _tables.create_all(connection)
-            found: int | None = connection.scalar(sa.select(_version.c.version))
-            if found is None:
-                connection.execute(_version.insert().values(version=REGISTRY_VERSION))
-        return found or REGISTRY_VERSION
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except IntegrityError:
-            raise
-        except DBAPIError as error:
-            url = self._engine.url
-            if url.get_backend_name() == "postgresql":
-                raise server_error(error, url, f"the list of studies in {shown(url)}") from error
-            path = Path(url.database or "")
-            raise file_error(error, f"the list of studies, {path}", path, _SUBMIT_AGAIN) from error
-
-
-def _engine(url: str) -> Engine:
-    address = _address(url)
-    if address.get_backend_name() == "postgresql":
-        return sa.create_engine(address, pool_pre_ping=True, connect_args=connect_args(address))
-    path = address.database
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
-    sa.event.listen(engine, "connect", _on_connect)
-    return engine
-
-
-def _address(url: str) -> sa.URL:
-    """
-    Raises:
-        UsageError: no address of SQLite or PostgreSQL. The text does not repeat it: it may hold a password.
-    """
-    return sa.make_url(url) if url.startswith("sqlite:///") else check_url(url)
-
-
-def _on_connect(connection: Any, _: Any) -> None:
-    _write_ahead(connection)
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def _write_ahead(connection: Any) -> None:
-    """Alone of all statements this one does not wait where another connection is at the file, whatever the timeout."""
-    deadline = monotonic() + _BUSY_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or monotonic() > deadline:
-                raise
-            sleep(0.01)
-        else:
-            return
-
 
 def _is_held(name: str, token: int) -> sa.ColumnElement[bool]:
-    return (_studies.c.name == name) & (_studies.c.token == token)
+    return (STUDIES.c.name == name) & (STUDIES.c.token == token)
 
 
 def _entry(row: Row[Any]) -> Entry:
