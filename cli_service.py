@@ -288,7 +288,7 @@ def serve(
 def _lab(
     studies: Path, registry: Registry, most: int | None, metrics: Any, say: Callable[[str], None], stack: ExitStack
 ) -> Lab:
-    from cli_background import ProcessLauncher, Series
+    from cli_launch import ProcessLauncher, Series
     from orchestrator.loop import SystemClock
     from orchestrator.metrics import SearchMetrics
     from orchestrator.notify import Poster
@@ -344,7 +344,7 @@ def _slots(most: int | None, stack: ExitStack) -> tuple[Callable[[], int], bool]
 
 
 def _listener(entry: Entry, series: Any, poster: Any) -> Listener:
-    from cli_background import StudyListener
+    from cli_launch import StudyListener
     from orchestrator.loop import SystemClock
     from orchestrator.notify import Notifier, webhooks_of
     from orchestrator.studyfile import StudyFile

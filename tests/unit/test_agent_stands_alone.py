@@ -20,7 +20,6 @@ from orchestrator.extras import EXTRAS
 from tests.support.closure import AGENT_MODULES, ROOT, agent_files, all_of_mcu_agent, loaded
 
 SEARCH_ONLY = set(EXTRAS["search"])
-COMMAND_MODULES = ("background", "compile", "dashboard", "rack", "service", "status", "steer", "study", "watch")
 OURS = {
     "mcu_agent",
     "orchestrator",
@@ -29,6 +28,7 @@ OURS = {
     "cli_background",
     "cli_compile",
     "cli_dashboard",
+    "cli_launch",
     "cli_rack",
     "cli_service",
     "cli_status",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
-from cli_background import Series
+from cli_launch import Series
 from orchestrator.metrics import SearchMetrics
 from orchestrator.records import Event
 from orchestrator.service import ELSEWHERE
